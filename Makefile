@@ -1,0 +1,88 @@
+# segcft: `make help` lists the targets; EXPERIMENT=chest_phantom by default, ARGS="--trainer.max_steps=100" overrides.
+EXPERIMENT ?= chest_phantom
+ARGS ?=
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+CONFIGS := experiments/$(EXPERIMENT)
+RUNS := checkpoints/$(EXPERIMENT)
+CLI := $(BIN)/segcft
+# Two OpenMP pools on the same cores fight; big tensors are kept instead of being returned to the system at every step.
+export MALLOC_MMAP_THRESHOLD_ ?= 2000000000
+export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+STAGES := segmentor evaluator regressor pretrain nocft regcft segcft
+FIT = $(CLI) fit --config $(CONFIGS)/data.yaml --config $(CONFIGS)/$@.yaml $(ARGS)
+# $(call needs,stage): stop with the command that makes a missing checkpoint
+needs = @test -f $(RUNS)/$(1)/last.ckpt || { echo "$(RUNS)/$(1)/last.ckpt is missing: run 'make $(1) EXPERIMENT=$(EXPERIMENT)' first" >&2; exit 2; }
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint test test-slow demo evaluate tensorboard clean $(STAGES)
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@echo; echo "EXPERIMENT=$(EXPERIMENT); others: $(notdir $(wildcard experiments/*))"
+
+setup: $(READY)  ## Create .venv with pinned packages and the project, editable; nothing to do when done
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segcft needs Python 3.11 or newer, not " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+lint: $(READY)  ## ruff (lint and format), mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(READY)  ## Fast suite
+	$(BIN)/pytest
+
+test-slow: $(READY)  ## The rest: training and end-to-end runs
+	$(BIN)/pytest -m slow
+
+segmentor: $(READY)  ## Train the judge of Seg-CFT
+	$(FIT)
+
+evaluator: $(READY)  ## Train the independent judge of the results
+	$(FIT)
+
+regressor: $(READY)  ## Train the judge of Reg-CFT
+	$(FIT)
+
+pretrain: $(READY)  ## Train the HVAE
+	$(FIT)
+
+nocft: $(READY)  ## Baseline without guidance
+	$(call needs,pretrain)
+	$(FIT)
+
+regcft: $(READY)  ## Fine-tune under the regressor
+	$(call needs,pretrain)
+	$(call needs,regressor)
+	$(FIT)
+
+segcft: $(READY)  ## Fine-tune under the segmentor
+	$(call needs,pretrain)
+	$(call needs,segmentor)
+	$(FIT)
+
+evaluate: $(READY)  ## Compare the methods: metrics.json, table.md, figure.png under results/EXPERIMENT
+	$(call needs,evaluator)
+	$(call needs,nocft)
+	$(call needs,regcft)
+	$(call needs,segcft)
+	$(CLI) evaluate --config $(CONFIGS)/data.yaml --config $(CONFIGS)/evaluate.yaml $(ARGS)
+
+demo: $(READY)  ## Everything, in order, on the chest phantom; about 8 minutes on 2 cores
+	@for stage in $(STAGES) evaluate; do \
+	  echo; echo "== $$stage"; $(MAKE) --no-print-directory $$stage EXPERIMENT=chest_phantom || exit 1; done
+
+tensorboard: $(READY)  ## Watch the experiment's runs
+	$(BIN)/tensorboard --logdir logs/$(EXPERIMENT) --host 127.0.0.1
+
+clean:  ## Remove caches; checkpoints, logs and results stay
+	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

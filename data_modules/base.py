@@ -1,0 +1,133 @@
+"""What every data set shares: a batch is a dict, and a data module says what its data measure."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from segcft.parents import DataDescription, Variable
+
+Split = Literal["train", "val", "test"]
+Batch = dict[str, Tensor]
+
+
+class ImageDataset(Dataset[Batch], ABC):
+    """Images of one split with their masks and parents, read many at a time.
+
+    Attributes:
+        attributes: Every variable of every subject, name -> (N,) float32 in real units, known without reading images.
+    """
+
+    attributes: dict[str, Tensor]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of subjects N."""
+
+    @abstractmethod
+    def read(self, indices: Tensor) -> Batch:
+        """Subjects ``indices`` (B,) as one batch.
+
+        Returns:
+            ``image`` (B, C, *S) float32 in [-1, 1]; ``mask`` (B, K, *S) float32 in {0, 1}, a channel a structure;
+            ``index`` (B,); and every variable by its name, (B,) float32 in real units.
+        """
+
+    def __getitem__(self, index: int) -> Batch:
+        return {name: value[0] for name, value in self.read(torch.tensor([index])).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        return self.read(torch.as_tensor(indices))
+
+
+class Rerenderable(ABC):
+    """A data set that knows its own causal model and can draw the true counterfactual of a subject."""
+
+    @abstractmethod
+    def counterfactual(self, indices: Tensor, do: dict[str, Tensor]) -> Batch:
+        """Subjects ``indices`` (B,) drawn again under ``do`` (B,) each, with the same exogenous noise.
+
+        NaN in ``do`` leaves that subject's variable as it is. The batch is shaped as ``ImageDataset.read``'s.
+        """
+
+
+class DataModule(LightningDataModule, ABC):
+    """Loaders, seeds and the description of the data; a data set adds ``dataset``, ``structures`` and ``spacing``.
+
+    Args:
+        variables: Parents of the image, name -> declaration (kind, unit, structure); statistics are measured.
+        batch_size: Images a step and a process.
+        num_workers: Loader processes; 0 reads in the training process.
+    """
+
+    structures: list[str]
+    spacing: list[float]
+    channels: int = 1
+
+    def __init__(self, variables: dict[str, Variable], batch_size: int = 32, num_workers: int = 0) -> None:
+        super().__init__()
+        self.variables, self.batch_size, self.num_workers = variables, batch_size, num_workers
+        self._datasets: dict[Split, ImageDataset] = {}
+
+    @abstractmethod
+    def make_dataset(self, split: Split) -> ImageDataset:
+        """Open one split."""
+
+    def dataset(self, split: Split) -> ImageDataset:
+        """One split, opened once."""
+        if split not in self._datasets:
+            self._datasets[split] = self.make_dataset(split)
+        return self._datasets[split]
+
+    @cached_property
+    def description(self) -> DataDescription:
+        """Structures, spacing, and the parents with ranges measured on the training split."""
+        attributes = self.dataset("train").attributes
+        fitted = {}
+        for name, variable in self.variables.items():
+            if name not in attributes:
+                raise ValueError(f"unknown variable {name!r}; this data set offers {', '.join(attributes)}")
+            try:
+                fitted[name] = variable.fitted(attributes[name])
+            except ValueError as error:
+                raise ValueError(f"variable {name!r}, training split: {error}") from error
+        return DataDescription(fitted, self.structures, self.spacing, self.channels)
+
+    def loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
+        """Batches of one split; the incomplete last one is dropped only while shuffling."""
+        dataset = self.dataset(split)
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle and len(dataset) >= self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_as_read,
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled training split."""
+        return self.loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Validation split, for every choice that is made."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Test split, looked at once."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Test split."""
+        return self.loader("test")
+
+
+def _as_read(batch: Any) -> Any:
+    return batch

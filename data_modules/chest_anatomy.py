@@ -1,0 +1,256 @@
+"""Outlines of the lungs and the heart of a schematic frontal chest radiograph, each of exactly the area asked for.
+
+Geometry of a subject is float64; what is done at every pixel uses only +, -, *, /, min, max, floor and square roots,
+which round alike in every batch: a subject's film never depends on its neighbours. Millimetres throughout: x from
+the midline, positive towards the image's right (the patient's left); y from the upper edge, downwards.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FIELD = 400.0  # mm, edge of the square field of view
+RIGHT, LEFT = -1.0, 1.0  # the patient's sides: the right lung lies on the image's left
+VESSELS = 16  # in each lung; the second half are branches of the first
+WAVES = 14  # cosines of the low-frequency texture
+
+Noise = dict[str, Tensor]  # exogenous variable -> (B,) or (B, n) float64
+
+# name -> (low, high, how many): independent and uniform
+EXOGENOUS: dict[str, tuple[float, float, int]] = {
+    "midline": (-4, 4, 1),
+    "apex_y": (33, 45, 2),
+    "hilum_gap": (16, 22, 2),
+    "lung_aspect": (1.84, 2.02, 2),
+    "apex_x": (0.30, 0.40, 2),
+    "apex_power": (0.46, 0.58, 2),
+    "widest": (0.68, 0.82, 2),
+    "waist": (0.02, 0.10, 2),
+    "dome": (0.11, 0.19, 2),
+    "dome_x": (0.32, 0.48, 2),
+    "dome_medial": (0.02, 0.06, 2),
+    "heart_x": (-42, -30, 1),
+    "heart_y": (154, 168, 1),
+    "heart_tilt": (0.46, 0.70, 1),
+    "heart_slender": (0.62, 0.71, 1),
+    "heart_egg": (-0.30, -0.08, 1),
+    "heart_bend": (-0.15, -0.04, 1),
+    "neck": (50, 62, 1),
+    "chest_width": (176, 190, 1),
+    "shoulder_y": (52, 74, 1),
+    "abdomen": (0.05, 0.14, 1),
+    "mediastinum": (24, 31, 2),
+    "knob": (8, 16, 1),
+    "knob_y": (104, 122, 1),
+    "trachea": (-4, 3, 1),
+    "spine": (17, 21, 1),
+    "vertebra": (21, 25, 1),
+    "vertebra_phase": (0, 1, 1),
+    "rib_pitch": (23, 27, 1),
+    "rib_phase": (0, 1, 2),
+    "rib_drop": (34, 58, 2),
+    "rib_cage": (140, 152, 2),
+    "rib_contrast": (0.055, 0.095, 1),
+    "clavicle_y": (62, 76, 2),
+    "clavicle_rise": (14, 34, 2),
+    "breast_y": (208, 238, 2),
+    "breast_x": (78, 96, 2),
+    "breast_size": (58, 80, 1),
+    "breast_tissue": (0.06, 0.14, 1),
+    "stomach": (-0.5, 1, 1),
+    "stomach_x": (55, 85, 1),
+    "stomach_y": (300, 325, 1),
+    "air": (0.46, 0.54, 1),
+    "vessel_tone": (0.25, 0.45, 1),
+    "vessel_angle": (-1, 1, 2 * VESSELS),
+    "vessel_bend": (-1, 1, 2 * VESSELS),
+    "vessel_length": (0, 1, 2 * VESSELS),
+    "wave_x": (-1, 1, WAVES),
+    "wave_y": (-1, 1, WAVES),
+    "wave_phase": (0, 1, WAVES),
+    "texture": (0.008, 0.018, 1),
+    "exposure": (-0.05, 0.05, 1),
+    "contrast": (0.90, 1.12, 1),
+    "gamma": (-0.25, 0.35, 1),
+    "grain": (0.010, 0.024, 1),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pixel centres of a square film.
+
+    Attributes:
+        x: Columns, (S,) float64, mm from the midline of the field.
+        y: Rows, (S,) float64, mm from the upper edge.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    @classmethod
+    def of_size(cls, size: int) -> "Grid":
+        """Film of ``size`` x ``size`` pixels."""
+        centres = (torch.arange(size, dtype=torch.float64) + 0.5) * (FIELD / size)
+        return cls(centres - FIELD / 2, centres)
+
+    @property
+    def blur(self) -> float:
+        """Width over which an edge is spread: a pixel, and the detector's own blur, mm."""
+        pixel = FIELD / len(self.x)
+        return float((pixel**2 + 2.0**2) ** 0.5) * 1.15
+
+
+def rows(values: Tensor) -> Tensor:
+    """A profile over y, (B, S) float64, as a float32 picture (B, S, 1)."""
+    return values.float()[:, :, None]
+
+
+def columns(values: Tensor) -> Tensor:
+    """A profile over x, (B, S) float64, as a float32 picture (B, 1, S)."""
+    return values.float()[:, None, :]
+
+
+def pixels(values: Tensor) -> Tensor:
+    """A number a subject, (B,) float64, as a float32 picture (B, 1, 1)."""
+    return values.float()[:, None, None]
+
+
+def step(depth: Tensor, width: float) -> Tensor:
+    """0 outside, 1 inside, smooth over ``width`` around depth 0; same shape as ``depth``."""
+    t = (depth / width + 0.5).clamp_(0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def swell(depth: Tensor, reach: float) -> Tensor:
+    """0 at the edge rising ever more slowly to 1 at ``reach``, as the chord of a round body does."""
+    t = (depth / reach).clamp_(0, 1)
+    return t * (2 - t)
+
+
+@dataclass(frozen=True)
+class Lung:
+    """Outline of one lung in units of its own width and height; (B,) float64 each.
+
+    ``u`` runs laterally from the medial corner, ``v`` downwards from the apex, both from 0 to about 1.
+    """
+
+    apex: Tensor
+    power: Tensor
+    widest: Tensor
+    waist: Tensor
+    dome: Tensor
+    dome_x: Tensor
+    medial: Tensor
+
+    @classmethod
+    def of(cls, noise: Noise, side: int) -> "Lung":
+        """Template of one subject's ``side`` (0 right, 1 left)."""
+        names = ("apex_x", "apex_power", "widest", "waist", "dome", "dome_x", "dome_medial")
+        return cls(*(noise[name][:, side, None] for name in names))
+
+    def lateral(self, v: Tensor) -> Tensor:
+        """Chest wall: a rounded apex, widest low down, slightly drawn in below, (B, S) -> u (B, S)."""
+        above = 1 - (v / self.widest).clamp(0, 1)
+        return self.apex + (1 - self.apex) * (1 - above**2) ** self.power - 0.9 * (v - self.widest).clamp(0) ** 2
+
+    def inner(self, v: Tensor) -> Tensor:
+        """Mediastinal wall: round at the apex, concave at the hilum, (B, S) -> u (B, S)."""
+        above = 1 - (v / 0.22).clamp(0, 1)
+        z = ((v - 0.1) / 0.9).clamp(0, 1)
+        return self.apex * (1 - (1 - above**2).sqrt()) + self.waist * (4 * z * (1 - z)) ** 2
+
+    def base(self, u: Tensor) -> Tensor:
+        """Diaphragm: a dome falling to the sharp costophrenic angle, (B, S) -> v (B, S)."""
+        out = ((u - self.dome_x) / (1 - self.dome_x)).clamp(0, 1.3)
+        into = ((self.dome_x - u) / self.dome_x).clamp(0, 1.3)
+        return 1 - self.dome * (1 - out**2.4) + self.medial * into**2
+
+    def depths(self, u: Tensor, v: Tensor, width: Tensor, height: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Signed distances to the three walls, mm, positive inside.
+
+        Args:
+            u: Columns, (B, W).
+            v: Rows, (B, H).
+            width: Of the lung, mm, (B,).
+            height: Of the lung, mm, (B,).
+
+        Returns:
+            To the lateral, medial and lower wall, (B, H, W) float32 each.
+        """
+        small, w, h = 1e-3, width[:, None], height[:, None]
+        norms = [
+            (1 + ((wall(at + small) - wall(at - small)) / (2 * small) * ratio) ** 2).sqrt()
+            for wall, at, ratio in ((self.lateral, v, w / h), (self.inner, v, w / h), (self.base, u, h / w))
+        ]
+        lateral = (rows(self.lateral(v) * w) - columns(u * w)) / rows(norms[0])
+        medial = (columns(u * w) - rows(self.inner(v) * w)) / rows(norms[1])
+        lower = (columns(self.base(u) * h) - rows(v * h)) / columns(norms[2])
+        return lateral, torch.minimum(medial, rows(v * h)), lower
+
+    def fill(self) -> Tensor:
+        """Share of the width x height box that the outline fills, measured on a fine grid, (B,) float64."""
+        count = 64
+        at = (torch.arange(count, dtype=torch.float64) + 0.5) * (1.12 / count) - 0.03
+        at = at.expand(len(self.apex), count)
+        unit = torch.full((len(self.apex),), float(count), dtype=torch.float64)
+        depth = torch.stack(self.depths(at, at, unit, 1.9 * unit)).amin(0)  # (B, H, W)
+        return (depth / 1.6 + 0.5).clamp(0, 1).double().mean((1, 2)) * 1.12**2
+
+
+@dataclass(frozen=True)
+class Organ:
+    """One structure as drawn: its distances to its walls and what they make of it.
+
+    Attributes:
+        inside: Hard mask, (B, S, S) bool.
+        cover: Anti-aliased mask, (B, S, S).
+        thickness: Along the beam, as a share of the thickest, (B, S, S).
+    """
+
+    inside: Tensor
+    cover: Tensor
+    thickness: Tensor
+
+
+def draw_lung(noise: Noise, area: Tensor, side: int, grid: Grid) -> Organ:
+    """One lung of exactly ``area`` mm^2 (B,); it grows away from its apex and medial wall."""
+    sign = (RIGHT, LEFT)[side]
+    ratio = area / noise["lung_fill"][:, side]
+    width = (ratio / noise["lung_aspect"][:, side]) ** 0.5 * (ratio / 26000) ** -0.05  # grows downwards more
+    height = ratio / width
+    anchor = noise["midline"] + sign * noise["hilum_gap"][:, side]
+    u = sign * (grid.x - anchor[:, None]) / width[:, None]  # (B, S)
+    v = (grid.y - noise["apex_y"][:, side, None]) / height[:, None]  # (B, S)
+    lateral, medial, lower = Lung.of(noise, side).depths(u, v, width, height)  # (B, S, S)
+    depth = torch.minimum(torch.minimum(lateral, medial), lower)
+    thickness = (
+        (0.55 + 0.45 * swell(lateral, 55)) * (0.56 + 0.44 * swell(medial, 30)) * (0.70 + 0.30 * swell(lower, 60))
+    )
+    thickness = thickness * rows(0.72 + 0.28 * (v / 0.35).clamp(0, 1))
+    return Organ(depth > 0, step(depth, grid.blur), thickness)
+
+
+def heart_fill(egg: Tensor) -> Tensor:
+    """Area of the heart's outline over that of its box of half axes, (B,) float64."""
+    angle = ((torch.arange(256, dtype=torch.float64) + 0.5) / 256 - 0.5) * torch.pi
+    return 2 * torch.pi * (angle.cos() ** 2 * (1 + egg[:, None] * angle.sin()).sqrt()).mean(1)
+
+
+def draw_heart(noise: Noise, area: Tensor, grid: Grid) -> Organ:
+    """The heart, of exactly ``area`` mm^2 (B,): an egg that grows from the great vessels to its apex."""
+    egg, slender, tilt = noise["heart_egg"], noise["heart_slender"], noise["heart_tilt"]
+    long = (area / (heart_fill(egg) * slender)) ** 0.5  # half axis along the heart, mm
+    turn, lean = tilt.cos(), tilt.sin()
+    x = (grid.x - (noise["midline"] + noise["heart_x"])[:, None]) / long[:, None]  # (B, S), anchor at 0
+    y = (grid.y - noise["heart_y"][:, None]) / long[:, None]
+    x, y = x - (0.66 * turn + 0.24)[:, None], y - (0.66 * lean + 0.30)[:, None]  # centre of the egg at 0
+    p = (columns(x * turn[:, None]) + rows(y * lean[:, None])).clamp_(-1.5, 1.5)  # (B, S, S) along the heart
+    bend, e, wide = pixels(noise["heart_bend"]), pixels(egg), pixels(slender**2)
+    q = rows(y * turn[:, None]) - columns(x * lean[:, None]) - bend * (1 - p * p)  # across it
+    room, ramp = 1 - p * p, 1 + e * p
+    level = wide * room * ramp - q * q
+    along = wide * (e * room - 2 * p * ramp) - 4 * bend * p * q
+    depth = level / (along * along + 4 * q * q + 1e-3).sqrt() * pixels(long)  # mm
+    return Organ(depth > 0, step(depth, grid.blur * 1.15), swell(depth, 32))

@@ -1,0 +1,138 @@
+"""From files to frames: pad to a square, resize, move between uint8 and [-1, 1], augment image and mask as one."""
+
+import os
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+cv2.setNumThreads(0)  # OpenCV's own threads hang in forked loader workers; parallelism lies in ours
+
+Pixels = NDArray[np.uint8]
+
+
+def read_grey(path: str | Path) -> Pixels:
+    """An 8-bit image file as grey levels, (H, W).
+
+    Raises:
+        ValueError: If the file is no image, is cut short, or holds more than 8 bits a pixel.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("L", "RGB", "P", "1"):
+                raise ValueError(f"{path} has pixels of mode {image.mode!r}; 8-bit grey or RGB is needed")
+            return np.asarray(image.convert("L"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def pad_square(image: Pixels) -> Pixels:
+    """Centre (H, W) in a black square whose side is the longer one, (S, S)."""
+    height, width = image.shape
+    side = max(height, width)
+    square = np.zeros((side, side), image.dtype)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
+
+
+def resize(image: Pixels, size: int) -> Pixels:
+    """A square (S, S) -> (size, size): the mean over each new pixel when it shrinks, linear when it grows."""
+    method = cv2.INTER_AREA if size < len(image) else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)
+
+
+def resize_mask(mask: Pixels, size: int) -> Pixels:
+    """A square mask (S, S) in {0, 1} -> (size, size) in {0, 1}: inside where at least half of the pixel was."""
+    return (resize(mask * np.uint8(255), size) >= 128).astype(np.uint8)
+
+
+def field_of_view(shape: NDArray[np.int64], size: int) -> Pixels:
+    """Where an image of shape (height, width) lies once padded and resized, (size, size) in {0, 1}."""
+    height, width = (size * shape / shape.max()).tolist()
+    field = np.zeros((size, size), np.uint8)
+    rows, columns = (slice(round((size - side) / 2), round((size + side) / 2)) for side in (height, width))
+    field[rows, columns] = 1
+    return field
+
+
+def to_signed(image: Tensor) -> Tensor:
+    """uint8 in 0..255 -> float32 in [-1, 1], same shape."""
+    return image.float() / 127.5 - 1
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Floats in [-1, 1] -> uint8 in 0..255, same shape; values beyond are clipped."""
+    return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of brightness and pose; never a mirror image, which would move the heart to the wrong side.
+
+    Every number is a largest strength; a value is drawn evenly up to it, in both directions.
+
+    Attributes:
+        rotate: Rotation, degrees.
+        scale: Relative change of size.
+        translate: Shift along each axis as a fraction of the image.
+        brightness: Offset as a fraction of the full grey range.
+        contrast: Relative change of gain.
+        gamma: Relative change of the exponent.
+    """
+
+    rotate: float = 8.0
+    scale: float = 0.1
+    translate: float = 0.04
+    brightness: float = 0.08
+    contrast: float = 0.15
+    gamma: float = 0.2
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, limit = getattr(self, field.name), 45 if field.name == "rotate" else 0.9
+            if not 0 <= value <= limit:
+                raise ValueError(f"augmentation: {field.name} = {value} must lie in [0, {limit}]")
+
+    def __call__(self, image: Pixels, masks: Pixels, field: Pixels, seed: int) -> tuple[Pixels, Pixels]:
+        """One image and its masks, moved together.
+
+        Args:
+            image: (S, S).
+            masks: (K, S, S) in {0, 1}.
+            field: Where the radiograph lies in the frame, (S, S) in {0, 1}; all else stays black.
+            seed: Decides every draw.
+
+        Returns:
+            Image (S, S) and masks (K, S, S) in {0, 1}.
+        """
+        self._compose.set_random_seed(seed)
+        layers = np.concatenate([masks, field[None]]).transpose(1, 2, 0) * np.uint8(255)  # (S, S, K + 1)
+        drawn = self._compose(image=image, mask=np.ascontiguousarray(layers))
+        moved = (drawn["mask"] >= 128).astype(np.uint8).transpose(2, 0, 1)
+        return drawn["image"] * moved[-1], moved[:-1]
+
+    @cached_property
+    def _compose(self) -> Any:
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
+        import albumentations as A  # here, for it takes seconds to import and only training needs it
+
+        affine = A.Affine(
+            rotate=(-self.rotate, self.rotate),
+            scale=(1 - self.scale, 1 + self.scale),
+            translate_percent=(-self.translate, self.translate),
+            keep_ratio=True,
+            interpolation=cv2.INTER_CUBIC,
+            mask_interpolation=cv2.INTER_LINEAR,  # of 0 and 255, cut at half: smooth borders, unbiased areas
+            p=1,
+        )
+        tone = A.RandomBrightnessContrast(self.brightness, self.contrast, p=1)
+        gamma = A.RandomGamma((100 * (1 - self.gamma), 100 * (1 + self.gamma)), p=1)
+        return A.Compose([tone, gamma, affine])

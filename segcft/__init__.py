@@ -1,0 +1,1 @@
+"""segcft: structure-specific counterfactual medical images."""

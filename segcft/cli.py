@@ -1,0 +1,119 @@
+"""Command line: ``segcft fit | validate | test | predict | evaluate``, one YAML per stage, later files override."""
+
+import logging
+import os
+import sys
+import warnings
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import data_modules.chest_phantom
+import data_modules.chexpert  # noqa: F401 (importing registers the short names)
+from data_modules.base import DataModule
+from segcft.evaluation import evaluate
+from segcft.tasks import Task
+from segcft.tasks.callbacks import CounterfactualImages, StepProgress
+
+USAGE = """usage: segcft {fit,validate,test,predict,evaluate} [--config FILE.yaml ...] [--help]
+
+Structure-specific counterfactual medical images.
+
+  fit        train one stage: segmentor, regressor, pretrain, segcft, regcft, nocft
+  validate   the stage's own measures on the validation split
+  test       the same on the test split
+  predict    counterfactuals of the test split
+  evaluate   compare trained models on a fixed table of interventions: metrics, tables and a figure
+
+Several --config files are read in order and later ones override; so do options: --trainer.max_steps=100.
+`segcft COMMAND --help` lists the options of a command.
+"""
+
+
+class SegCFTCLI(LightningCLI):
+    """LightningCLI that tells the task what the data measure, and where a run keeps its files."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One link, and the experiment's name."""
+        parser.add_argument("--experiment", type=str, default="default", help="folder under checkpoints/ and logs/")
+        parser.link_arguments("data.description", "model.init_args.description", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Keep checkpoints under checkpoints/EXPERIMENT/STAGE and TensorBoard logs under logs/EXPERIMENT/STAGE."""
+        config = self.config[self.subcommand]
+        assert isinstance(self.model, Task)
+        callbacks: list[Callback] = [StepProgress()]
+        if not config.trainer.fast_dev_run:
+            folder = os.path.join("checkpoints", config.experiment, self.model.stage)
+            callbacks.append(ModelCheckpoint(folder, filename="last", enable_version_counter=False))
+            if config.trainer.logger is None:
+                kwargs["logger"] = TensorBoardLogger(os.path.join("logs", config.experiment), name=self.model.stage)
+            if config.trainer.logger is not False:
+                callbacks += [LearningRateMonitor("step"), CounterfactualImages()]
+        self.trainer_defaults = {"callbacks": callbacks}
+        return super().instantiate_trainer(**kwargs)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 on success, 2 with one clear line on bad input (a traceback with SEGCFT_DEBUG=1)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    _quiet()
+    try:
+        if arguments[0] == "evaluate":
+            _evaluate(arguments[1:])
+        else:
+            _train(arguments)
+    except ValueError as error:
+        if os.environ.get("SEGCFT_DEBUG"):
+            raise
+        print(f"segcft: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _train(arguments: list[str]) -> None:
+    SegCFTCLI(
+        Task,
+        DataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={"enable_progress_bar": False, "enable_model_summary": False},
+        args=arguments if arguments != sys.argv[1:] else None,  # Lightning warns when both are there
+    )
+
+
+def _evaluate(arguments: list[str]) -> None:
+    parser = ArgumentParser(prog="segcft evaluate", description=evaluate.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file; later ones override")
+    parser.add_argument("--seed_everything", type=int, default=0, help="as in fit; unused")
+    parser.add_subclass_arguments(DataModule, "data", required=True)
+    parser.add_function_arguments(evaluate, skip={"data"})
+    config = parser.instantiate_classes(parser.parse_args(arguments))
+    config.pop("config", None)
+    config.pop("seed_everything", None)
+    evaluate(**config.as_dict())
+
+
+def _quiet() -> None:
+    """Drop notes of libraries that a user can do nothing about."""
+    notes = (
+        "LeafSpec",
+        "does not have many workers",
+        "exists and is not empty",
+        r"module\(s\) in eval mode",
+        "args parameter",
+    )
+    for text in notes:
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )

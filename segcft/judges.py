@@ -1,0 +1,140 @@
+"""Networks that measure the structural parents in an image: a segmentor through its masks, a regressor directly."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segcft.measurements import area
+from segcft.parents import DataDescription
+from segcft.recipes import Recorded
+
+
+class Judge(nn.Module, Recorded):
+    """Measures every structural variable of an image.
+
+    Args:
+        description: What the data measure; carried so that a judge can be used away from its data.
+    """
+
+    def __init__(self, description: DataDescription) -> None:
+        super().__init__()
+        self.description = description
+        if not description.parents.structural:
+            raise ValueError("no variable names a structure: there is nothing to measure")
+
+    def measure(self, image: Tensor) -> dict[str, Tensor]:
+        """Image (B, C, *S) in [-1, 1] -> structural variables in real units, (B,) each."""
+        raise NotImplementedError
+
+
+class Segmentor(Judge):
+    """One logit map per structure, so that structures may overlap in projection.
+
+    Args:
+        description: Structures, spacing and variables.
+        network: ``monai.NAME`` (2-D and 3-D) or ``smp.NAME`` (segmentation-models-pytorch, 2-D).
+        options: Further arguments of that network.
+        temperature: Divides the logits before a soft area is taken; below 1 it removes the bias of many faint pixels.
+
+    Raises:
+        ValueError: If the network is unknown or cannot be built with these options.
+    """
+
+    def __init__(
+        self,
+        description: DataDescription,
+        network: str = "monai.BasicUNet",
+        options: dict[str, Any] | None = None,
+        temperature: float = 0.5,
+    ) -> None:
+        super().__init__(description)
+        outputs = len(description.structures)
+        self.network = segmentation_network(network, description.spatial_dims, description.channels, outputs, options)
+        self.temperature = temperature
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, *S) -> logits (B, K, *S)."""
+        logits: Tensor = self.network(image)
+        return logits
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """(B, C, *S) -> sharpened probability of every structure, (B, K, *S), in fp32."""
+        return torch.sigmoid(self(image).float() / self.temperature)
+
+    def measure(self, image: Tensor) -> dict[str, Tensor]:
+        """Soft areas or volumes of the structures that are variables."""
+        return measure_masks(self.probabilities(image), image, self.description)
+
+
+class Regressor(Judge):
+    """Predicts the structural variables from the whole image, without a notion of where they are.
+
+    Args:
+        description: Variables and their training statistics.
+        widths: Channels of the residual stages; each halves the resolution.
+    """
+
+    def __init__(self, description: DataDescription, widths: Sequence[int] = (16, 32, 64)) -> None:
+        super().__init__(description)
+        from monai.networks.nets import Regressor as MonaiRegressor  # lazily: slow to import
+
+        self.names = list(description.parents.structural)
+        self.trunk = MonaiRegressor(
+            in_shape=(description.channels, *[2 ** len(widths)] * description.spatial_dims),
+            out_shape=(len(self.names),),
+            channels=tuple(widths),
+            strides=(2,) * len(widths),
+            norm=("GROUP", {"num_groups": 4}),
+        ).net
+        self.head = nn.Linear(widths[-1], len(self.names))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, *S) -> standardised structural variables (B, K)."""
+        standardised: Tensor = self.head(F.silu(self.trunk(image)).flatten(2).mean(2))
+        return standardised
+
+    def measure(self, image: Tensor) -> dict[str, Tensor]:
+        """Predictions in real units."""
+        predicted, parents = self(image).float(), self.description.parents
+        return {name: predicted[:, k] * parents[name].std + parents[name].mean for k, name in enumerate(self.names)}
+
+
+def measure_masks(masks: Tensor, image: Tensor, description: DataDescription) -> dict[str, Tensor]:
+    """Masks (B, K, *S), hard or soft -> structural variables in real units, (B,) each."""
+    areas = area(masks, image, description.spacing)
+    channel = {structure: k for k, structure in enumerate(description.structures)}
+    return {name: areas[:, channel[structure]] for name, structure in description.parents.structural.items()}
+
+
+def segmentation_network(
+    name: str, spatial_dims: int, channels: int, outputs: int, options: dict[str, Any] | None = None
+) -> nn.Module:
+    """Build a network of MONAI or segmentation-models-pytorch by name, always with fresh weights.
+
+    Raises:
+        ValueError: If the library or the network is unknown, a 2-D network is asked for volumes, or an option is wrong.
+    """
+    library, _, architecture = name.partition(".")
+    factory: Callable[..., nn.Module] | None = None
+    fixed: dict[str, Any] = {}
+    if library == "monai":
+        import monai.networks.nets as nets  # lazily: slow to import
+
+        factory = getattr(nets, architecture, None)
+        fixed = {"spatial_dims": spatial_dims, "in_channels": channels, "out_channels": outputs}
+    elif library == "smp":
+        if spatial_dims != 2:
+            raise ValueError(f"{name} reads 2-D images only; take a monai network for spatial_dims={spatial_dims}")
+        import segmentation_models_pytorch as smp  # lazily: slow to import
+
+        factory = getattr(smp, architecture, None)
+        fixed = {"in_channels": channels, "classes": outputs, "encoder_weights": None}
+    if factory is None:
+        raise ValueError(f"unknown network {name!r}: write monai.NAME or smp.NAME")
+    try:
+        return factory(**fixed, **(options or {}))
+    except TypeError as error:
+        raise ValueError(f"network {name!r} does not take these options: {options}: {error}") from error

@@ -1,0 +1,97 @@
+"""What fine-tuning minimises: distance to the targets, under a bound on the ELBO, with the smallest change."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segcft.parents import Parents, Values
+from segcft.recipes import Recorded
+
+
+def guidance_loss(measured: Values, target: Values, parents: Parents, weights: Mapping[str, float]) -> Tensor:
+    """Mean absolute distance in training deviations, summed over all guided variables.
+
+    The intervened variable is held to its target and every other to where the causal model says it stays, so that
+    leaking into another structure costs as much as missing the target.
+
+    Args:
+        measured: Guided variables of the counterfactual images in real units, (B,) each.
+        target: Where they should be, (B,) each.
+        parents: Units and deviations.
+        weights: Factor per variable, 1 where it is not named.
+    """
+    names = list(measured)
+    if not names:
+        return torch.zeros(())
+    distance = (parents.standardise(measured, names) - parents.standardise(target, names)).abs().mean(0)
+    return (distance * distance.new_tensor([weights.get(name, 1.0) for name in names])).sum()
+
+
+def minimality_loss(cf_image: Tensor, image: Tensor) -> Tensor:
+    """Mean absolute change of a pixel, in image units."""
+    return (cf_image - image).abs().mean()
+
+
+def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy plus soft Dice, averaged over structures; logits and mask (B, K, *S)."""
+    logits, axes = logits.float(), (0, *range(2, logits.dim()))
+    probability = torch.sigmoid(logits)
+    overlap = 2 * (probability * mask).sum(axes) + 1
+    dice = overlap / ((probability + mask).sum(axes) + 1)
+    return F.binary_cross_entropy_with_logits(logits, mask) + 1 - dice.mean()
+
+
+class ElboConstraint(nn.Module, Recorded):
+    """Keep the HVAE a good model of the data: NELBO <= bound, by an augmented Lagrangian.
+
+    The coefficient of the NELBO is max(0, multiplier + damping * (NELBO - bound)), the standard form for an inequality
+    (Nocedal and Wright, 2006, chapter 17): it never pushes a satisfied bound upwards.
+
+    Args:
+        multiplier: Initial multiplier, or the constant weight when ``fixed``.
+        step: Step of the multiplier's ascent after every training step.
+        damping: Weight of the quadratic term.
+        slack: Added to the measured NELBO of the pretrained model to give the bound, nats per dimension.
+        fixed: Use a constant weight and no bound.
+    """
+
+    multiplier: Tensor
+    bound: Tensor
+
+    def __init__(
+        self,
+        multiplier: float = 1.0,
+        step: float = 0.05,
+        damping: float = 10.0,
+        slack: float = 0.0,
+        fixed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.step, self.damping, self.slack, self.fixed = step, damping, slack, fixed
+        self.register_buffer("multiplier", torch.tensor(float(multiplier)))
+        self.register_buffer("bound", torch.tensor(float("nan")))
+
+    @property
+    def measured(self) -> bool:
+        """Whether the bound is known, or not needed."""
+        return self.fixed or bool(torch.isfinite(self.bound))
+
+    def measure(self, nelbo: Tensor) -> None:
+        """Set the bound from the pretrained model's NELBO on training data, a scalar."""
+        self.bound = (nelbo + self.slack).detach().to(self.bound)
+
+    def forward(self, nelbo: Tensor) -> Tensor:
+        """Penalty on the batch's NELBO, a scalar."""
+        if self.fixed:
+            return self.multiplier * nelbo
+        assert self.measured, "measure the bound before training"
+        coefficient = (self.multiplier + self.damping * (nelbo.detach() - self.bound)).clamp(min=0)
+        return coefficient * (nelbo - self.bound)
+
+    @torch.no_grad()
+    def ascend(self, nelbo: Tensor) -> None:
+        """Raise the multiplier while the bound is broken, lower it, not below 0, while it holds."""
+        if not self.fixed:
+            self.multiplier = (self.multiplier + self.step * (nelbo.detach() - self.bound)).clamp(min=0)

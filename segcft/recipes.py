@@ -1,0 +1,99 @@
+"""Recipes: how an object was built, as plain data that a checkpoint can carry and rebuild without any old path."""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+TRUSTED_PACKAGES = ("segcft", "data_modules")
+
+
+class Recorded:
+    """Mixin of every part that a checkpoint can rebuild: remembers its constructor's arguments as plain data."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """``{"class_path": ..., "init_args": {...}}``; a part given by its path is recorded as the part itself."""
+        given: dict[str, Any] = self.__dict__.get("_arguments", {})  # nothing for a class without a constructor
+        parts = {name: getattr(self, name, None) for name in given}
+        arguments = {
+            name: part.recipe if isinstance(part := parts[name], Recorded) else value for name, value in given.items()
+        }
+        return {"class_path": _path(type(self)), "init_args": arguments}
+
+
+def build(recipe: dict[str, Any], trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> Any:
+    """Rebuild what a recipe describes, nested recipes first.
+
+    Raises:
+        ValueError: If a class lies outside the ``trusted`` packages or does not exist.
+    """
+    return resolve(recipe["class_path"], trusted)(**_built(recipe["init_args"], trusted))
+
+
+def resolve(class_path: str, trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> type:
+    """The class a recipe names.
+
+    Raises:
+        ValueError: If it lies outside the ``trusted`` packages or does not exist.
+    """
+    module_name, _, class_name = class_path.rpartition(".")
+    if module_name.split(".")[0] not in trusted:
+        raise ValueError(f"class_path {class_path!r} lies outside the trusted packages {', '.join(trusted)}")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"class_path {class_path!r} does not exist in this version of segcft") from error
+    if not (isinstance(found, type) and (issubclass(found, Recorded) or is_dataclass(found))):
+        raise ValueError(f"class_path {class_path!r} is not something that segcft records")
+    return found
+
+
+def _built(value: Any, trusted: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"class_path", "init_args"}:
+            return build(value, trusted)
+        return {key: _built(item, trusted) for key, item in value.items()}
+    return [_built(item, trusted) for item in value] if isinstance(value, list) else value
+
+
+def plain(value: Any) -> Any:
+    """Turn an argument into str, int, float, bool, None, lists and dicts: all that a safe checkpoint may hold."""
+    if isinstance(value, Recorded):
+        return value.recipe
+    if is_dataclass(value) and not isinstance(value, type):
+        arguments = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {"class_path": _path(type(value)), "init_args": arguments}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    raise TypeError(f"a recorded argument must be plain data or a recorded part, not {type(value).__name__}")
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _recording(init: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def recording_init(self: Recorded, *args: Any, **kwargs: Any) -> None:
+        if "_arguments" not in self.__dict__:  # the most derived class speaks for all
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            arguments = {name: plain(value) for name, value in list(bound.arguments.items())[1:]}
+            object.__setattr__(self, "_arguments", arguments)
+        init(self, *args, **kwargs)
+
+    return recording_init

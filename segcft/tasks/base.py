@@ -1,0 +1,108 @@
+"""What all training stages share: optimiser, schedule, memory format, and a checkpoint that explains itself."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from segcft import checkpoints
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW with linear warm-up, a flat part and a cosine descent to zero.
+
+    Attributes:
+        lr: Learning rate of the flat part.
+        weight_decay: Decoupled weight decay.
+        warmup_steps: Steps until ``lr`` is reached; the first step already moves.
+        flat: Share of all steps before the cosine begins.
+        channels_last: Lay 2-D weights out for speed (1.4 times on CPU); no change in the maths.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 20
+    flat: float = 0.5
+    channels_last: bool = True
+
+    def factor(self, step: int, steps: int) -> float:
+        """Learning rate at ``step`` of ``steps``, as a share of ``lr``."""
+        descent = max(0.0, (step / max(1, steps) - self.flat) / max(1e-9, 1 - self.flat))
+        return min(1.0, (step + 1) / max(1, self.warmup_steps)) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, descent)))
+
+
+class Task(LightningModule):
+    """A training stage.
+
+    Attributes:
+        parts: Attributes that a later stage may need; they travel in the checkpoint with their recipes.
+
+    Args:
+        stage: Name of the stage in results, for instance ``pretrain``.
+        optimisation: Optimiser and schedule.
+    """
+
+    parts: ClassVar[tuple[str, ...]]
+
+    def __init__(self, stage: str, optimisation: Optimisation) -> None:
+        super().__init__()
+        self.stage, self.optimisation = stage, optimisation
+        self.earlier_seconds: dict[str, float] = {}  # of this and former stages, before this process
+        self._started = math.nan
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over everything that learns."""
+        choice, steps = self.optimisation, max(1, int(self.trainer.estimated_stepping_batches))
+        learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimiser = AdamW(learning, lr=choice.lr, weight_decay=choice.weight_decay)
+        schedule = LambdaLR(optimiser, lambda step: choice.factor(step, steps))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Start the clock and lay out the weights."""
+        self._started = time.monotonic()
+        if self.optimisation.channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add recipes and the time spent."""
+        parts = {name: getattr(self, name) for name in self.parts}
+        checkpoint["segcft"] = checkpoints.describe(parts, self.seconds)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting where the interrupted run stopped."""
+        self.earlier_seconds = dict(checkpoint["segcft"]["seconds"])
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock seconds by stage, this one's included."""
+        here = 0.0 if math.isnan(self._started) else time.monotonic() - self._started
+        return {**self.earlier_seconds, self.stage: round(self.earlier_seconds.get(self.stage, 0.0) + here, 1)}
+
+    def show(self, stage: str, values: dict[str, Tensor], batch: Batch) -> None:
+        """Log means under ``stage/name``, the first one in the progress bar, too."""
+        size, evaluating = len(batch["image"]), stage != "train"
+        for place, (name, value) in enumerate(values.items()):
+            self.log(f"{stage}/{name}", value, batch_size=size, prog_bar=place == 0, sync_dist=evaluating)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The validation step on the test split."""
+        self.evaluate(batch, "test")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Every stage judges itself the same way on the validation and test splits."""
+        self.evaluate(batch, "val")
+
+    def evaluate(self, batch: Batch, stage: str) -> None:
+        """Log what the stage is judged by."""
+        raise NotImplementedError

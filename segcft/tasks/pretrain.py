@@ -1,0 +1,66 @@
+"""Train the image mechanism on factual images."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from segcft.counterfactual import CounterfactualModel
+from segcft.hvae import HVAE
+from segcft.mechanisms import Mechanism
+from segcft.parents import DataDescription
+from segcft.prediction import Prediction
+from segcft.tasks.base import Batch, Optimisation, Task
+
+
+class PretrainHVAE(Task):
+    """Maximise the ELBO of images given their parents.
+
+    Args:
+        description: What the data measure; linked from the data module.
+        hvae: Builds the HVAE from (spatial_dims, channels, parents_dim).
+        prediction: From both worlds' pixels to the counterfactual image; gated by default.
+        mechanism: How parents cause each other; independent by default.
+        beta: Weight of the KL.
+        beta_start: Weight at the first step.
+        beta_share: Share of all steps until ``beta`` is reached.
+        stage: Name of the stage.
+        optimisation: Optimiser and schedule.
+    """
+
+    parts = ("model",)
+
+    def __init__(
+        self,
+        description: DataDescription,
+        hvae: Callable[[int, int, int], HVAE],
+        prediction: Prediction | None = None,
+        mechanism: Mechanism | None = None,
+        beta: float = 1.0,
+        beta_start: float = 3.0,
+        beta_share: float = 0.4,
+        stage: str = "pretrain",
+        optimisation: Optimisation = Optimisation(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(stage, optimisation)
+        built = hvae(description.spatial_dims, description.channels, description.parents.dim)
+        self.model = CounterfactualModel(description, built, prediction, mechanism)
+        self.beta, self.beta_start, self.beta_share = beta, beta_start, beta_share
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """NELBO under the present beta."""
+        elbo = self.model.abduct(batch["image"], batch).elbo
+        loss = elbo.nelbo(self._beta()).mean()
+        self.show("train", {"nelbo": elbo.nelbo().mean(), "nll": elbo.nll.mean(), "kl": elbo.kl.sum(1).mean()}, batch)
+        return loss
+
+    def evaluate(self, batch: Batch, stage: str) -> None:
+        """NELBO at beta 1, and the error of the reconstruction."""
+        found = self.model.abduct(batch["image"], batch)
+        error = (found.pixels.loc - batch["image"]).abs().mean()
+        terms = {"nll": found.elbo.nll.mean(), "kl": found.elbo.kl.sum(1).mean(), "reconstruction": error}
+        self.show(stage, {"nelbo": found.elbo.nelbo().mean(), **terms}, batch)
+
+    def _beta(self) -> float:
+        steps = self.beta_share * max(1, int(self.trainer.estimated_stepping_batches))
+        share = min(1.0, self.global_step / steps) if steps else 1.0
+        return self.beta_start + share * (self.beta - self.beta_start)

@@ -1,0 +1,166 @@
+"""Every YAML under experiments/ runs, and the command line says clearly what is wrong with bad input."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from segcft.cli import main
+
+ROOT = Path(__file__).parents[1] / "experiments"
+STAGES = ["segmentor", "evaluator", "regressor", "pretrain", "nocft", "regcft", "segcft"]
+QUICK = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
+ONE_STEP = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1"]
+
+
+def configs(experiment, stage):
+    return [f"--config={ROOT / experiment / name}.yaml" for name in ("data", stage)]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Experiment -> options that make its data small."""
+    return {
+        "chest_phantom": ["--data.init_args.subjects={train: 24, val: 8, test: 8}", "--data.init_args.batch_size=8"],
+    }
+
+
+@pytest.fixture(scope="module")
+def workplace(small, tmp_path_factory):
+    """A folder in which every stage of the chest phantom took one step."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in STAGES:
+            arguments = ["fit", *configs("chest_phantom", stage), *small["chest_phantom"], *QUICK, *ONE_STEP]
+            assert main([*arguments, "--trainer.logger=false"]) == 0, stage
+    return folder
+
+
+@pytest.fixture
+def at_work(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+def test_every_stage_left_a_checkpoint_that_opens_anywhere(at_work, tmp_path, monkeypatch):
+    for stage in STAGES:
+        content = torch.load(at_work / f"checkpoints/chest_phantom/{stage}/last.ckpt", weights_only=True)
+        assert content["global_step"] == 1
+        assert content["segcft"]["seconds"][stage] > 0
+    moved = tmp_path / "elsewhere.ckpt"
+    (at_work / "checkpoints/chest_phantom/segcft/last.ckpt").rename(moved)
+    monkeypatch.chdir(tmp_path)  # no pretrained model, no segmentor, no data here
+    from segcft.checkpoints import load
+    from segcft.counterfactual import CounterfactualModel
+    from segcft.guidance import SegmentorGuidance
+
+    model, guidance = load(moved, CounterfactualModel).eval(), load(moved, SegmentorGuidance)
+    assert guidance.judge.description.structures == ["left_lung", "right_lung", "heart"]
+    image = torch.zeros(1, 1, 64, 64)
+    values = {name: torch.tensor([model.parents[name].mean]) for name in model.parents.names}
+    torch.testing.assert_close(model(image, values, {}).image, image, atol=1e-4, rtol=0)
+    moved.rename(at_work / "checkpoints/chest_phantom/segcft/last.ckpt")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("experiment", ["chest_phantom"])
+def test_every_stage_runs_from_its_yaml(experiment, stage, at_work, small):
+    before = sorted(at_work.rglob("*"))
+    assert main(["fit", *configs(experiment, stage), *small[experiment], *QUICK, "--trainer.fast_dev_run=true"]) == 0
+    assert sorted(at_work.rglob("*")) == before, "fast_dev_run leaves nothing behind"
+
+
+def test_no_yaml_is_forgotten():
+    for folder in ROOT.iterdir():
+        assert {path.stem for path in folder.glob("*.yaml")} == {"data", "evaluate", *STAGES}, folder
+
+
+def test_evaluate_writes_numbers_tables_and_a_picture(at_work, small, tmp_path):
+    out = tmp_path / "results"
+    arguments = ["evaluate", *configs("chest_phantom", "evaluate"), *small["chest_phantom"], f"--out={out}"]
+    assert main(arguments) == 0
+    found = json.loads((out / "metrics.json").read_text())
+    areas = {"left_lung_area", "right_lung_area", "heart_area"}
+    assert set(found["seconds"]) == set(STAGES)
+    assert set(found["methods"]) == {"no_cft", "reg_cft", "seg_cft"}
+    assert set(found["evaluator_floor"]) == areas
+    for result in (found["identity"], *found["methods"].values()):
+        assert set(result) == set(found["identity"])
+        for part in ("effectiveness", "leakage", "locality", "reversibility", "truth"):
+            assert set(result[part]) == areas
+        assert set(result["effectiveness"]["heart_area"]) == {"mape", "mae", "slope"}
+        assert set(result["leakage"]["heart_area"]) == areas - {"heart_area"}
+        assert set(result["truth"]["heart_area"]) == {"mae", "mae_neighbourhood", "psnr", "ssim"}
+        assert result["composition"] <= 1e-4
+    assert found["identity"]["effectiveness"]["heart_area"]["slope"] == 0
+    assert found["identity"]["locality"]["heart_area"] == 0
+    assert len(pd.read_csv(out / "table.csv")) == 4 * 3
+    asked = pd.read_csv(out / "interventions.csv")
+    assert set(asked["variable"]) == areas
+    assert (out / "table.md").read_text().startswith("| method | do | MAPE %")
+    assert Image.open(out / "figure.png").size[0] > 600
+    assert not list(out.glob(".*")), "no temporary file is left"
+    assert main(arguments) == 0
+    again = json.loads((out / "metrics.json").read_text())
+    assert again == found, "the same seed gives the same numbers"
+
+
+def refused(capsys, arguments, *parts):
+    """The command exits with 2 and one message that names what is wrong."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    message = capsys.readouterr().err
+    assert code == 2, message
+    for part in parts:
+        assert part in message, message
+    assert "Traceback" not in message
+
+
+def fit(small, stage, *more):
+    return ["fit", *configs("chest_phantom", stage), *small["chest_phantom"], *QUICK, *ONE_STEP, *more]
+
+
+def test_config_typos_name_the_key(at_work, small, capsys):
+    refused(capsys, fit(small, "pretrain", "--model.init_args.betta=2"), "betta")
+    refused(capsys, fit(small, "pretrain", "--trainer.max_stepps=2"), "max_stepps")
+    refused(capsys, fit(small, "pretrain", "--data.init_args.sise=32"), "sise")
+
+
+def test_unknown_names_are_listed_beside_the_known_ones(at_work, small, capsys):
+    refused(
+        capsys,
+        fit(small, "pretrain", "--data.init_args.variables={liver_area: {unit: mm^2}}"),
+        "liver_area",
+        "heart_area",
+    )
+    wrong = "--data.init_args.variables={heart_area: {structure: liver}}"
+    refused(capsys, fit(small, "pretrain", wrong), "liver", "left_lung, right_lung, heart")
+    refused(capsys, fit(small, "segcft", "--model.init_args.weights={liver_area: 2}"), "liver_area", "heart_area")
+
+
+def test_missing_and_wrong_checkpoints_are_named(at_work, small, capsys):
+    refused(capsys, fit(small, "segcft", "--model.init_args.pretrained=nowhere.ckpt"), "nowhere.ckpt", "does not exist")
+    wrong = "--model.init_args.pretrained=checkpoints/chest_phantom/segmentor/last.ckpt"
+    refused(capsys, fit(small, "segcft", wrong), "segmentor/last.ckpt", "CounterfactualModel is needed")
+    swapped = "--model.init_args.guidance.init_args.judge=checkpoints/chest_phantom/regressor/last.ckpt"
+    refused(capsys, fit(small, "segcft", swapped), "regressor/last.ckpt", "Segmentor is needed")
+    evaluate = ["evaluate", *configs("chest_phantom", "evaluate"), *small["chest_phantom"], "--out=out"]
+    refused(capsys, [*evaluate, "--evaluator=nowhere.ckpt"], "nowhere.ckpt", "does not exist")
+    assert not (at_work / "out").exists(), "nothing half-written"
+
+
+def test_other_variables_than_the_pretrained_models_are_refused(at_work, small, capsys):
+    fewer = "--data.init_args.variables={heart_area: {structure: heart}}"
+    refused(capsys, fit(small, "segcft", fewer), "trained with variables", "'age'", "['heart_area']")
+
+
+def test_help_and_nothing_to_do(capsys):
+    assert main(["--help"]) == 0
+    assert "evaluate" in capsys.readouterr().out
+    assert main([]) == 2
