@@ -74,7 +74,7 @@ def main() -> None:
             step()
             if turn:  # the first round warms up
                 spent[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    print(f"torch {torch.__version__}, {options.threads} thread(s), batch {options.batch_size}, {options.rounds} rounds")
+    print(f"torch {torch.__version__}, {options.threads} threads, batch {options.batch_size}, {options.rounds} rounds")
     print(f"{'path':>16} {'CPU ms/image':>13} {'spread':>15} {'images/CPU s':>13} {'images/s':>9}")
     for name, times in spent.items():
         cpu = [1000 * c / options.batch_size for c, _ in times]

@@ -7,6 +7,7 @@ patient's left, which lies on the right of the image. Areas come from the length
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,14 @@ log = logging.getLogger(__name__)
 COLUMNS = {"left_lung": "Left Lung", "right_lung": "Right Lung", "heart": "Heart"}
 ID_COLUMNS = ("Path", "dicom_id", "ImageID", "Image Index", "image_id")
 QUALITY = "Dice RCA (Mean)"
+BLOCK = 200  # images parsed at once
 LONGEST_SIDE = 2**15  # pixels; a run then always fits 32 bits
 
 Runs = NDArray[np.int32]  # (2R,): start, length, start, length, ...
 
 
 def parse(text: str, pixels: int) -> Runs:
-    """Run lengths as written -> checked numbers.
+    """Run lengths as written -> checked numbers, one mask at a time; knows the reason of whatever is wrong.
 
     Args:
         text: ``start length start length ...``, starts from 1.
@@ -38,12 +40,7 @@ def parse(text: str, pixels: int) -> Runs:
     Raises:
         ValueError: If an entry is no integer, the count is odd, or runs are empty, overlap or leave the image.
     """
-    try:
-        values = np.fromstring(text, dtype=np.int64, sep=" ")
-    except (ValueError, DeprecationWarning):
-        values = np.empty(0, np.int64)
-    if len(values) != text.count(" ") + 1:  # spelt unusually or wrongly: the slow way knows which
-        values = np.array([_integer(word) for word in text.split()], dtype=np.int64)
+    values = np.array([_integer(word) for word in text.split()], dtype=np.int64)
     if len(values) % 2:
         raise ValueError(f"{len(values)} entries are not pairs of start and length")
     starts, lengths = values[::2], values[1::2]
@@ -51,25 +48,46 @@ def parse(text: str, pixels: int) -> Runs:
         raise ValueError(f"a run starts at {starts.min()}, but the first pixel is 1")
     if (lengths < 1).any():
         raise ValueError(f"a run is {lengths.min()} pixels long")
-    _check_order(starts, lengths, pixels)
-    return values.astype(np.int32)
-
-
-def _integer(word: str) -> int:
-    try:
-        return min(int(word), 2**62)
-    except ValueError:
-        raise ValueError(f"{word!r} is not an integer") from None
-
-
-def _check_order(starts: NDArray[np.int64], lengths: NDArray[np.int64], pixels: int) -> None:
-    outside = (starts > pixels) | (lengths > pixels) | (starts - 1 > pixels - lengths)
+    outside = starts + lengths - 1 > pixels
     if outside.any():
         start, length = starts[outside][0], lengths[outside][0]
         raise ValueError(f"the run {start} {length} leaves the image of Height x Width = {pixels} pixels")
     behind = starts[1:] < starts[:-1] + lengths[:-1]
     if behind.any():
         raise ValueError(f"the run at {starts[1:][behind][0]} overlaps the one before it, or the runs are not sorted")
+    return values.astype(np.int32)
+
+
+def _integer(word: str) -> int:
+    try:
+        return max(-(2**61), min(int(word), 2**61))  # a sum of two still fits 64 bits
+    except ValueError:
+        raise ValueError(f"{word!r} is not an integer") from None
+
+
+def parse_many(texts: list[str], pixels: NDArray[np.int64]) -> tuple[Runs, NDArray[np.int64]] | None:
+    """What ``parse`` does, for many masks at once and some ten times faster.
+
+    Args:
+        texts: Run lengths of T masks.
+        pixels: Height x Width of each, (T,).
+
+    Returns:
+        All entries one after another, (E,), and how many each mask has, (T,). None if any mask needs a closer look.
+    """
+    joined = " ".join(texts)
+    counts = np.array([text.count(" ") + 1 for text in texts], np.int64)
+    try:
+        values = np.fromstring(joined, dtype=np.int64, sep=" ")
+    except (ValueError, DeprecationWarning):  # not a number; older NumPy warns and stops early
+        return None
+    if "  " in joined or len(values) != counts.sum() or (counts % 2).any():
+        return None
+    starts, lengths, limits = values[::2], values[1::2], np.repeat(pixels, counts // 2)
+    outside = (starts < 1) | (lengths < 1) | (lengths > limits) | (starts > limits - lengths + 1)
+    behind = starts[1:] < starts[:-1] + lengths[:-1]
+    behind[counts.cumsum()[:-1] // 2 - 1] = False  # the next mask starts anew
+    return None if outside.any() or behind.any() else (values.astype(np.int32), counts)
 
 
 def decode(runs: Runs, shape: Sequence[int]) -> NDArray[np.uint8]:
@@ -91,31 +109,47 @@ def encode(mask: NDArray[np.generic]) -> str:
 
 @dataclass(frozen=True)
 class Masks:
-    """Run lengths of N images.
+    """Run lengths of N images, K structures each.
 
     Attributes:
         ids: Identifier of each image, (N,).
         shapes: Height and width in pixels, (N, 2).
-        runs: Checked run lengths, (N, K) arrays of (2R,).
+        counts: Entries of each mask, at least one pair, (N, K).
+        entries: Checked run lengths of all masks one after another, (counts.sum(),).
     """
 
     ids: pd.Index
     shapes: NDArray[np.int64]
-    runs: NDArray[np.object_]
+    counts: NDArray[np.int64]
+    entries: Runs
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, rows: NDArray[np.bool_]) -> "Masks":
         """Some of the images, those where ``rows`` (N,) is true."""
-        return Masks(self.ids[rows], self.shapes[rows], self.runs[rows])
+        if rows.all():
+            return self
+        entries = self.entries[np.repeat(rows, self.counts.sum(1))]
+        return Masks(self.ids[rows], self.shapes[rows], self.counts[rows], entries)
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where the entries of each mask begin, (N, K)."""
+        return (self.counts.ravel().cumsum() - self.counts.ravel()).reshape(self.counts.shape)
+
+    def runs(self, place: int, channel: int) -> Runs:
+        """Run lengths of one mask, (2R,)."""
+        start = self.offsets[place, channel]
+        return self.entries[start : start + self.counts[place, channel]]
 
     def areas(self) -> NDArray[np.float64]:
-        """Areas in % of the image after it was padded to a square, (N, K)."""
-        every: list[Runs] = self.runs.ravel().tolist()
-        pixels = np.array([int(runs[1::2].sum()) for runs in every], np.float64).reshape(self.runs.shape)
+        """Areas in % of the image after it was padded to a square, (N, K); nothing is decoded."""
+        if not len(self):
+            return np.zeros(self.counts.shape)
+        pixels = np.add.reduceat(self.entries[1::2], self.offsets.ravel() // 2, dtype=np.int64)
         sides = self.shapes.max(1, keepdims=True).astype(np.float64)
-        return np.asarray(100 * pixels / sides**2)
+        return np.asarray(100 * pixels.reshape(self.counts.shape) / sides**2)
 
 
 def read_chexmask(path: Path, structures: Sequence[str], wanted: pd.Index, min_dice: float = 0.7) -> Masks:
@@ -142,34 +176,52 @@ def read_chexmask(path: Path, structures: Sequence[str], wanted: pd.Index, min_d
     if id_column is None:
         raise ValueError(f"{path}: none of the identifiers {', '.join(ID_COLUMNS)} among the columns {known}")
     fields = [COLUMNS[name] for name in structures]
-    parts, counts = [], np.zeros(4, np.int64)
+    parts, seen, wanted = [], np.zeros(4, np.int64), wanted.unique()
     for frame in read_columns(path, [id_column, QUALITY, *fields, "Height", "Width"]):
-        part, count = _read_part(frame[frame[id_column].isin(wanted)], [id_column, *fields], path, min_dice)
+        mine = frame[wanted.get_indexer(pd.Index(frame[id_column])) >= 0]
+        part, seen_here = _read_part(mine, [id_column, *fields], path, min_dice)
         parts.append(part)
-        counts += [len(frame), *count]
-    log.info("%s: %d rows, %d of wanted images, %d below Dice RCA %g, %d with a blank structure", path.name,
-             *counts[:3], min_dice, counts[3])  # fmt: skip
-    return _joined(parts, path, counts, min_dice, wanted)
+        seen += [len(frame), *seen_here]
+    report = (
+        f"{seen[0]} rows, {seen[1]} of wanted images such as {wanted[0] if len(wanted) else None!r}, of which "
+        f"{seen[2]} lie below Dice RCA {min_dice:g} and {seen[3]} have a blank structure"
+    )
+    log.info("%s: %s", path, report)
+    if seen[1] == seen[2] + seen[3]:
+        raise ValueError(f"{path}: no mask is left: {report} (lungs only? then name only them as structures)")
+    return _joined(parts, path)
 
 
 def _read_part(
     frame: pd.DataFrame, columns: list[str], path: Path, min_dice: float
-) -> tuple[tuple[pd.DataFrame, NDArray[np.object_]], list[int]]:
-    """Rows kept (identifier, Height, Width) with their runs, and how many were wanted, poor and blank."""
+) -> tuple[tuple[pd.DataFrame, Masks], list[int]]:
+    """Identifiers by row and masks of the rows kept, and how many rows were wanted, poor and blank."""
     id_column, *fields = columns
     good = numbers(frame, QUALITY, path) >= min_dice
     blank = np.any([(frame[name].isna() | frame[name].str.isspace().eq(True)).to_numpy() for name in fields], axis=0)
     kept = frame[good & ~blank]
-    sizes = np.stack([_sides(kept, field, path) for field in ("Height", "Width")], 1)
-    runs = np.empty((len(kept), len(fields)), object)
-    for column, field in enumerate(fields):
-        for place, (row, text) in enumerate(kept[field].items()):
+    shapes = np.stack([_sides(kept, field, path) for field in ("Height", "Width")], 1)
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(kept), BLOCK)]
+    parsed = [_parse_block(kept[fields].iloc[block], shapes[block].prod(1), path) for block in blocks]
+    entries = np.concatenate([np.empty(0, np.int32), *(entries for entries, _ in parsed)])
+    counts = np.concatenate([np.empty(0, np.int64), *(counts for _, counts in parsed)]).reshape(-1, len(fields))
+    masks = Masks(pd.Index(kept[id_column]), shapes, counts, entries)
+    return (kept[[id_column]], masks), [len(frame), int((~good).sum()), int((good & blank).sum())]
+
+
+def _parse_block(texts: pd.DataFrame, pixels: NDArray[np.int64], path: Path) -> tuple[Runs, NDArray[np.int64]]:
+    """Entries and their counts, image by image and structure by structure."""
+    parsed = parse_many(texts.to_numpy(object).ravel().tolist(), np.repeat(pixels, texts.shape[1]))
+    if parsed is not None:
+        return parsed
+    runs = []
+    for row, size, cells in zip(texts.index, pixels.tolist(), texts.to_numpy(object), strict=True):
+        for field, text in zip(texts.columns, cells, strict=True):
             try:
-                runs[place, column] = parse(text.strip(), int(sizes[place, 0] * sizes[place, 1]))
+                runs.append(parse(text, size))
             except ValueError as error:
-                raise bad_cell(path, int(row), field, text, str(error)) from error  # type: ignore[call-overload]
-    table = pd.DataFrame({id_column: kept[id_column], "Height": sizes[:, 0], "Width": sizes[:, 1]}, index=kept.index)
-    return (table, runs), [len(frame), int((~good).sum()), int((good & blank).sum())]
+                raise bad_cell(path, int(row), field, text, str(error)) from error
+    return np.concatenate(runs), np.array([len(run) for run in runs], np.int64)
 
 
 def _sides(frame: pd.DataFrame, field: str, path: Path) -> NDArray[np.int64]:
@@ -179,21 +231,9 @@ def _sides(frame: pd.DataFrame, field: str, path: Path) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def _joined(
-    parts: list[tuple[pd.DataFrame, NDArray[np.object_]]],
-    path: Path,
-    counts: NDArray[np.int64],
-    min_dice: float,
-    wanted: pd.Index,
-) -> Masks:
-    if not sum(len(table) for table, _ in parts):
-        raise ValueError(
-            f"{path}: no mask is left of {counts[0]} rows; {counts[1]} belong to wanted images (such as "
-            f"{str(wanted[0]) if len(wanted) else None!r}), {counts[2]} of them lie below Dice RCA {min_dice:g} and "
-            f"{counts[3]} have a blank structure (lungs only? then set structures to those that the table holds)"
-        )
-    table = pd.concat([table for table, _ in parts])
-    id_column = str(table.columns[0])
-    refuse(table, id_column, path, table[id_column].duplicated().to_numpy(), "this image occurs twice")
-    runs = np.concatenate([runs for _, runs in parts])
-    return Masks(pd.Index(table[id_column]), table[["Height", "Width"]].to_numpy(np.int64), runs)
+def _joined(parts: list[tuple[pd.DataFrame, Masks]], path: Path) -> Masks:
+    ids, masks = pd.concat([ids for ids, _ in parts]), [masks for _, masks in parts]
+    id_column = str(ids.columns[0])
+    refuse(ids, id_column, path, ids[id_column].duplicated().to_numpy(), "this image occurs twice")
+    shapes, counts = np.concatenate([part.shapes for part in masks]), np.concatenate([part.counts for part in masks])
+    return Masks(pd.Index(ids[id_column]), shapes, counts, np.concatenate([part.entries for part in masks]))

@@ -101,6 +101,9 @@ class CheXpert(DataModule):
         table = pd.concat(
             [read_table(folder / name, columns) for name in TABLES if (folder / name).is_file()], ignore_index=True
         )
+        again = table["key"].duplicated().to_numpy()
+        if again.any():
+            raise ValueError(f"{table['origin'][again].iloc[0]}: this image occurs twice")
         table["split"] = assign_splits(table, self.seed)
         masks = read_chexmask(Path(self.masks).expanduser(), self.structures, pd.Index(table["key"]), self.min_dice)
         films = table.iloc[pd.Index(table["key"]).get_indexer(masks.ids)]
@@ -162,7 +165,6 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     keys = frame["Path"].str.split("/", n=1).str[1]
     patients = keys.str.extract(r"(?:^|/)(patient\w+)/", expand=False)
     refuse(frame, "Path", path, patients.isna().to_numpy(), "no .../patient.../ in it")
-    refuse(frame, "Path", path, keys.duplicated().to_numpy(), "this image occurs twice")
     rows = frame.index.astype(str)
     origins = f"{path}, row " + rows + ", Path = '" + frame["Path"] + "'"
     table = {"key": keys, "patient": patients, "origin": origins, "table": path.name}

@@ -83,7 +83,7 @@ class Radiographs(ImageDataset):
         self.size, self.augmentation, self.seed = size, augmentation, seed
         self._films: Films | None = films
         self._images: Pixels = np.empty((0, size, size), np.uint8)
-        self._masks: Pixels = np.empty((0, films.masks.runs.shape[1], size, size), np.uint8)
+        self._masks: Pixels = np.empty((0, films.masks.counts.shape[1], size, size), np.uint8)
         self._reads = 0
 
     def __len__(self) -> int:
@@ -144,7 +144,7 @@ def _frame(films: Films, place: int, size: int) -> tuple[Pixels, Pixels]:
     height, width = films.masks.shapes[place]
     if image.shape != (height, width):
         raise ValueError(f"{films.origins[place]}: {_mismatch(image.shape, (height, width))}")
-    runs = films.masks.runs[place]
+    runs = [films.masks.runs(place, channel) for channel in range(films.masks.counts.shape[1])]
     masks = [resize_mask(pad_square(decode(run, (height, width))), size) for run in runs]
     return resize(pad_square(image), size), np.stack(masks)
 

@@ -29,7 +29,7 @@ def header(path: Path) -> list[str]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_columns(path: Path, columns: Sequence[str], chunk: int = 10_000) -> Iterator[pd.DataFrame]:
+def read_columns(path: Path, columns: Sequence[str], chunk: int = 4_000) -> Iterator[pd.DataFrame]:
     """Parts of a table as text, blank cells as NaN, indexed by row number; other columns are never kept.
 
     Raises:

@@ -86,7 +86,7 @@ def _train(arguments: list[str]) -> None:
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"enable_progress_bar": False, "enable_model_summary": False},
+        trainer_defaults={"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 10},
         args=arguments if arguments != sys.argv[1:] else None,  # Lightning warns when both are there
     )
 

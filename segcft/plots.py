@@ -26,29 +26,33 @@ def comparison(
         A matplotlib figure, drawn without a display.
     """
     from matplotlib.figure import Figure  # lazily: slow to import
+    from matplotlib.lines import Line2D
 
     rows = [(name, subject) for name, target in do.items() for subject in typical(target, batch[name])]
-    columns = 1 + 2 * (len(images) + bool(truth))
-    figure = Figure(figsize=(1.9 * columns + 0.9, 2.05 * len(rows) + 0.4), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    drawn = None
+    titles = [*(["true counterfactual"] if truth else []), *images]
+    figure = Figure(figsize=(3.8 * len(titles) + 2.8, 2.05 * len(rows) + 0.7), layout="constrained")
+    axes = figure.subplots(len(rows), 1 + 2 * len(titles), squeeze=False)
     for row, (name, subject) in zip(axes, rows, strict=True):
-        factual, target = batch["image"][subject], float(do[name][subject] / batch[name][subject])
-        draw_image(row[0], factual, judge)
-        row[0].set_ylabel(f"{name}\n{100 * (target - 1):+.0f} %", fontsize=9)
-        shown = {"true counterfactual": truth[name]["image"]} if truth else {}
-        shown |= {method: answers[name] for method, answers in images.items()}
-        for place, (title, answers) in enumerate(shown.items()):
-            left, right = row[1 + 2 * place], row[2 + 2 * place]
-            draw_image(left, answers[subject], judge)
-            drawn = draw_difference(right, answers[subject] - factual)
-            if row is axes[0]:
-                left.set_title(title.replace("_", " "), fontsize=10)
-                right.set_title("difference", fontsize=9)
-    axes[0][0].set_title("factual", fontsize=10)
-    if drawn is not None:
-        figure.colorbar(drawn, ax=axes[:, -1], shrink=0.5, label="change (image range is 2)")
+        answers = [*([truth[name]["image"]] if truth else []), *(given[name] for given in images.values())]
+        drawn = _draw_row(row, batch["image"][subject], [given[subject] for given in answers], judge)
+        change = 100 * float(do[name][subject] / batch[name][subject] - 1)
+        row[0].set_ylabel(f"do({name})\n{change:+.0f} %", fontsize=9)
+    for axis, title in zip(axes[0], ["factual", *(t for method in titles for t in (method, "change"))], strict=True):
+        axis.set_title(title.replace("_", " "), fontsize=10)
+    figure.colorbar(drawn, ax=axes[:, -1], shrink=0.5, label="change (the image's range is 2)")
+    lines = [Line2D([], [], color=colour) for colour, _ in zip(_COLOURS, judge.description.structures, strict=False)]
+    names = [f"{name} by the evaluator".replace("_", " ") for name in judge.description.structures]
+    figure.legend(lines, names, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=9)
     return figure
+
+
+def _draw_row(row: Any, factual: Tensor, answers: list[Tensor], judge: Segmentor) -> Any:
+    """Factual image, then every answer beside its change."""
+    draw_image(row[0], factual, judge)
+    for column, given in enumerate(answers):
+        draw_image(row[1 + 2 * column], given, judge)
+        drawn = draw_difference(row[2 + 2 * column], given - factual)
+    return drawn
 
 
 def typical(target: Tensor, before: Tensor) -> list[int]:

@@ -20,22 +20,17 @@ def configs(experiment, stage):
     return [f"--config={ROOT / experiment / name}.yaml" for name in ("data", stage)]
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """Experiment -> options that make its data small."""
-    return {
-        "chest_phantom": ["--data.init_args.subjects={train: 24, val: 8, test: 8}", "--data.init_args.batch_size=8"],
-    }
+SMALL = ["--data.init_args.subjects={train: 24, val: 8, test: 8}", "--data.init_args.batch_size=8"]
 
 
 @pytest.fixture(scope="module")
-def workplace(small, tmp_path_factory):
+def workplace(tmp_path_factory):
     """A folder in which every stage of the chest phantom took one step."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for stage in STAGES:
-            arguments = ["fit", *configs("chest_phantom", stage), *small["chest_phantom"], *QUICK, *ONE_STEP]
+            arguments = ["fit", *configs("chest_phantom", stage), *SMALL, *QUICK, *ONE_STEP]
             assert main([*arguments, "--trainer.logger=false"]) == 0, stage
     return folder
 
@@ -67,11 +62,25 @@ def test_every_stage_left_a_checkpoint_that_opens_anywhere(at_work, tmp_path, mo
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("experiment", ["chest_phantom"])
-def test_every_stage_runs_from_its_yaml(experiment, stage, at_work, small):
+def test_every_stage_of_the_phantom_runs_from_its_yaml(stage, at_work):
     before = sorted(at_work.rglob("*"))
-    assert main(["fit", *configs(experiment, stage), *small[experiment], *QUICK, "--trainer.fast_dev_run=true"]) == 0
+    assert main(["fit", *configs("chest_phantom", stage), *SMALL, *QUICK, "--trainer.fast_dev_run=true"]) == 0
     assert sorted(at_work.rglob("*")) == before, "fast_dev_run leaves nothing behind"
+
+
+def test_every_stage_of_chexpert_runs_from_its_yaml(chexpert_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root, masks = chexpert_tree(patients=24, heart=False)
+    where = [f"--data.init_args.root={root}", f"--data.init_args.masks={masks}", "--data.init_args.batch_size=8"]
+    for stage in STAGES:
+        assert main(["fit", *configs("chexpert", stage), *where, *QUICK, *ONE_STEP, "--trainer.logger=false"]) == 0, (
+            stage
+        )
+    assert main(["evaluate", *configs("chexpert", "evaluate"), *where, "--out=out"]) == 0
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert set(found["methods"]["seg_cft"]["effectiveness"]) == {"left_lung_area", "right_lung_area"}
+    assert found["identity"]["truth"] == {}, "nobody knows the truth of a real film"
+    assert set(found["evaluator_floor"]) == {"left_lung_area", "right_lung_area"}
 
 
 def test_no_yaml_is_forgotten():
@@ -79,9 +88,9 @@ def test_no_yaml_is_forgotten():
         assert {path.stem for path in folder.glob("*.yaml")} == {"data", "evaluate", *STAGES}, folder
 
 
-def test_evaluate_writes_numbers_tables_and_a_picture(at_work, small, tmp_path):
+def test_evaluate_writes_numbers_tables_and_a_picture(at_work, tmp_path):
     out = tmp_path / "results"
-    arguments = ["evaluate", *configs("chest_phantom", "evaluate"), *small["chest_phantom"], f"--out={out}"]
+    arguments = ["evaluate", *configs("chest_phantom", "evaluate"), *SMALL, f"--out={out}"]
     assert main(arguments) == 0
     found = json.loads((out / "metrics.json").read_text())
     areas = {"left_lung_area", "right_lung_area", "heart_area"}
@@ -122,42 +131,42 @@ def refused(capsys, arguments, *parts):
     assert "Traceback" not in message
 
 
-def fit(small, stage, *more):
-    return ["fit", *configs("chest_phantom", stage), *small["chest_phantom"], *QUICK, *ONE_STEP, *more]
+def fit(stage, *more):
+    return ["fit", *configs("chest_phantom", stage), *SMALL, *QUICK, *ONE_STEP, *more]
 
 
-def test_config_typos_name_the_key(at_work, small, capsys):
-    refused(capsys, fit(small, "pretrain", "--model.init_args.betta=2"), "betta")
-    refused(capsys, fit(small, "pretrain", "--trainer.max_stepps=2"), "max_stepps")
-    refused(capsys, fit(small, "pretrain", "--data.init_args.sise=32"), "sise")
+def test_config_typos_name_the_key(at_work, capsys):
+    refused(capsys, fit("pretrain", "--model.init_args.betta=2"), "betta")
+    refused(capsys, fit("pretrain", "--trainer.max_stepps=2"), "max_stepps")
+    refused(capsys, fit("pretrain", "--data.init_args.sise=32"), "sise")
 
 
-def test_unknown_names_are_listed_beside_the_known_ones(at_work, small, capsys):
+def test_unknown_names_are_listed_beside_the_known_ones(at_work, capsys):
     refused(
         capsys,
-        fit(small, "pretrain", "--data.init_args.variables={liver_area: {unit: mm^2}}"),
+        fit("pretrain", "--data.init_args.variables={liver_area: {unit: mm^2}}"),
         "liver_area",
         "heart_area",
     )
     wrong = "--data.init_args.variables={heart_area: {structure: liver}}"
-    refused(capsys, fit(small, "pretrain", wrong), "liver", "left_lung, right_lung, heart")
-    refused(capsys, fit(small, "segcft", "--model.init_args.weights={liver_area: 2}"), "liver_area", "heart_area")
+    refused(capsys, fit("pretrain", wrong), "liver", "left_lung, right_lung, heart")
+    refused(capsys, fit("segcft", "--model.init_args.weights={liver_area: 2}"), "liver_area", "heart_area")
 
 
-def test_missing_and_wrong_checkpoints_are_named(at_work, small, capsys):
-    refused(capsys, fit(small, "segcft", "--model.init_args.pretrained=nowhere.ckpt"), "nowhere.ckpt", "does not exist")
+def test_missing_and_wrong_checkpoints_are_named(at_work, capsys):
+    refused(capsys, fit("segcft", "--model.init_args.pretrained=nowhere.ckpt"), "nowhere.ckpt", "does not exist")
     wrong = "--model.init_args.pretrained=checkpoints/chest_phantom/segmentor/last.ckpt"
-    refused(capsys, fit(small, "segcft", wrong), "segmentor/last.ckpt", "CounterfactualModel is needed")
+    refused(capsys, fit("segcft", wrong), "segmentor/last.ckpt", "CounterfactualModel is needed")
     swapped = "--model.init_args.guidance.init_args.judge=checkpoints/chest_phantom/regressor/last.ckpt"
-    refused(capsys, fit(small, "segcft", swapped), "regressor/last.ckpt", "Segmentor is needed")
-    evaluate = ["evaluate", *configs("chest_phantom", "evaluate"), *small["chest_phantom"], "--out=out"]
+    refused(capsys, fit("segcft", swapped), "regressor/last.ckpt", "Segmentor is needed")
+    evaluate = ["evaluate", *configs("chest_phantom", "evaluate"), *SMALL, "--out=out"]
     refused(capsys, [*evaluate, "--evaluator=nowhere.ckpt"], "nowhere.ckpt", "does not exist")
     assert not (at_work / "out").exists(), "nothing half-written"
 
 
-def test_other_variables_than_the_pretrained_models_are_refused(at_work, small, capsys):
+def test_other_variables_than_the_pretrained_models_are_refused(at_work, capsys):
     fewer = "--data.init_args.variables={heart_area: {structure: heart}}"
-    refused(capsys, fit(small, "segcft", fewer), "trained with variables", "'age'", "['heart_area']")
+    refused(capsys, fit("segcft", fewer), "trained with variables", "'age'", "['heart_area']")
 
 
 def test_help_and_nothing_to_do(capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_modules.chexmask import COLUMNS, ID_COLUMNS, decode, encode, parse, read_chexmask
+from data_modules.chexmask import COLUMNS, ID_COLUMNS, decode, encode, parse, parse_many, read_chexmask
 
 STRUCTURES = list(COLUMNS)
 Tree = Callable[..., tuple[Path, Path]]
@@ -68,6 +68,20 @@ BAD_RUNS = {
 def test_bad_run_lengths_are_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         parse(text, 10)
+    assert parse_many(["1 2 3 4", text, "2 1"], np.array([10, 10, 10])) is None
+
+
+def test_many_masks_are_parsed_as_each_one() -> None:
+    rng = np.random.default_rng(1)
+    drawn = [(rng.random((9, width)) < 0.6).astype(np.uint8) for width in (3, 8, 5, 30)]
+    texts, pixels = [encode(mask) for mask in drawn], np.array([mask.size for mask in drawn])
+    parsed = parse_many(texts, pixels)
+    assert parsed is not None
+    each = [parse(text, int(size)) for text, size in zip(texts, pixels, strict=True)]
+    np.testing.assert_array_equal(parsed[0], np.concatenate(each))
+    assert parsed[1].tolist() == [len(runs) for runs in each]
+    assert parse_many(texts, pixels - np.array([0, 60, 0, 0])) is None
+    assert parse_many(["1   2", "3\n4 5\n6"], np.array([10, 10])) is None  # as many spaces as there are numbers
 
 
 BAD_CELLS = [
@@ -98,8 +112,21 @@ def test_a_bad_cell_is_named(chexpert_tree: Tree, spoil: Spoil, field: str, valu
 def test_unwanted_rows_may_be_bad(chexpert_tree: Tree, spoil: Spoil) -> None:
     _, masks = chexpert_tree()
     spoil(masks, 6, "Heart", "no runs")
+    spoil(masks, 9, "Height", "")
+    spoil(masks, 9, "Dice RCA (Mean)", "0.1")
     wanted = everything(masks).delete(4)
-    assert len(read_chexmask(masks, STRUCTURES, wanted)) == len(wanted)
+    assert len(read_chexmask(masks, STRUCTURES, wanted)) == len(wanted) - 1
+
+
+def test_unusual_spaces_change_nothing(chexpert_tree: Tree) -> None:
+    _, path = chexpert_tree()
+    plain = read_chexmask(path, STRUCTURES, everything(path))
+    table = pd.read_csv(path, dtype=str)
+    table["Heart"] = "  " + table["Heart"].str.replace(" ", "\n", n=1) + " "
+    table.to_csv(path, index=False)
+    spaced = read_chexmask(path, STRUCTURES, everything(path))
+    np.testing.assert_array_equal(spaced.entries, plain.entries)
+    np.testing.assert_array_equal(spaced.take(np.arange(len(spaced)) % 3 == 1).areas(), plain.areas()[1::3])
 
 
 def test_poor_and_blank_masks_are_left_out(chexpert_tree: Tree, spoil: Spoil) -> None:
@@ -118,7 +145,7 @@ def test_tables_that_cannot_serve(chexpert_tree: Tree, spoil: Spoil) -> None:
     assert len(read_chexmask(masks, ["right_lung", "left_lung"], ids)) == len(ids)
     for structures, wanted, message in (
         (STRUCTURES, ids, "24 have a blank structure"),
-        (["left_lung"], ids + "?", "0 belong to wanted images"),
+        (["left_lung"], ids + "?", "24 rows, 0 of wanted images"),
         (["liver"], ids, "CheXmask offers left_lung, right_lung, heart"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
@@ -146,7 +173,7 @@ def test_real_tables(shared: Path, name: str) -> None:
     assert 10 < len(masks) == (table["Dice RCA (Mean)"] >= 0.7).sum()
     texts = table.set_index(table.columns[0]).loc[masks.ids]
     for place in range(4):
-        left, right, heart = (decode(runs, masks.shapes[place]) for runs in masks.runs[place])
+        left, right, heart = (decode(runs, masks.shapes[place]) for runs in (masks.runs(place, k) for k in range(3)))
         columns = np.arange(1024)
         assert (right.sum(0) @ columns) / right.sum() < 512 < (left.sum(0) @ columns) / left.sum()
         np.testing.assert_allclose(masks.areas()[place], [100 * m.mean() for m in (left, right, heart)])

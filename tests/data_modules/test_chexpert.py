@@ -250,7 +250,7 @@ def test_real_chexpert_rows(shared: Path) -> None:
 
 
 def test_real_radiographs(real_tree: tuple[Path, Path]) -> None:
-    """Left on the right, patients apart, and areas of 64-pixel masks within 3 % of the run lengths (1 % of them 4 %)."""
+    """Left on the right, patients apart, and areas of 64-pixel masks within 3 % of the run lengths."""
     root, masks = real_tree
     data = CheXpert(str(root), str(masks), AREAS, LUNGS, size=64)
     names = [patients(data.dataset(split)) for split in SPLITS]
