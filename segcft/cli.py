@@ -17,7 +17,7 @@ import data_modules.chexpert  # noqa: F401 (importing registers the short names)
 from data_modules.base import DataModule
 from segcft.evaluation import evaluate
 from segcft.tasks import Task
-from segcft.tasks.callbacks import CounterfactualImages, StepProgress
+from segcft.tasks.callbacks import CounterfactualImages, PredictionFiles, StepProgress
 
 USAGE = """usage: segcft {fit,validate,test,predict,evaluate} [--config FILE.yaml ...] [--help]
 
@@ -26,7 +26,7 @@ Structure-specific counterfactual medical images.
   fit        train one stage: segmentor, regressor, pretrain, segcft, regcft, nocft
   validate   the stage's own measures on the validation split
   test       the same on the test split
-  predict    counterfactuals of the test split
+  predict    measurements or counterfactuals of the test split, under predictions/
   evaluate   compare trained models on a fixed table of interventions: metrics, tables and a figure
 
 Several --config files are read in order and later ones override; so do options: --trainer.max_steps=100.
@@ -48,8 +48,11 @@ class SegCFTCLI(LightningCLI):
         assert isinstance(self.model, Task)
         callbacks: list[Callback] = [StepProgress()]
         if not config.trainer.fast_dev_run:
-            folder = os.path.join("checkpoints", config.experiment, self.model.stage)
-            callbacks.append(ModelCheckpoint(folder, filename="last", enable_version_counter=False))
+            folder = os.path.join(config.experiment, self.model.stage)
+            callbacks.append(PredictionFiles(os.path.join("predictions", folder)))
+            callbacks.append(
+                ModelCheckpoint(os.path.join("checkpoints", folder), filename="last", enable_version_counter=False)
+            )
             if config.trainer.logger is None:
                 kwargs["logger"] = TensorBoardLogger(os.path.join("logs", config.experiment), name=self.model.stage)
             if config.trainer.logger is not False:
@@ -105,6 +108,7 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _quiet() -> None:
     """Drop notes of libraries that a user can do nothing about."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of Lightning's calls
     notes = (
         "LeafSpec",
         "does not have many workers",

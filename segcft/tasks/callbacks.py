@@ -3,13 +3,15 @@
 import math
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from torch import Tensor
 
+from segcft.files import staged
 from segcft.interventions import fixed_do
 from segcft.tasks.base import Batch, Task
 
@@ -78,6 +80,33 @@ class CounterfactualImages(Callback):
         answer = model(few["image"], few, fixed_do(few, list(model.parents.structural)), temperature=0.0)
         rows = [few["image"], answer.abduction.pixels.loc, answer.image, answer.image - few["image"]]
         writer.add_image("counterfactuals", _grid(rows), trainer.global_step)
+
+
+class PredictionFiles(BasePredictionWriter):
+    """``segcft predict``: every batch as one file of tensors, opened by ``torch.load(path, weights_only=True)``.
+
+    Args:
+        folder: Where to write ``RANK-BATCH.pt``.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__("batch")
+        self.folder = Path(folder)
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write one batch whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with staged(self.folder / f"{trainer.global_rank}-{batch_idx:05d}.pt") as path:
+            torch.save({name: value.cpu() for name, value in prediction.items()}, path)
 
 
 def _grid(rows: list[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from segcft.interventions import fixed_do, sample_do
 from segcft.losses import ElboConstraint, guidance_loss, minimality_loss
 from segcft.parents import DataDescription
 from segcft.prediction import Prediction
-from segcft.tasks.base import Batch, Optimisation, Task
+from segcft.tasks.base import Batch, Optimisation, Task, predictions
 
 
 class CounterfactualFineTuning(Task):
@@ -83,6 +83,10 @@ class CounterfactualFineTuning(Task):
         answer = self.model(batch["image"], batch, fixed_do(batch, self.asked), temperature=0.0)
         guidance, change = self._judge(batch, answer)
         self.show(stage, {"guidance": guidance, "nelbo": answer.abduction.elbo.nelbo().mean(), "change": change}, batch)
+
+    def predictions(self, batch: Batch) -> Batch:
+        """Images (B, C, *S) under one do() a subject; ``do_NAME`` in real units, NaN where not asked."""
+        return predictions(self.model, batch, self.asked)
 
     def _judge(self, batch: Batch, answer: Counterfactual) -> tuple[Tensor, Tensor]:
         """Guidance loss and mean change."""

@@ -16,6 +16,10 @@ class _TrainJudge(Task):
     parts = ("judge",)
     judge: Judge
 
+    def predictions(self, batch: Batch) -> Batch:
+        """Structural variables in real units, (B,) each."""
+        return self.judge.measure(batch["image"])
+
     def area_errors(self, batch: Batch) -> dict[str, Tensor]:
         """Signed bias and absolute error of every structural variable in percent of the true value."""
         errors: dict[str, Tensor] = {}

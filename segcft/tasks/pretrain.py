@@ -9,7 +9,7 @@ from segcft.hvae import HVAE
 from segcft.mechanisms import Mechanism
 from segcft.parents import DataDescription
 from segcft.prediction import Prediction
-from segcft.tasks.base import Batch, Optimisation, Task
+from segcft.tasks.base import Batch, Optimisation, Task, predictions
 
 
 class PretrainHVAE(Task):
@@ -59,6 +59,10 @@ class PretrainHVAE(Task):
         error = (found.pixels.loc - batch["image"]).abs().mean()
         terms = {"nll": found.elbo.nll.mean(), "kl": found.elbo.kl.sum(1).mean(), "reconstruction": error}
         self.show(stage, {"nelbo": found.elbo.nelbo().mean(), **terms}, batch)
+
+    def predictions(self, batch: Batch) -> Batch:
+        """Images (B, C, *S) under one do() a subject; ``do_NAME`` in real units, NaN where not asked."""
+        return predictions(self.model, batch, list(self.model.parents.structural))
 
     def _beta(self) -> float:
         steps = self.beta_share * max(1, int(self.trainer.estimated_stepping_batches))

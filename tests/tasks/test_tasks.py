@@ -1,0 +1,106 @@
+"""The training stages on discs and balls, through the command line."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from segcft.checkpoints import load
+from segcft.cli import main
+from segcft.counterfactual import CounterfactualModel
+from segcft.tasks import Optimisation
+
+CONFIG = """
+experiment: balls
+data: {{class_path: tests.balls.Balls, init_args: {{spatial_dims: {dims}, subjects: 24}}}}
+trainer:
+  max_steps: 3
+  logger: false
+  accelerator: cpu
+  devices: 1
+  callbacks: [{{class_path: EMAWeightAveraging, init_args: {{decay: 0.5}}}}]
+model:
+  class_path: segcft.tasks.{task}
+  init_args: {arguments}
+"""
+UNET = "{network: monai.UNet, options: {channels: [4, 8], strides: [2], norm: batch}}"
+HVAE = (
+    "{hvae: {class_path: segcft.hvae.HVAE, init_args: {stages: ["
+    "{resolution: 16, width: 8, blocks: 0}, {resolution: 4, width: 8, latent_channels: 2}]}}}"
+)
+GUIDED = (
+    "{pretrained: checkpoints/balls/pretrain/last.ckpt, guidance: {class_path: SegmentorGuidance, "
+    "init_args: {judge: checkpoints/balls/segmentor/last.ckpt}}}"
+)
+STAGES = [
+    ("segmentor", "TrainSegmentor", UNET),
+    ("pretrain", "PretrainHVAE", HVAE),
+    ("segcft", "CounterfactualFineTuning", GUIDED),
+]
+
+
+def run(folder, command, dims, stage, *more):
+    task, arguments = next((task, arguments) for name, task, arguments in STAGES if name == stage)
+    path = folder / f"{stage}{dims}.yaml"
+    path.write_text(CONFIG.format(dims=dims, task=task, arguments=arguments))
+    assert main([command, f"--config={path}", *more]) == 0
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["2d", "3d"])
+def trained(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("balls")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage, _, _ in STAGES:
+            run(folder, "fit", request.param, stage)
+    return folder, request.param
+
+
+def test_the_whole_chain_trains_in_two_and_three_dimensions(trained):
+    folder, dims = trained
+    content = torch.load(folder / "checkpoints/balls/segcft/last.ckpt", weights_only=True)
+    assert set(content["segcft"]["seconds"]) == {"segmentor", "pretrain", "segcft"}
+    assert torch.isfinite(content["state_dict"]["constraint.bound"]), "the bound is stored"
+    before, after = (
+        load(folder / f"checkpoints/balls/{s}/last.ckpt", CounterfactualModel) for s in ("pretrain", "segcft")
+    )
+    assert after.description.spatial_dims == dims
+    moved = [n for n, w in before.state_dict().items() if not torch.equal(w, after.state_dict()[n])]
+    assert any("head" in name for name in moved)
+    judge = torch.load(folder / "checkpoints/balls/segmentor/last.ckpt", weights_only=True)["state_dict"]
+    for name, weight in judge.items():
+        assert torch.equal(weight, content["state_dict"][f"guidance.{name}"]), "the judge never learns"
+
+
+def test_validate_test_and_predict_read_a_checkpoint(trained, monkeypatch):
+    folder, dims = trained
+    monkeypatch.chdir(folder)
+    checkpoint = "--ckpt_path=checkpoints/balls/segcft/last.ckpt"
+    for command in ("validate", "test", "predict"):
+        run(folder, command, dims, "segcft", checkpoint)
+    run(folder, "predict", dims, "segmentor", "--ckpt_path=checkpoints/balls/segmentor/last.ckpt")
+    images = torch.load(folder / "predictions/balls/segcft/0-00000.pt", weights_only=True)
+    assert images["image"].shape == (8, 1, *[16] * dims)
+    assert images["do_left_size"].isnan().sum() + images["do_right_size"].isnan().sum() == 8
+    assert set(torch.load(folder / "predictions/balls/segmentor/0-00002.pt")) == {"index", "left_size", "right_size"}
+
+
+def test_resuming_goes_on_from_the_bound_and_the_clock(trained, monkeypatch):
+    folder, dims = trained
+    monkeypatch.chdir(folder)
+    path = folder / "checkpoints/balls/segcft/last.ckpt"
+    before = torch.load(path, weights_only=True)
+    run(folder, "fit", dims, "segcft", f"--ckpt_path={path}", "--trainer.max_steps=5")
+    after = torch.load(path, weights_only=True)
+    assert after["global_step"] == 5
+    assert after["current_model_state"]["constraint.bound"] == before["current_model_state"]["constraint.bound"]
+    assert after["segcft"]["seconds"]["segcft"] > before["segcft"]["seconds"]["segcft"]
+
+
+def test_learning_rate_warms_up_from_the_first_step_stays_and_falls_to_zero():
+    plan = Optimisation(lr=1.0, warmup_steps=10, flat=0.5)
+    factors = [plan.factor(step, 100) for step in range(101)]
+    assert 0 < factors[0] < factors[5] < factors[9] == 1
+    assert set(factors[9:51]) == {1}
+    assert all(late < early for early, late in pairwise(factors[51:]))
+    assert factors[100] == pytest.approx(0)
