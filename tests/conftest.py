@@ -1,18 +1,43 @@
 """Fixtures that every test may use."""
 
 import csv
+import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+SHARED = Path(__file__).parents[2] / "shared"
 FINDINGS = [
     *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),
     *("Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other"),
     *("Fracture", "Support Devices"),
 ]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"no real data at {SHARED / 'data'}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def real_tree(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Every third real radiograph as a CheXpert tree: (root, CheXmask table)."""
+    source, root = tmp_path_factory.mktemp("few"), tmp_path_factory.mktemp("cxr")
+    manifest = pd.read_csv(shared / "data/cxr_open/manifest.csv", dtype=str).iloc[::3]
+    manifest.fillna("").to_csv(source / "manifest.csv", index=False)
+    for name in [*manifest["file"], *manifest["mask_file"]]:
+        (source / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(shared / "data/cxr_open" / name, source / name)
+    runpy.run_path(str(shared / "tools/make_cxr_layout.py"))["main"](str(source), str(root), "chexpert")
+    return root, root / "CheXmask/OriginalResolution/CheXpert.csv"
 
 
 @pytest.fixture
