@@ -11,6 +11,8 @@ CLI := $(BIN)/segcft
 export MALLOC_MMAP_THRESHOLD_ ?= 2000000000
 export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 export NO_ALBUMENTATIONS_UPDATE := 1
+# Without cached bytecode every command spends half a minute importing.
+export PYTHONDONTWRITEBYTECODE :=
 
 STAGES := segmentor evaluator regressor pretrain nocft regcft segcft
 FIT = $(CLI) fit --config $(CONFIGS)/data.yaml --config $(CONFIGS)/$@.yaml $(ARGS)
@@ -29,7 +31,8 @@ setup: $(READY)  ## Create .venv with pinned packages and the project, editable;
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segcft needs Python 3.11 or newer, not " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	touch $@
 
 lint: $(READY)  ## ruff (lint and format), mypy --strict, import-linter
