@@ -50,9 +50,13 @@ class SegCFTCLI(LightningCLI):
         if not config.trainer.fast_dev_run:
             folder = os.path.join(config.experiment, self.model.stage)
             callbacks.append(PredictionFiles(os.path.join("predictions", folder)))
-            callbacks.append(
-                ModelCheckpoint(os.path.join("checkpoints", folder), filename="last", enable_version_counter=False)
-            )
+            # after every epoch, whether validated or not: the last one is what the next stage reads
+            keep: dict[str, Any] = {
+                "filename": "last",
+                "save_on_train_epoch_end": True,
+                "enable_version_counter": False,
+            }
+            callbacks.append(ModelCheckpoint(os.path.join("checkpoints", folder), **keep))
             if config.trainer.logger is None:
                 kwargs["logger"] = TensorBoardLogger(os.path.join("logs", config.experiment), name=self.model.stage)
             if config.trainer.logger is not False:

@@ -72,6 +72,15 @@ def test_the_whole_chain_trains_in_two_and_three_dimensions(trained):
         assert torch.equal(weight, content["state_dict"][f"guidance.{name}"]), "the judge never learns"
 
 
+def test_the_last_step_is_kept_even_if_it_was_not_validated(trained, monkeypatch):
+    folder, dims = trained
+    monkeypatch.chdir(folder)
+    for option in ("--trainer.check_val_every_n_epoch=2", "--trainer.limit_val_batches=0"):
+        run(folder, "fit", dims, "segmentor", "--experiment=unseen", "--trainer.max_steps=4", option)
+        content = torch.load(folder / "checkpoints/unseen/segmentor/last.ckpt", weights_only=True)
+        assert content["global_step"] == 4
+
+
 def test_validate_test_and_predict_read_a_checkpoint(trained, monkeypatch):
     folder, dims = trained
     monkeypatch.chdir(folder)
