@@ -1,6 +1,7 @@
 """What happens around training: progress towards the last step, and pictures of what the model believes."""
 
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -36,7 +37,7 @@ class StepProgress(Callback):
     ) -> None:
         """Show progress at every tenth, or every per cent in a terminal; the only time a metric is read."""
         steps, done = int(trainer.estimated_stepping_batches), trainer.global_step
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         mark = done * (100 if terminal else 10) // max(1, steps)
         if not trainer.is_global_zero or mark == self._shown:
             return
