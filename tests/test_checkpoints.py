@@ -55,7 +55,8 @@ def test_missing_broken_foreign_and_hostile_files_are_refused(tmp_path, capsys):
     torch.save({"segcft": Hostile()}, tmp_path / "hostile.ckpt")
     (tmp_path / "pickle.ckpt").write_bytes(pickle.dumps(Hostile()))
     whole = write(tmp_path / "whole.ckpt", {"model": model()}).read_bytes()
-    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    for eighth in range(1, 8):
+        (tmp_path / f"cut{eighth}.ckpt").write_bytes(whole[: eighth * len(whole) // 8])
     for name, message in {
         "missing": "does not exist",
         "text": "can be opened safely",
@@ -63,7 +64,7 @@ def test_missing_broken_foreign_and_hostile_files_are_refused(tmp_path, capsys):
         "foreign": "not written by segcft",
         "hostile": "can be opened safely",
         "pickle": "can be opened safely",
-        "cut": "can be opened safely",
+        **{f"cut{eighth}": "can be opened safely" for eighth in range(1, 8)},
     }.items():
         with pytest.raises(ValueError, match=message) as caught:
             checkpoints.read(tmp_path / f"{name}.ckpt")
