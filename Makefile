@@ -82,7 +82,7 @@ evaluate: $(READY)  ## Compare the methods: metrics.json, table.md, figure.png u
 	$(call needs,segcft)
 	$(CLI) evaluate --config $(CONFIGS)/data.yaml --config $(CONFIGS)/evaluate.yaml $(ARGS)
 
-demo: $(READY)  ## Everything on the chest phantom, two stages at a time: about 8 minutes on 2 cores
+demo: $(READY)  ## Everything on the chest phantom, two stages at a time: about 9 minutes on 2 cores
 	$(DEMO) pretrain segmentor evaluator regressor
 	$(DEMO) segcft regcft nocft
 	$(DEMO) evaluate
