@@ -17,12 +17,12 @@ export PYTHONDONTWRITEBYTECODE :=
 STAGES := segmentor evaluator regressor pretrain nocft regcft segcft
 FIT = $(CLI) fit --config $(CONFIGS)/data.yaml --config $(CONFIGS)/$@.yaml $(ARGS)
 # One thread a stage and two stages at once use two cores better than two threads; TERM=dumb: lines, no moving bars.
-DEMO = @OMP_NUM_THREADS=1 TERM=dumb $(MAKE) --no-print-directory -j2 EXPERIMENT=chest_phantom
+PAIRS = @OMP_NUM_THREADS=1 TERM=dumb $(MAKE) --no-print-directory -j2
 # $(call needs,stage): stop with the command that makes a missing checkpoint
 needs = @test -f $(RUNS)/$(1)/last.ckpt || { echo "$(RUNS)/$(1)/last.ckpt is missing: run 'make $(1) EXPERIMENT=$(EXPERIMENT)' first" >&2; exit 2; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-slow demo evaluate tensorboard clean $(STAGES)
+.PHONY: help setup lint test test-slow all demo evaluate tensorboard clean $(STAGES)
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -82,10 +82,13 @@ evaluate: $(READY)  ## Compare the methods: metrics.json, table.md, figure.png u
 	$(call needs,segcft)
 	$(CLI) evaluate --config $(CONFIGS)/data.yaml --config $(CONFIGS)/evaluate.yaml $(ARGS)
 
-demo: $(READY)  ## Everything on the chest phantom, two stages at a time: about 9 minutes on 2 cores
-	$(DEMO) pretrain segmentor evaluator regressor
-	$(DEMO) segcft regcft nocft
-	$(DEMO) evaluate
+all: $(READY)  ## Every stage of EXPERIMENT, two at a time, then evaluate
+	$(PAIRS) pretrain segmentor evaluator regressor
+	$(PAIRS) segcft regcft nocft
+	$(PAIRS) evaluate
+
+demo: $(READY)  ## All of the chest phantom: about 9 minutes on 2 cores
+	@$(MAKE) --no-print-directory all EXPERIMENT=chest_phantom
 
 tensorboard: $(READY)  ## Watch the experiment's runs
 	$(BIN)/tensorboard --logdir logs/$(EXPERIMENT) --host 127.0.0.1
