@@ -91,7 +91,8 @@ def page(cache: Cache, images: int = 18, seed: int = 0) -> Any:
     heights = (2.0 * rows[0], 1.5 * rows[1], 0.32 * len(names) + 1.9)
     figure = Figure(figsize=(13, sum(heights) + 0.9), layout="constrained")
     figure.suptitle(_title(cache), fontsize=11)
-    sheet, histograms, matrix = figure.subfigures(3, 1, height_ratios=heights)
+    parts: Any = figure.subfigures(3, 1, height_ratios=heights)
+    sheet, histograms, matrix = parts
     _contact_sheet(sheet, cache, images, seed)
     _histograms(histograms, cache, names, rows[1])
     _correlations(matrix, cache.table, names)
@@ -102,7 +103,8 @@ def _title(cache: Cache) -> str:
     counts = ", ".join(f"{name} {count}" for name, count in cache.facts["counts"].items())
     shared, patients = len(shared_patients(cache.table)), cache.table["patient"].nunique()
     return (
-        f"{cache.facts['plan']['source']} ({cache.folder.name}): {counts}; {patients} patients, {shared} of them in more "
+        title, colour = f"{subject['split']}: {str(subject['id'])[-28:]}", SPLIT_COLOURS[subject["split"]]
+        axis.set_title(title, fontsize=6, color=colour)
         f"than one split; {cache.facts['quarantined']} unreadable"
     )
 

@@ -15,6 +15,7 @@ from data_modules.base import Batch, DataModule, ImageDataset, Split
 from data_modules.cache import Cache, key
 from data_modules.prepare import prepare
 from data_modules.sources import Source
+from data_modules.statistics import attributes
 from data_modules.transforms import Augmentation, field_of_view
 from segcft.parents import Variable
 
@@ -102,7 +103,7 @@ class Prepared(DataModule):
             if variable.structure and variable.structure not in self.structures:
                 raise ValueError(f"variable {name!r} measures {variable.structure!r}, not among {self.structures}")
             if name not in table or not pd.api.types.is_numeric_dtype(table[name]):
-                offered = [column for column in table.select_dtypes("number") if column != "row"]
+                offered = attributes(table)
                 raise ValueError(f"unknown variable {name!r}; {self.source.name} offers {', '.join(offered)}")
         return list(self.variables)
 
@@ -157,7 +158,8 @@ class CachedImages(ImageDataset):
     def _signed(self, images: NDArray[np.generic]) -> Tensor:
         """Levels -> [-1, 1] by the source's window, beyond it clipped."""
         low, high = self.window
-        return ((torch.from_numpy(images).float() - low) * (2 / (high - low)) - 1).clamp_(-1, 1)
+        levels = torch.from_numpy(images).float()
+        return levels.sub_(low).mul_(2 / (high - low)).sub_(1).clamp_(-1, 1)
 
     def _augment(
         self,

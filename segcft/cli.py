@@ -13,8 +13,6 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-import data_modules.chest_phantom
-import data_modules.coronary_phantom  # noqa: F401 (importing registers the short names)
 from data_modules.base import DataModule
 from data_modules.inspection import inspect
 from data_modules.prepare import prepare
@@ -127,9 +125,7 @@ def _evaluate(arguments: list[str]) -> None:
 def _prepare(arguments: list[str]) -> None:
     name = arguments[0] if arguments else ""
     if name not in SOURCES:
-        print(
-            f"usage: segcft prepare {{{','.join(SOURCES)}}} --out FOLDER [options]; the options: segcft prepare NAME --help"
-        )
+        print(f"usage: segcft prepare {{{','.join(SOURCES)}}} --out FOLDER [options], see segcft prepare NAME --help")
         if name in ("-h", "--help"):
             return
         raise ValueError(f"unknown data set {name!r}; one of {', '.join(SOURCES)} is needed")
@@ -149,9 +145,7 @@ def _prepare(arguments: list[str]) -> None:
         source(**{key: config[key] for key in options}), config.out, config.workers, config.on_error, config.overwrite
     )
     counts = ", ".join(f"{name} {count}" for name, count in cache.facts["counts"].items())
-    print(
-        f"{cache.folder}: {counts}; {cache.facts['quarantined']} left out; look at it with segcft inspect {cache.folder}"
-    )
+    print(f"{cache.folder}: {counts}; {cache.facts['quarantined']} left out; see segcft inspect {cache.folder}")
 
 
 def _inspect(arguments: list[str]) -> None:
