@@ -103,9 +103,8 @@ def _title(cache: Cache) -> str:
     counts = ", ".join(f"{name} {count}" for name, count in cache.facts["counts"].items())
     shared, patients = len(shared_patients(cache.table)), cache.table["patient"].nunique()
     return (
-        title, colour = f"{subject['split']}: {str(subject['id'])[-28:]}", SPLIT_COLOURS[subject["split"]]
-        axis.set_title(title, fontsize=6, color=colour)
-        f"than one split; {cache.facts['quarantined']} unreadable"
+        f"{cache.facts['plan']['source']} ({cache.folder.name}): {counts}; {patients} patients, {shared} of them in "
+        f"more than one split; {cache.facts['quarantined']} unreadable"
     )
 
 
