@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from data_modules.radiographs import Radiographs
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from data_modules.base import Split
 from data_modules.chexpert import CheXpert, read_table
-from data_modules.radiographs import Radiographs
 from data_modules.transforms import Augmentation
 from segcft.parents import Variable
 
