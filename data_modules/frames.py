@@ -61,4 +61,4 @@ def box_weights(old: int, new: int, step: float) -> NDArray[np.float32]:
     edges = (np.arange(new + 1) - new / 2) * step + old / 2  # in old pixels
     starts, ends = np.arange(old), np.arange(1, old + 1)
     overlap = np.minimum(edges[1:, None], ends) - np.maximum(edges[:-1, None], starts)
-    return (overlap.clip(0) / step).astype(np.float32)
+    return np.asarray(overlap.clip(0) / step, np.float32)

@@ -1,5 +1,6 @@
 """From an image file to grey levels or labels: PNG, JPEG, DICOM, NIfTI. Every error is a ValueError naming the file."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def read_grey(path: str | Path) -> Pixels:
 
 
 def _read_image(path: Path, convert: Callable[[Any], Pixels]) -> Pixels:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"no image at {path}")
     try:
         with Image.open(path) as image:
@@ -116,7 +117,7 @@ def _open(path: Path, grey: Callable[[Any], Pixels], convert: Callable[[Any], Pi
     name = path.name.lower()
     if name.endswith((".png", ".jpg", ".jpeg")):
         return Picture(_read_image(path, convert))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"no image at {path}")
     try:
         if name.endswith((".nii", ".nii.gz")):

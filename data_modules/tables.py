@@ -103,6 +103,19 @@ def numbers(frame: pd.DataFrame, field: str, path: Path, blank: bool = False) ->
     return values
 
 
+def years(frame: pd.DataFrame, field: str, path: Path) -> NDArray[np.float64]:
+    """Years of dates written as YYYYMMDD, (N,); blank is NaN.
+
+    Raises:
+        ValueError: If a cell is no date.
+    """
+    dates = numbers(frame, field, path, blank=True)
+    months, days = dates // 100 % 100, dates % 100
+    wrong = (dates % 1 != 0) | (dates < 19000101) | (months < 1) | (months > 12) | (days < 1) | (days > 31)
+    refuse(frame, field, path, wrong & ~np.isnan(dates), "a date as YYYYMMDD is needed here")
+    return np.floor(dates / 10000)
+
+
 def categories(frame: pd.DataFrame, field: str, path: Path, meaning: Mapping[str, float]) -> NDArray[np.float64]:
     """A column of words as numbers, (N,); blank cells are NaN.
 
