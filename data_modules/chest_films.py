@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -33,8 +34,8 @@ class ChestFilms(Source):
 
     A film is listed if it has a mask of good quality; a structure without a mask has NaN as its area. Attributes of
     all data sets: ``<structure>_area``, and ``dice_rca``, CheXmask's own estimate of quality. Reading adds
-    ``image_height`` and ``image_width`` in pixels and ``lung_contrast``, the mean grey level outside the lungs minus
-    that inside: far below 0, a film is inverted or its mask lies elsewhere.
+    ``image_height`` and ``image_width`` in pixels and ``lung_contrast``, the mean grey level close around the lungs
+    minus that inside: it is positive unless a film is inverted, its mask lies elsewhere or its lungs are white.
 
     Args:
         root: Folder of the data set.
@@ -130,8 +131,8 @@ class ChestFilms(Source):
         drawn = [resize_mask(pad_square(decode(run, masks.shapes[place])), self.size) for run in runs]
         values = {"image_height": float(pixels.shape[0]), "image_width": float(pixels.shape[1])}
         field = field_of_view(np.array(pixels.shape), self.size)
-        lungs = np.any([mask for name, mask in zip(self.structures, drawn, strict=True) if name in LUNGS], axis=0)
-        values["lung_contrast"] = _contrast(image, field.astype(bool), lungs)
+        lungs = [mask for name, mask in zip(self.structures, drawn, strict=True) if name in LUNGS]
+        values["lung_contrast"] = _contrast(image, field, np.max([np.zeros_like(field), *lungs], axis=0))
         return Sample(image[None], np.stack(drawn).astype(bool), values)
 
 
@@ -146,9 +147,7 @@ def check_shape(image: tuple[int, ...], mask: tuple[int, ...]) -> None:
         return
     shapes = f"the image is {image[0]} x {image[1]} (height x width), its CheXmask row says {mask[0]} x {mask[1]}"
     if mask == (PREPROCESSED_SIDE, PREPROCESSED_SIDE):
-        hint = (
-            "this looks like the Preprocessed variant (padded, 1024 x 1024): say variant: preprocessed if all rows are"
-        )
+        hint = "this looks like a row of the Preprocessed variant (padded, 1024 x 1024) among others"
     elif abs(image[0] - scale * mask[1]) <= 1 and abs(image[1] - scale * mask[0]) <= 1:
         hint = "Height and Width look exchanged"
     else:
@@ -156,7 +155,8 @@ def check_shape(image: tuple[int, ...], mask: tuple[int, ...]) -> None:
     raise ValueError(f"{shapes}; {hint}")
 
 
-def _contrast(image: NDArray[np.uint8], field: NDArray[np.bool_], lungs: NDArray[np.bool_]) -> float:
-    """Mean level outside the lungs minus that inside; NaN without lungs."""
-    inside, outside = field & lungs, field & ~lungs
-    return float(image[outside].mean() - image[inside].mean()) if inside.any() and outside.any() else float("nan")
+def _contrast(image: NDArray[np.uint8], field: NDArray[np.uint8], lungs: NDArray[np.uint8]) -> float:
+    """Mean level of a ring around the lungs, 3 % of the frame wide, minus that inside; NaN without lungs."""
+    wide = 2 * max(1, round(len(image) / 32)) + 1
+    ring = (cv2.dilate(lungs, np.ones((wide, wide), np.uint8)) > lungs) & (field == 1)
+    return float(image[ring].mean() - image[lungs == 1].mean()) if lungs.any() and ring.any() else float("nan")
