@@ -1,5 +1,6 @@
 """Image files of every kind, written here: levels against arithmetic, and damage that is always a named ValueError."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ def write_dicom(path: Path, pixels: np.ndarray, **tags: Any) -> Path:
 def write_nifti(path: Path, data: np.ndarray, affine: np.ndarray) -> Path:
     nibabel.Nifti1Image(data, affine).to_filename(path)
     return path
+
+
+def levels_or_reason(path: Path) -> np.ndarray | str:
+    try:
+        return read_picture(path, (0, 255)).levels
+    except ValueError as error:
+        return str(error)
 
 
 def test_grey_files(tmp_path: Path) -> None:
@@ -99,11 +107,9 @@ def test_dicom_windows_and_inversion(tmp_path: Path) -> None:
 
 def test_dicom_voi_table(tmp_path: Path) -> None:
     table = pydicom.Dataset()
-    table.LUTDescriptor, table.LUTData = [1024, 0, 16], (np.arange(1024) ** 2 // 16).tolist()
+    table.add_new("LUTDescriptor", "US", [1024, 0, 16])
+    table.add_new("LUTData", "US", (np.arange(1024) ** 2 // 16).tolist())
     path = write_dicom(tmp_path / "voi.dcm", RAMP.astype(np.uint16), VOILUTSequence=[table])
-    for element in ("LUTDescriptor", "LUTData"):
-        table[element].VR = "US"
-    path = write_dicom(path, RAMP.astype(np.uint16), VOILUTSequence=[table])
     np.testing.assert_allclose(read_picture(path).levels, 255 * (RAMP.astype(int) ** 2 // 16) / 65535, atol=0.51)
 
 
@@ -166,7 +172,7 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "bomb.png")
     data = bytearray((tmp_path / "bomb.png").read_bytes())
     data[16:24] = (60000).to_bytes(4, "big") * 2
-    data[29:33] = __import__("zlib").crc32(bytes(data[12:29])).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
     (tmp_path / "bomb.png").write_bytes(data)
     with pytest.raises(ValueError, match=r"bomb\.png cannot be read"):
         read_grey(tmp_path / "bomb.png")
@@ -197,12 +203,8 @@ def test_a_file_cut_short_is_refused(
     data, levels = whole[suffix]
     path = tmp_path / f"cut{suffix}"
     path.write_bytes(data[: int(share * len(data))])
-    try:
-        seen = read_picture(path, (0, 255)).levels
-    except ValueError as error:
-        assert str(path) in str(error)
-    else:
-        np.testing.assert_array_equal(seen, levels)
+    seen = levels_or_reason(path)
+    assert str(path) in seen if isinstance(seen, str) else (seen == levels).all()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".dcm", ".nii"])
@@ -215,7 +217,5 @@ def test_a_changed_byte_never_raises_anything_else(
     data[int(place * len(data))] = value
     path = tmp_path / f"changed{suffix}"
     path.write_bytes(data)
-    try:
-        read_picture(path, (0, 255))
-    except ValueError as error:
-        assert str(path) in str(error)
+    seen = levels_or_reason(path)
+    assert not isinstance(seen, str) or str(path) in seen
