@@ -65,7 +65,7 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
     absent = [name for name in columns if name not in known]
     if absent:
         raise ValueError(f"{path}: no column {', '.join(map(repr, absent))}; it holds {', '.join(map(repr, known))}")
-    wanted = [*columns, *(name for name in optional if name in known)]
+    wanted = list(dict.fromkeys([*columns, *(name for name in optional if name in known)]))
     read = csv.ReadOptions(use_threads=False, block_size=BLOCK)  # one thread: errors know their row
     convert = csv.ConvertOptions(
         column_types=dict.fromkeys(wanted, pa.string()),
@@ -85,8 +85,15 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
 
 
 def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
-    """All that ``read_columns`` yields, as one frame."""
-    return pd.concat(read_columns(path, columns, optional))
+    """All that ``read_columns`` yields, as one frame.
+
+    Raises:
+        ValueError: As there, and if the table has no rows.
+    """
+    parts = [part for part in read_columns(path, columns, optional) if len(part)]
+    if not parts:
+        raise ValueError(f"{path}: it has a header and no rows")
+    return pd.concat(parts)
 
 
 def numbers(frame: pd.DataFrame, field: str, path: Path, blank: bool = False) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """CheXpert: a tree drawn in the true layout, real radiographs, and every bad input named where it lies."""
 
+import io
 import logging
 import pickle
 import re
@@ -10,6 +11,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from data_modules.chest_films import ChestFilms, check_shape
@@ -206,6 +209,41 @@ def test_a_bad_cell_is_named(chexpert_tree: Tree, spoil: Spoil, field: str, valu
     with pytest.raises(ValueError, match=re.escape(f"{train_csv(root)}, row 9, {field} = '{value or 'nan'}'")) as error:
         CheXpert(str(root), str(masks)).table()
     assert message in str(error.value)
+
+
+ODD = st.sampled_from(["", "nan", "-1", "0", "1e999", "-inf", "1024", "84", "0.5", "1 2 3", "1 5881", "9 1 2 1", "é ü"])
+FIELDS = ["Path", "Sex", "Age", "Frontal/Lateral", "Edema", "Left Lung", "Heart", "Height", "Width", "Dice RCA (Mean)"]
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(field=st.sampled_from(FIELDS), value=st.text(max_size=9) | ODD, both=st.booleans())
+def test_any_text_in_a_cell_is_read_or_refused(
+    small_tree: tuple[Path, Path, str, str], field: str, value: str, both: bool
+) -> None:
+    """Never another exception than a ValueError that names a table, never an area that is not that of the mask."""
+    root, masks, train, runs = small_tree
+    for path, text in ((train_csv(root), train), (masks, runs)):
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        if field in table and (both or field != "Path"):
+            table.loc[0, field] = value.encode("utf-8", "replace").decode()
+        table.to_csv(path, index=False)
+    source = CheXpert(str(root), str(masks), size=128)
+    reason = ""
+    try:
+        for row in rows(source):
+            sample = source.read(row)
+            areas = sample.mask.sum((1, 2)) * np.prod(source.spacing)
+            expected = [row[f"{name}_area"] for name in source.structures]
+            np.testing.assert_allclose(areas, np.nan_to_num(expected), rtol=0.05, atol=0.3)
+    except ValueError as error:
+        reason = str(error)
+    assert not reason or str(root) in reason
+
+
+@pytest.fixture
+def small_tree(chexpert_tree: Tree) -> tuple[Path, Path, str, str]:
+    root, masks = chexpert_tree(patients=1)
+    return root, masks, train_csv(root).read_text(), masks.read_text()
 
 
 def test_images_that_cannot_serve(chexpert_tree: Tree, spoil: Spoil) -> None:

@@ -87,7 +87,7 @@ def test_black_borders_are_cut_before_padding(tree: Path) -> None:
         assert sample.values["lung_contrast"] > 80
         assert row["left_lung_area"] == pytest.approx(100 * organ(shape).sum() / max(shape) ** 2, rel=0.01)
         dark = (sample.image[0] < 120) & (sample.image[0] > 30)
-        assert (dark == sample.mask[0])[sample.image[0] > 30].mean() > 0.98
+        assert (dark == sample.mask[0])[sample.image[0] > 30].mean() > 0.93  # but for blurred edges
     Image.fromarray(np.zeros((50, 40), np.uint8)).save(row["image"])
     with pytest.raises(ValueError, match=r"metadata\.csv\.gz, row 7, dicom_id = .*the image is black"):
         source.read(row)
