@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/data.py --rows 1000000
 
-Prints seconds and the largest resident memory of the child, imports included.
+Prints seconds and the largest resident memory of the child, imports included; ``--masks 20000`` does the same for a
+CheXmask table of 1024 x 1024 masks.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from data_modules.chexmask import COLUMNS, encode, read_chexmask
 from data_modules.chexpert import FINDINGS, CheXpert
 
 
@@ -42,6 +44,31 @@ def measure(folder: Path) -> None:
     print(f"peak {_peak():.0f} MB (after imports {empty:.0f} MB)")
 
 
+def write_masks(folder: Path, rows: int) -> None:
+    """``CheXmask.csv`` of ``rows`` films with three ellipses each, some 20 kB a row as in the real tables."""
+    y, x = np.mgrid[:1024, :1024]
+    shapes = {"Left Lung": (450, 720, 300, 110), "Right Lung": (450, 300, 320, 120), "Heart": (650, 560, 140, 160)}
+    masks = {name: ((y - a) / h) ** 2 + ((x - b) / w) ** 2 < 1 for name, (a, b, h, w) in shapes.items()}
+    row = {"Dice RCA (Mean)": 0.8, "Landmarks": "512,512," * 120} | {name: encode(m) for name, m in masks.items()}
+    head = pd.DataFrame([{"Path": "", **row, "Height": 1024, "Width": 1024}])
+    with (folder / "CheXmask.csv").open("w") as file:
+        for start in range(0, rows, 1000):
+            names = [f"train/patient{i:06d}/study1/view1_frontal.jpg" for i in range(start, min(start + 1000, rows))]
+            head.loc[[0] * len(names)].assign(Path=names).to_csv(file, index=False, header=start == 0)
+
+
+def measure_masks(folder: Path, rows: int) -> None:
+    """Read the masks as ``prepare`` does, in a process of its own."""
+    wanted = pd.Index([f"train/patient{i:06d}/study1/view1_frontal.jpg" for i in range(rows)])
+    empty, start = _peak(), time.perf_counter()
+    masks = read_chexmask(folder / "CheXmask.csv", list(COLUMNS), wanted)
+    seconds, size = time.perf_counter() - start, (folder / "CheXmask.csv").stat().st_size / 1e6
+    print(
+        f"{len(masks)} films, {size:.0f} MB: {seconds:.1f} s, run lengths {masks.entries.nbytes / 1e6:.0f} MB, ", end=""
+    )
+    print(f"peak {_peak():.0f} MB (after imports {empty:.0f} MB)")
+
+
 def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
@@ -49,10 +76,14 @@ def _peak() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--masks", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         _alone(write, Path(folder), options.rows)
         _alone(measure, Path(folder))
+        if options.masks:
+            _alone(write_masks, Path(folder), options.masks)
+            _alone(measure_masks, Path(folder), options.masks)
 
 
 def _alone(function: Callable[..., None], *arguments: object) -> None:
