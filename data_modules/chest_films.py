@@ -82,6 +82,8 @@ class ChestFilms(Source):
         """See ``Source.read``: image (1, S, S) uint8, masks (K, S, S)."""
         place = int(self._loaded[1].ids.get_indexer(pd.Index([row["id"]]))[0])
         try:
+            if place < 0:
+                raise ValueError(f"{self.masks} has no good mask of {row['id']!r}")
             return self._read(Path(row["image"]), place, row)
         except ValueError as error:
             raise ValueError(f"{row['origin']}: {error}") from error

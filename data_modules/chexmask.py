@@ -8,6 +8,7 @@ The table comes in two variants. ``OriginalResolution`` masks have the shape of 
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,10 +66,9 @@ def parse(text: str, pixels: int) -> Runs:
 
 
 def _integer(word: str) -> int:
-    try:
-        return max(-(2**61), min(int(word), 2**61))  # a sum of two still fits 64 bits
-    except ValueError:
-        raise ValueError(f"{word!r} is not an integer") from None
+    if not re.fullmatch("[+-]?[0-9]+", word):
+        raise ValueError(f"{word!r} is not an integer")
+    return max(-(2**61), min(int(word[:1000]), 2**61))  # a sum of two still fits 64 bits
 
 
 def parse_many(texts: list[str], pixels: NDArray[np.int64]) -> tuple[Runs, NDArray[np.int64]] | None:

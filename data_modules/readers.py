@@ -18,6 +18,7 @@ Pixels = NDArray[Any]
 Window = tuple[float, float]
 
 LARGEST = 2**28  # pixels or voxels; a file that claims more is broken or hostile
+LONGEST = 2**15  # pixels along a side of a PNG or JPEG: it will be padded to a square
 MILLIMETRES = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -89,7 +90,7 @@ def _read_image(path: Path, convert: Callable[[Any], Pixels]) -> Pixels:
         raise ValueError(f"no image at {path}")
     try:
         with Image.open(path) as image:
-            if image.width * image.height > LARGEST:
+            if image.width * image.height > LARGEST or max(image.size) > LONGEST:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             return convert(image)
     except Exception as error:  # decoders raise whatever comes to mind on damaged files

@@ -1,5 +1,6 @@
 """CSV tables read by column name, whose errors name the file, the row, the field and the value."""
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def header(path: Path) -> list[str]:
     """
     try:
         frame = pd.read_csv(path, nrows=1, header=None, dtype=str, keep_default_na=False)
-    except (OSError, ValueError, EOFError) as error:  # pandas' parser errors are ValueErrors
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' parser errors are ValueErrors
         raise ValueError(f"{path}: {error}") from error
     names = [str(name) for name in frame.iloc[0]]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -80,7 +81,7 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
             frame.index = pd.RangeIndex(row, row + len(frame))
             row += len(frame)
             yield frame
-    except (OSError, EOFError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path}: {str(error)[:500]}") from error
 
 
