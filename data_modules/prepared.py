@@ -13,10 +13,11 @@ from torch.utils.data import get_worker_info
 
 from data_modules.base import Batch, DataModule, ImageDataset, Split
 from data_modules.cache import Cache, key
+from data_modules.frames import field_of_view
 from data_modules.prepare import prepare
 from data_modules.sources import Source
 from data_modules.statistics import attributes
-from data_modules.transforms import Augmentation, field_of_view
+from data_modules.transforms import Augmentation
 from segcft.parents import Variable
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class CachedImages(ImageDataset):
         self.attributes = {name: torch.from_numpy(table[name].to_numpy(np.float32)) for name in variables}
         self.rows = table["row"].to_numpy(np.int64)
         self.augmentation, self.seed, self._reads = augmentation, seed, 0
-        shapes = table[["height", "width"]] if {"height", "width"} <= set(table) else None
+        shapes = table[["image_height", "image_width"]] if {"image_height", "image_width"} <= set(table) else None
         self.shapes = None if shapes is None else shapes.to_numpy(np.int64)  # of the films before padding, (N, 2)
         self.voxel = float(np.prod(cache.facts["plan"]["spacing"]))
         self.window = cache.facts["plan"]["window"]
