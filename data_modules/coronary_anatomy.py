@@ -147,13 +147,13 @@ def _lumen_per_mm(noise: Noise, sizes: Tensor, s: Tensor, spatial_dims: int) -> 
     """Size per mm at ``s`` (B, L), such that its integrals over the thirds are ``sizes`` (B, 3)."""
     fine = (torch.arange(FINE, dtype=torch.float64) + 0.5) * (LENGTH / FINE)
     shape = _calibre(noise, fine.expand(len(sizes), -1)) ** (spatial_dims - 1)  # (B, F)
-    parts = (shape[:, None] * _thirds(fine)).unflatten(2, (len(REGIONS), -1))  # (B, third's share, third, F / 3)
-    factors = torch.linalg.solve(parts.sum(3).mT * (LENGTH / FINE), sizes)  # (B, 3)
+    shares = shape[:, None] * _thirds(fine)  # (B, 3, F)
+    parts = shares.reshape(len(sizes), len(REGIONS), len(REGIONS), -1).sum(3)  # (B, whose factor, where)
+    factors: Tensor = torch.linalg.solve(parts.mT * (LENGTH / FINE), sizes)  # (B, 3)
     if (factors <= 0).any():
         worst = sizes[(factors <= 0).any(1)][0].tolist()
         raise ValueError(f"the lumen of neighbouring thirds differs too much: {', '.join(f'{v:.4g}' for v in worst)}")
-    calibre: Tensor = _calibre(noise, s) ** (spatial_dims - 1)
-    return calibre * (factors[:, :, None] * _thirds(s)).sum(-2)
+    return _calibre(noise, s) ** (spatial_dims - 1) * (factors[:, :, None] * _thirds(s)).sum(-2)
 
 
 def _thirds(s: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class CoronaryCauses:
         values = {"sex": (uniform[:, 0] < 0.5).float(), "age": (35 + 50 * uniform[:, 1]).float()}
         reach = torch.erf(torch.tensor(NOISE_REACH / 2**0.5, dtype=torch.float64))
         normal = 2**0.5 * torch.erfinv((2 * uniform[:, 2:] - 1) * reach)  # truncated
-        for (name, mechanism), noise in zip(MECHANISMS.items(), normal.split(len(REGIONS), 1), strict=True):
+        for (name, mechanism), noise in zip(MECHANISMS.items(), torch.split(normal, len(REGIONS), 1), strict=True):
             log = self.effect(name, values) + mechanism.noise * noise
             values |= self._named(name, (mechanism.medians(self.kind) * log.exp()).float())
         return {name: values[name] for name in self.variables()}
