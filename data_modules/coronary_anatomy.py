@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data_modules.vessel_regions import REGIONS
+
 LENGTH, WIDTH = 48.0, 12.0  # mm, field of view along and across the vessel
 STRUCTURES = ["lumen", "calcified_plaque", "noncalcified_plaque"]
-REGIONS = ["proximal", "mid", "distal"]
 THIRD = LENGTH / len(REGIONS)  # mm
 BLEND = 6.0  # mm over which the calibre of one third passes into the next
 FINE = 288  # positions at which the lumen is integrated
@@ -123,18 +124,6 @@ class Vessel:
         )
         kinds = {name: _plaque(noise, name, sizes[name].double(), s) for name in STRUCTURES[1:]}
         return cls(s, (shift[0], shift[1]), radius, kinds)
-
-
-def region_weights(rows: int) -> Tensor:
-    """Share of each of ``rows`` rows that lies in each third of the vessel, (3, rows) float64; a row's sum to one.
-
-    >>> region_weights(4)[0].tolist()
-    [1.0, 0.33333333333333326, 0.0, 0.0]
-    """
-    low = torch.arange(rows, dtype=torch.float64) * len(REGIONS) / rows  # a row's upper edge, in thirds
-    third = torch.arange(len(REGIONS), dtype=torch.float64)[:, None]
-    overlap = torch.minimum(low + len(REGIONS) / rows, third + 1) - torch.maximum(low, third)
-    return (overlap * rows / len(REGIONS)).clamp(0, 1)
 
 
 def step(depth: Tensor, width: Tensor) -> Tensor:

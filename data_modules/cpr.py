@@ -1,6 +1,7 @@
 """Curved planar reformation: a vessel made straight along its centreline.
 
-Kanitsar et al., CPR - curved planar reformation, IEEE Visualization 2002, doi:10.1109/VISUAL.2002.1183754. Points are in mm in one world frame throughout; a volume's affine takes its voxel indices to that frame.
+Kanitsar et al., CPR - curved planar reformation, IEEE Visualization 2002, doi:10.1109/VISUAL.2002.1183754.
+Points are in mm in one world frame throughout; a volume's affine takes its voxel indices to that frame.
 """
 
 import logging
@@ -216,7 +217,8 @@ def _checked(points: ArrayLike) -> Floats:
 def _distinct(points: Floats) -> Floats:
     """Points without those that repeat the one before."""
     new = np.linalg.norm(np.diff(points, axis=0, prepend=np.inf), axis=1) > REPEATED
-    kept, repeated = points[new], int((~new).sum())
+    kept: Floats = points[new]
+    repeated = len(points) - len(kept)
     if len(kept) < FEWEST:
         raise ValueError(f"a centreline needs {FEWEST} different points, got {len(kept)} and {repeated} repeated")
     if repeated:
