@@ -133,23 +133,37 @@ def step(depth: Tensor, width: Tensor) -> Tensor:
 
 
 def _lumen_per_mm(noise: Noise, sizes: Tensor, s: Tensor, spatial_dims: int) -> Tensor:
-    """Size per mm at ``s`` (B, L), such that its integrals over the thirds are ``sizes`` (B, 3)."""
+    """Size per mm at ``s`` (B, L), such that its integrals over the thirds are ``sizes`` (B, 3).
+
+    Within 8 mm of the border of two thirds, one passes into the other without changing its own integral.
+    """
     fine = (torch.arange(FINE, dtype=torch.float64) + 0.5) * (LENGTH / FINE)
     shape = _calibre(noise, fine.expand(len(sizes), -1)) ** (spatial_dims - 1)  # (B, F)
-    shares = shape[:, None] * _thirds(fine)  # (B, 3, F)
-    parts = shares.reshape(len(sizes), len(REGIONS), len(REGIONS), -1).sum(3)  # (B, whose factor, where)
-    factors: Tensor = torch.linalg.solve(parts.mT * (LENGTH / FINE), sizes)  # (B, 3)
-    if (factors <= 0).any():
-        worst = sizes[(factors <= 0).any(1)][0].tolist()
-        raise ValueError(f"the lumen of neighbouring thirds differs too much: {', '.join(f'{v:.4g}' for v in worst)}")
-    return _calibre(noise, s) ** (spatial_dims - 1) * (factors[:, :, None] * _thirds(s)).sum(-2)
+    level = sizes / (shape.reshape(len(sizes), len(REGIONS), -1).sum(2) * (LENGTH / FINE))  # (B, 3)
+    total = _in_third(level, s)
+    for own, other in ((0, 1), (1, 0), (1, 2), (2, 1)):
+        ramp, lobe = _transition(fine, own, other)
+        balance = (shape * ramp).sum(1) / (shape * lobe).sum(1)
+        ramp, lobe = _transition(s, own, other)
+        total = total + (level[:, other] - level[:, own])[:, None] * (ramp - balance[:, None] * lobe)
+    if (total <= 0).any():
+        worst = ", ".join(f"{v:.4g}" for v in sizes[(total <= 0).any(1)][0].tolist())
+        raise ValueError(f"the lumen of neighbouring thirds differs too much: {worst}")
+    return _calibre(noise, s) ** (spatial_dims - 1) * total
 
 
-def _thirds(s: Tensor) -> Tensor:
-    """How much each third decides the calibre at ``s`` (..., L), (..., 3, L); sums to one."""
-    one = torch.ones((), dtype=s.dtype)
-    first, second = (step(s - border, BLEND * one) for border in (THIRD, 2 * THIRD))
-    return torch.stack([1 - first, first - second, second], dim=-2)
+def _transition(s: Tensor, own: int, other: int) -> tuple[Tensor, Tensor]:
+    """In third ``own`` near its border with ``other``: how far it has become the other, and where it makes up for it.
+
+    The first rises to a half at the border; both are 0 elsewhere; same shape as ``s``.
+    """
+    border = THIRD * max(own, other)
+    off = (s - border).abs()
+    inside = (s < border) == (own < other)
+    return (
+        step(-off, torch.full_like(off, BLEND)) * inside,
+        (1 - ((off - 5) / 3) ** 2).clamp(0) ** 2 * inside,
+    )
 
 
 def _calibre(noise: Noise, s: Tensor) -> Tensor:

@@ -120,7 +120,8 @@ class CoronaryCauses:
         for name in MECHANISMS:
             before, after = self.effect(name, observed), self.effect(name, values)
             moved = self.sizes(observed, name) * (after - before).exp().float()  # the same noise
-            values |= self._named(name, self._held(name, moved, do))
+            sizes = self._named(name, self._held(name, moved, do))
+            values |= {part: _asked(size, do.get(part)) for part, size in sizes.items()}  # a sum rounds
         return values
 
     def _held(self, structure: str, moved: Tensor, do: Mapping[str, Tensor]) -> Tensor:

@@ -200,7 +200,7 @@ class CoronaryCTA(Source):
             raise ValueError(f"sections need different angles, got {self.angles}")
         told = CALCIUM if self.calcium_threshold is not None else ""
         empty = [name for name, values in self.labels.items() if not values and name != told]
-        if empty or set(self.labels) == {told}:
+        if empty or not set(self.labels) - {told}:
             raise ValueError(f"every structure needs a value in the label maps, got {self.labels}")
 
 

@@ -25,6 +25,10 @@ WINDOW = (-200.0, 1000.0)  # HU that networks see as -1 and 1
 class CoronaryPhantomDataset(ImageDataset, Rerenderable):
     """One split; item i of a (seed, split) is always the same subject, at every frame of its dimensions.
 
+    A pixel belongs to the structure at its centre. At the default frames the masks' sizes are those of the variables
+    within 2 % for the lumen (0.4 % on average), and on average within 5 % for calcified and 2 % for non-calcified
+    plaque of the whole vessel, which are a few dozen pixels; a third's plaque may be a dozen, and off by a quarter.
+
     Args:
         split: Which split; splits share no noise.
         frame: Shape S: rows along the vessel (48 mm), then one or two axes across it (12 mm each).
