@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_modules.chexmask import PREPROCESSED_SIDE, Masks, Variant, decode, read_chexmask
-from data_modules.frames import field_of_view, pad_square, resize, resize_mask
+from data_modules.chexmask import PREPROCESSED_SIDE, Masks, Variant, coverage, read_chexmask
+from data_modules.frames import field_of_view, pad_square, resize
 from data_modules.readers import Pixels, read_grey
 from data_modules.sources import Sample, Source
 from data_modules.splits import refuse_shared
@@ -130,7 +130,7 @@ class ChestFilms(Source):
             check_shape(pixels.shape, tuple(masks.shapes[place].tolist()))
         image = resize(pad_square(self.grey(pixels, row)), self.size)
         runs = [masks.runs(place, channel) for channel in range(len(self.structures))]
-        drawn = [resize_mask(pad_square(decode(run, masks.shapes[place])), self.size) for run in runs]
+        drawn = [(coverage(run, masks.shapes[place], self.size) >= 0.5).astype(np.uint8) for run in runs]
         values = {"image_height": float(pixels.shape[0]), "image_width": float(pixels.shape[1])}
         field = field_of_view(np.array(pixels.shape), self.size)
         lungs = [mask for name, mask in zip(self.structures, drawn, strict=True) if name in LUNGS]

@@ -106,6 +106,35 @@ def decode(runs: Runs, shape: Sequence[int]) -> NDArray[np.uint8]:
     return np.repeat(inside, gaps).reshape(shape[0], shape[1])
 
 
+def coverage(runs: Runs, shape: Sequence[int], size: int) -> NDArray[np.float32]:
+    """Share of every pixel of a square frame that lies inside a mask, (size, size), without drawing the mask itself.
+
+    Args:
+        runs: Checked runs, (2R,).
+        shape: Height and width of the mask, which is centred in a square and shrunk to the frame.
+        size: Side of the frame.
+    """
+    height, width = (int(side) for side in shape)
+    side = max(height, width)
+    starts = runs[::2].astype(np.int64) - 1
+    ends = starts + runs[1::2]
+    many = (ends - 1) // width - starts // width + 1  # rows that each run touches
+    run = np.repeat(np.arange(len(many)), many)
+    row = starts[run] // width + np.arange(len(run)) - np.repeat(many.cumsum() - many, many)
+    left = np.maximum(starts[run] - row * width, 0) + (side - width) // 2
+    right = np.minimum(ends[run] - row * width, width) + (side - width) // 2
+    row += (side - height) // 2
+    edges = np.arange(size + 1, dtype=np.float32) * np.float32(side / size)
+    return _overlap(row, row + 1, edges).T @ _overlap(left, right, edges)
+
+
+def _overlap(starts: NDArray[np.int64], ends: NDArray[np.int64], edges: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Share of each interval between edges that each of R intervals covers, (R, len(edges) - 1)."""
+    low = np.maximum(starts[:, None].astype(np.float32), edges[:-1])
+    high = np.minimum(ends[:, None].astype(np.float32), edges[1:])
+    return np.asarray((high - low).clip(0) / edges[1], np.float32)
+
+
 def encode(mask: NDArray[np.generic]) -> str:
     """Mask (H, W) -> run lengths as CheXmask writes them; empty for an empty mask."""
     padded = np.concatenate([[False], mask.astype(bool).ravel(), [False]])

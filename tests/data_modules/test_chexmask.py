@@ -4,13 +4,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_modules.chexmask import COLUMNS, ID_COLUMNS, decode, encode, parse, parse_many, read_chexmask
+from data_modules.chexmask import COLUMNS, ID_COLUMNS, coverage, decode, encode, parse, parse_many, read_chexmask
+from data_modules.frames import pad_square
 
 STRUCTURES = list(COLUMNS)
 Tree = Callable[..., tuple[Path, Path]]
@@ -39,6 +41,18 @@ def test_run_lengths_decode_as_the_loop_does(shape: tuple[int, int], share: floa
     np.testing.assert_array_equal(decode(runs, shape), mask)
     np.testing.assert_array_equal(reference_decode(encode(mask), shape), mask)
     assert runs[1::2].sum() == mask.sum()
+
+
+@pytest.mark.parametrize(("shape", "size"), [((12, 8), 4), ((9, 14), 7), ((10, 10), 3), ((7, 5), 7), ((300, 241), 64)])
+def test_coverage_is_the_mean_of_the_padded_mask(shape: tuple[int, int], size: int) -> None:
+    """Runs may go on into the next row; against OpenCV's mean over each new pixel."""
+    mask = (np.random.default_rng(0).random(shape) < 0.7).astype(np.uint8)
+    mask[2:4] = 1
+    seen = coverage(parse(encode(mask), mask.size), shape, size)
+    square = pad_square(mask).astype(np.float32)
+    np.testing.assert_allclose(seen, cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA), atol=1e-4)
+    assert seen.sum() * (max(shape) / size) ** 2 == pytest.approx(mask.sum(), rel=1e-4)
+    assert not coverage(parse("", 9), (3, 3), 2).any()
 
 
 def test_run_lengths_are_one_based_and_row_major() -> None:

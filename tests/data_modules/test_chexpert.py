@@ -215,7 +215,7 @@ ODD = st.sampled_from(["", "nan", "-1", "0", "1e999", "-inf", "1024", "84", "0.5
 FIELDS = ["Path", "Sex", "Age", "Frontal/Lateral", "Edema", "Left Lung", "Heart", "Height", "Width", "Dice RCA (Mean)"]
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(field=st.sampled_from(FIELDS), value=st.text(max_size=9) | ODD, both=st.booleans())
 def test_any_text_in_a_cell_is_read_or_refused(
     small_tree: tuple[Path, Path, str, str], field: str, value: str, both: bool
