@@ -71,7 +71,7 @@ def test_every_stage_of_the_phantom_runs_from_its_yaml(stage, at_work):
 def test_every_stage_of_chexpert_runs_from_its_yaml(chexpert_tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root, masks = chexpert_tree(patients=24, heart=False)
-    where = [f"--data.init_args.root={root}", f"--data.init_args.masks={masks}", "--data.init_args.batch_size=8"]
+    where = [f"--data.source.root={root}", f"--data.source.masks={masks}", "--data.batch_size=8"]
     for stage in STAGES:
         assert main(["fit", *configs("chexpert", stage), *where, *QUICK, *ONE_STEP, "--trainer.logger=false"]) == 0, (
             stage
