@@ -48,8 +48,8 @@ def read_volume(path: Path) -> Volume:
     shape, affine = read_header(path)
     try:
         if path.name.endswith(".nrrd"):
-            return Volume(nrrd.read(str(path), index_order="F")[0], affine)
-        return Volume(np.asanyarray(nibabel.load(path).dataobj).reshape(shape), affine)
+            return Volume(_lean(nrrd.read(str(path), index_order="F")[0]), affine)
+        return Volume(_lean(np.asanyarray(nibabel.load(path).dataobj).reshape(shape)), affine)
     except (OSError, EOFError, ValueError, zlib.error, nrrd.NRRDError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -93,6 +93,11 @@ def read_centreline(path: Path, frame: WorldFrame = "RAS") -> Floats:
     return points * ([-1, -1, 1] if frame == "LPS" else [1, 1, 1])
 
 
+def _lean(data: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers in half the memory where they are float64."""
+    return data.astype(np.float32) if data.dtype == np.float64 else data
+
+
 def _nifti_header(path: Path) -> tuple[tuple[int, ...], Floats]:
     image = nibabel.load(path)
     shape = image.shape[:3] if image.shape[3:] in ((), (1,)) else image.shape
@@ -118,7 +123,7 @@ def _nrrd_header(path: Path) -> tuple[tuple[int, ...], Floats]:
 
 
 def _csv_points(path: Path) -> Floats:
-    table = pd.concat(read_columns(path, ["x", "y", "z"]))
+    table = pd.concat([pd.DataFrame(columns=["x", "y", "z"]), *read_columns(path, ["x", "y", "z"])])
     return np.stack([numbers(table, axis, path) for axis in "xyz"], axis=1)
 
 

@@ -39,10 +39,9 @@ def read_manifest(path: Path, attributes: Sequence[str] = (), seed: int = 0) -> 
     known = header(path)
     optional = [name for name in ("split", "age", "sex") if name in known]
     columns = list(dict.fromkeys([*FILES, "patient_id", "vessel", *optional, *attributes]))
-    frames = list(read_columns(path, columns))
-    if not frames:
+    frame = pd.concat([pd.DataFrame(columns=columns), *read_columns(path, columns)])
+    if frame.empty:
         raise ValueError(f"{path}: no rows")
-    frame = pd.concat(frames)
     for name in (*FILES, "patient_id", "vessel"):
         refuse(frame, name, path, frame[name].isna().to_numpy(), "this cell is blank")
     table = pd.DataFrame(index=frame.index)

@@ -83,6 +83,32 @@ def test_every_stage_of_chexpert_runs_from_its_yaml(chexpert_tree, tmp_path, mon
     assert set(found["evaluator_floor"]) == {"left_lung_area", "right_lung_area"}
 
 
+FEW = ["--data.init_args.subjects={train: 8, val: 4, test: 4}", "--data.init_args.batch_size=4"]
+
+
+def coronary(stage, *more):
+    return main(["fit", *configs("coronary_phantom", stage), *FEW, *QUICK, *more])
+
+
+def test_every_stage_of_the_coronary_phantom_runs_from_its_yaml(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stage in STAGES:
+        assert coronary(stage, *ONE_STEP, "--trainer.logger=false") == 0, stage
+    assert main(["evaluate", *configs("coronary_phantom", "evaluate"), *FEW, "--out=out"]) == 0
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    sizes = {"lumen_area", "calcified_plaque_area", "noncalcified_plaque_area"}
+    assert set(found["methods"]["seg_cft"]["truth"]) == sizes, "the phantom knows every true counterfactual"
+
+
+@pytest.mark.slow
+def test_every_stage_of_the_coronary_phantom_passes_fast_dev_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stage in ("pretrain", "segmentor", "regressor"):
+        assert coronary(stage, *ONE_STEP, "--trainer.logger=false") == 0, stage
+    for stage in STAGES:
+        assert coronary(stage, "--trainer.fast_dev_run=true") == 0, stage
+
+
 def test_no_yaml_is_forgotten():
     for folder in ROOT.iterdir():
         assert {path.stem for path in folder.glob("*.yaml")} == {"data", "evaluate", *STAGES}, folder

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_modules.coronary_anatomy import EXOGENOUS, LENGTH, STRUCTURES, WIDTH, Vessel
 from data_modules.coronary_causes import MECHANISMS, CoronaryCauses
@@ -102,6 +104,14 @@ def test_a_subject_does_not_depend_on_its_batch_or_split_size(subjects, factual)
     assert torch.equal(subjects.counterfactual(order, {})["image"], factual["image"][order])
 
 
+@pytest.mark.parametrize("frame", [(37, 25), (17, 13, 15)])
+def test_odd_frames_do_not_depend_on_the_batch_either(frame):
+    data = CoronaryPhantomDataset("val", frame, 7)
+    together = data.read(torch.arange(7))
+    for index in range(7):
+        assert torch.equal(data.counterfactual(torch.tensor([index]), {})["image"][0], together["image"][index])
+
+
 def test_doing_what_was_observed_changes_no_bit(subjects, factual, everyone):
     names = list(subjects.causes.variables())
     for held in ([], ["sex"], ["age"], *([name] for name in names[2:]), names, names[5:], names[:5]):
@@ -173,6 +183,29 @@ def test_causes_move_their_effects_unless_those_are_held(subjects, factual, ever
     plaque = subjects.causes.whole("calcified_plaque")
     alone = uncut.counterfactual(everyone, {plaque: uncut.attributes[plaque] * 1.5})
     assert torch.equal(alone[lumen], uncut.attributes[lumen])
+
+
+CAUSES = CoronaryCauses(2)
+OBSERVED = CAUSES.sample(torch.rand(4, CAUSES.draws, generator=torch.Generator().manual_seed(0)).double())
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.dictionaries(st.sampled_from(list(OBSERVED)[2:]), st.floats(0.3, 3) | st.just(float("nan")), max_size=5))
+def test_any_intervention_adds_up_or_is_refused(ratios):
+    do = {name: OBSERVED[name] * ratio for name, ratio in ratios.items()}
+    whole = [name for name in STRUCTURES if CAUSES.whole(name) in do]
+    held = {name for name in STRUCTURES if any(part in do for part in CAUSES.thirds(name))}
+    try:
+        values = CAUSES.counterfactual(OBSERVED, do)
+    except ValueError:
+        assert held & set(whole), "only a whole and its thirds can contradict each other"
+        return
+    for name, asked in do.items():
+        assert torch.equal(values[name], torch.where(asked.isnan(), values[name], asked))
+    for name in STRUCTURES:
+        sizes = CAUSES.sizes(values, name)
+        assert (sizes > 0).all()
+        torch.testing.assert_close(sizes.sum(1), values[CAUSES.whole(name)], rtol=2e-3, atol=0)
 
 
 def test_nan_leaves_a_subject_as_it_is(subjects, factual):
