@@ -133,7 +133,7 @@ class CachedImages(ImageDataset):
         seed: int = 0,
     ) -> None:
         self.cache, self.structures, self.measured = cache, structures, dict(measured or {})
-        self.attributes = {name: torch.from_numpy(table[name].to_numpy(np.float32)) for name in variables}
+        self.attributes = {name: torch.from_numpy(table[name].to_numpy(np.float32, copy=True)) for name in variables}
         self.rows = table["row"].to_numpy(np.int64)
         self.augmentation, self.seed, self._reads = augmentation, seed, 0
         shapes = table[["image_height", "image_width"]] if {"image_height", "image_width"} <= set(table) else None
