@@ -104,7 +104,9 @@ def run_all(experiment, where):
 @pytest.mark.slow
 def test_phantoms_on_disk_pass_every_stage_of_coronary_cta(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    manifest = write_volumes(tmp_path / "volumes", 24)
+    manifest = write_volumes(tmp_path / "volumes", 12)
+    splits = ["train"] * 8 + ["val", "val", "test", "test"]
+    pd.read_csv(manifest, dtype=str).assign(split=splits).to_csv(manifest, index=False)
     run_all("coronary_cta", [f"--data.source.manifest={manifest}"])
     assert main(["inspect", str(next(Path("data/cache").iterdir())), "--out=seen"]) == 0
     assert Path("seen/inspection.png").is_file()
