@@ -1,13 +1,18 @@
 """CSV tables read by column name, whose errors name the file, the row, the field and the value."""
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute, csv
 
 FIRST_ROW = 2  # the header is row 1, as a spreadsheet or an editor counts
+BLOCK = 2**23  # bytes parsed at once; no row is longer
+BLANK = ["", "nan", "NaN", "NA", "N/A", "<NA>", "null", "NULL", "None"]
 
 
 def bad_cell(path: Path, row: int, field: str, value: object, reason: str) -> ValueError:
@@ -17,20 +22,42 @@ def bad_cell(path: Path, row: int, field: str, value: object, reason: str) -> Va
     return ValueError(f"{path}, row {row}, {field} = {shown}: {reason}")
 
 
+def find_table(folder: Path, name: str) -> Path:
+    """``folder/name``, or the same with ``.gz``, whichever exists.
+
+    Raises:
+        ValueError: If neither does.
+    """
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise ValueError(f"{folder}: no {name} or {name}.gz here")
+
+
 def header(path: Path) -> list[str]:
     """Column names of a table.
 
     Raises:
-        ValueError: If the file is missing, empty or not a CSV.
+        ValueError: If the file is missing, empty or not a CSV, or if a name occurs twice.
     """
     try:
-        return [str(name) for name in pd.read_csv(path, nrows=0).columns]
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        frame = pd.read_csv(path, nrows=1, header=None, dtype=str, keep_default_na=False)
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' parser errors are ValueErrors
         raise ValueError(f"{path}: {error}") from error
+    names = [str(name) for name in frame.iloc[0]]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: the columns {', '.join(map(repr, twice))} occur twice")
+    return names
 
 
-def read_columns(path: Path, columns: Sequence[str], chunk: int = 4_000) -> Iterator[pd.DataFrame]:
+def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
     """Parts of a table as text, blank cells as NaN, indexed by row number; other columns are never kept.
+
+    Args:
+        path: A CSV in UTF-8, plain or ``.gz``.
+        columns: What is needed.
+        optional: What is read as well where the table has it.
 
     Raises:
         ValueError: If the file cannot be read or lacks a column.
@@ -39,12 +66,35 @@ def read_columns(path: Path, columns: Sequence[str], chunk: int = 4_000) -> Iter
     absent = [name for name in columns if name not in known]
     if absent:
         raise ValueError(f"{path}: no column {', '.join(map(repr, absent))}; it holds {', '.join(map(repr, known))}")
+    wanted = list(dict.fromkeys([*columns, *(name for name in optional if name in known)]))
+    read = csv.ReadOptions(use_threads=False, block_size=BLOCK)  # one thread: errors know their row
+    convert = csv.ConvertOptions(
+        column_types=dict.fromkeys(wanted, pa.string()),
+        include_columns=wanted,
+        null_values=BLANK,
+        strings_can_be_null=True,
+    )
+    row = FIRST_ROW
     try:
-        for frame in pd.read_csv(path, usecols=list(columns), dtype=str, chunksize=chunk):
-            frame.index = frame.index + FIRST_ROW
+        for batch in csv.open_csv(path, read, csv.ParseOptions(newlines_in_values=True), convert):
+            frame = batch.to_pandas()
+            frame.index = pd.RangeIndex(row, row + len(frame))
+            row += len(frame)
             yield frame
-    except (OSError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: {str(error)[:500]}") from error
+
+
+def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
+    """All that ``read_columns`` yields, as one frame.
+
+    Raises:
+        ValueError: As there, and if the table has no rows.
+    """
+    parts = [part for part in read_columns(path, columns, optional) if len(part)]
+    if not parts:
+        raise ValueError(f"{path}: it has a header and no rows")
+    return pd.concat(parts)
 
 
 def numbers(frame: pd.DataFrame, field: str, path: Path, blank: bool = False) -> NDArray[np.float64]:
@@ -53,10 +103,52 @@ def numbers(frame: pd.DataFrame, field: str, path: Path, blank: bool = False) ->
     Raises:
         ValueError: At the first cell that is not a finite number.
     """
-    values = pd.to_numeric(frame[field], errors="coerce").to_numpy(np.float64)
-    wrong = ~np.isfinite(values) & ~(frame[field].isna().to_numpy() & blank)
+    codes, levels = pd.factorize(frame[field])  # a table repeats few values: each is parsed once
+    parsed = pd.to_numeric(pd.Series(levels, dtype=object), errors="coerce").to_numpy(np.float64)
+    values = np.append(parsed, np.nan)[codes]
+    wrong = ~np.isfinite(values) & ~((codes == -1) & blank)
     refuse(frame, field, path, wrong, "a number is needed here")
     return values
+
+
+def years(frame: pd.DataFrame, field: str, path: Path) -> NDArray[np.float64]:
+    """Years of dates written as YYYYMMDD, (N,); blank is NaN.
+
+    Raises:
+        ValueError: If a cell is no date.
+    """
+    dates = numbers(frame, field, path, blank=True)
+    months, days = dates // 100 % 100, dates % 100
+    wrong = (dates % 1 != 0) | (dates < 19000101) | (months < 1) | (months > 12) | (days < 1) | (days > 31)
+    refuse(frame, field, path, wrong & ~np.isnan(dates), "a date as YYYYMMDD is needed here")
+    return np.floor(dates / 10000)
+
+
+def categories(frame: pd.DataFrame, field: str, path: Path, meaning: Mapping[str, float]) -> NDArray[np.float64]:
+    """A column of words as numbers, (N,); blank cells are NaN.
+
+    Raises:
+        ValueError: At the first word without a meaning.
+    """
+    codes, levels = pd.factorize(frame[field])
+    unknown = np.append([level not in meaning for level in levels], False)[codes]
+    refuse(frame, field, path, unknown, f"one of {', '.join(meaning)} or blank is needed here")
+    return np.append([meaning.get(level, np.nan) for level in levels], np.nan)[codes]
+
+
+def extract(column: "pd.Series[str]", pattern: str) -> pd.DataFrame:
+    """Named groups of a regular expression (RE2) as columns; NaN where it does not match."""
+    found = compute.extract_regex(pa.array(column, pa.string(), from_pandas=True), pattern)
+    groups = {field.name: compute.struct_field(found, field.name).to_pandas() for field in found.type}
+    return pd.DataFrame(groups).set_axis(column.index)
+
+
+def origins(frame: pd.DataFrame, field: str, path: Path) -> "pd.Series[str]":
+    """Where each row came from, ``path, row 5, field = 'value'``, (N,)."""
+    rows = pa.array(frame.index.to_numpy()).cast(pa.string())
+    values = pa.array(frame[field], pa.string(), from_pandas=True)
+    texts = compute.binary_join_element_wise(f"{path}, row ", rows, f", {field} = '", values, "'", "")
+    return pd.Series(texts.to_pandas().to_numpy(object), frame.index, dtype="str")
 
 
 def refuse(frame: pd.DataFrame, field: str, path: Path, wrong: NDArray[np.bool_], reason: str) -> None:
@@ -68,3 +160,13 @@ def refuse(frame: pd.DataFrame, field: str, path: Path, wrong: NDArray[np.bool_]
     if wrong.any():
         first = int(wrong.argmax())
         raise bad_cell(path, int(frame.index[first]), field, frame[field].iloc[first], reason)
+
+
+def refuse_twice(frame: pd.DataFrame, field: str, path: Path, what: str) -> None:
+    """Raise for the first value of an identifying column that is blank or has occurred before.
+
+    Raises:
+        ValueError: If any has.
+    """
+    refuse(frame, field, path, frame[field].isna().to_numpy(), f"every {what} needs one")
+    refuse(frame, field, path, frame[field].duplicated().to_numpy(), f"this {what} occurs twice")

@@ -1,66 +1,20 @@
-"""From files to frames: pad to a square, resize, move between uint8 and [-1, 1], augment image and mask as one."""
+"""Images as networks see them: move between uint8 and [-1, 1], augment image and mask as one."""
 
 import os
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-cv2.setNumThreads(0)  # OpenCV's own threads hang in forked loader workers; parallelism lies in ours
-
-Pixels = NDArray[np.uint8]
-
-
-def read_grey(path: str | Path) -> Pixels:
-    """An 8-bit image file as grey levels, (H, W).
-
-    Raises:
-        ValueError: If the file is no image, is cut short, or holds more than 8 bits a pixel.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "RGB", "P", "1"):
-                raise ValueError(f"{path} has pixels of mode {image.mode!r}; 8-bit grey or RGB is needed")
-            return np.asarray(image.convert("L"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-
-
-def pad_square(image: Pixels) -> Pixels:
-    """Centre (H, W) in a black square whose side is the longer one, (S, S)."""
-    height, width = image.shape
-    side = max(height, width)
-    square = np.zeros((side, side), image.dtype)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = image
-    return square
-
-
-def resize(image: Pixels, size: int) -> Pixels:
-    """A square (S, S) -> (size, size): the mean over each new pixel when it shrinks, linear when it grows."""
-    method = cv2.INTER_AREA if size < len(image) else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)
-
-
-def resize_mask(mask: Pixels, size: int) -> Pixels:
-    """A square mask (S, S) in {0, 1} -> (size, size) in {0, 1}: inside where at least half of the pixel was."""
-    return (resize(mask * np.uint8(255), size) >= 128).astype(np.uint8)
-
-
-def field_of_view(shape: NDArray[np.int64], size: int) -> Pixels:
-    """Where an image of shape (height, width) lies once padded and resized, (size, size) in {0, 1}."""
-    height, width = (size * shape / shape.max()).tolist()
-    field = np.zeros((size, size), np.uint8)
-    rows, columns = (slice(round((size - side) / 2), round((size + side) / 2)) for side in (height, width))
-    field[rows, columns] = 1
-    return field
+from data_modules.frames import Pixels
+from data_modules.frames import field_of_view as field_of_view  # for those who look here
+from data_modules.frames import pad_square as pad_square
+from data_modules.frames import resize as resize
+from data_modules.frames import resize_mask as resize_mask
 
 
 def to_signed(image: Tensor) -> Tensor:

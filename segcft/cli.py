@@ -1,10 +1,11 @@
-"""Command line: ``segcft fit | validate | test | predict | evaluate``, one YAML per stage, later files override."""
+"""Command line: ``segcft prepare | inspect | fit | validate | test | predict | evaluate``; later files override."""
 
+import importlib
 import logging
 import os
 import sys
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
@@ -12,17 +13,27 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-import data_modules.chest_phantom
-import data_modules.chexpert  # noqa: F401 (importing registers the short names)
 from data_modules.base import DataModule
+from data_modules.inspection import inspect
+from data_modules.prepare import prepare
 from segcft.evaluation import evaluate
 from segcft.tasks import Task
 from segcft.tasks.callbacks import CounterfactualImages, PredictionFiles, StepProgress
 
-USAGE = """usage: segcft {fit,validate,test,predict,evaluate} [--config FILE.yaml ...] [--help]
+SOURCES = {
+    "chexpert": "data_modules.chexpert.CheXpert",
+    "mimic_cxr": "data_modules.mimic_cxr.MimicCXR",
+    "padchest": "data_modules.padchest.PadChest",
+    "folder": "data_modules.folder.Folder",
+    "coronary_cta": "data_modules.coronary_cta.CoronaryCTA",
+}
+
+USAGE = """usage: segcft {prepare,inspect,fit,validate,test,predict,evaluate} [--config FILE.yaml ...] [--help]
 
 Structure-specific counterfactual medical images.
 
+  prepare    read a data set once and keep it for fast reading; goes on where it was interrupted
+  inspect    one page that shows what a prepared data set holds
   fit        train one stage: segmentor, regressor, pretrain, segcft, regcft, nocft
   validate   the stage's own measures on the validation split
   test       the same on the test split
@@ -73,8 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if arguments else 2
     _quiet()
     try:
-        if arguments[0] == "evaluate":
-            _evaluate(arguments[1:])
+        command = {"evaluate": _evaluate, "prepare": _prepare, "inspect": _inspect}.get(arguments[0])
+        if command:
+            command(arguments[1:])
         else:
             _train(arguments)
     except ValueError as error:
@@ -108,6 +120,38 @@ def _evaluate(arguments: list[str]) -> None:
     config.pop("config", None)
     config.pop("seed_everything", None)
     evaluate(**config.as_dict())
+
+
+def _prepare(arguments: list[str]) -> None:
+    name = arguments[0] if arguments else ""
+    if name not in SOURCES:
+        print(f"usage: segcft prepare {{{','.join(SOURCES)}}} --out FOLDER [options], see segcft prepare NAME --help")
+        if name in ("-h", "--help"):
+            return
+        raise ValueError(f"unknown data set {name!r}; one of {', '.join(SOURCES)} is needed")
+    module, _, kind = SOURCES[name].rpartition(".")
+    source = getattr(importlib.import_module(module), kind)
+    parser = ArgumentParser(prog=f"segcft prepare {name}", description=prepare.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file; later ones override")
+    options = set(parser.add_class_arguments(source))
+    parser.add_argument("--out", type=str, required=True, help="folder of the cache")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that read")
+    parser.add_argument(
+        "--on-error", "--on_error", type=Literal["fail", "skip"], default="fail", help="at a subject that can't be read"
+    )
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace a cache made of something else")
+    config = parser.instantiate_classes(parser.parse_args(arguments[1:]))
+    cache = prepare(
+        source(**{key: config[key] for key in options}), config.out, config.workers, config.on_error, config.overwrite
+    )
+    counts = ", ".join(f"{name} {count}" for name, count in cache.facts["counts"].items())
+    print(f"{cache.folder}: {counts}; {cache.facts['quarantined']} left out; see segcft inspect {cache.folder}")
+
+
+def _inspect(arguments: list[str]) -> None:
+    parser = ArgumentParser(prog="segcft inspect", description=inspect.__doc__)
+    parser.add_function_arguments(inspect, as_positional=True)
+    inspect(**parser.parse_args(arguments).as_dict())
 
 
 def _quiet() -> None:

@@ -30,14 +30,26 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def real_tree(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Every third real radiograph as a CheXpert tree: (root, CheXmask table)."""
-    source, root = tmp_path_factory.mktemp("few"), tmp_path_factory.mktemp("cxr")
+    root = _layout(shared, tmp_path_factory, "chexpert")
+    return root, root / "CheXmask/OriginalResolution/CheXpert.csv"
+
+
+@pytest.fixture(scope="session")
+def real_mimic(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Every third real radiograph as a MIMIC-CXR-JPG tree: (root, CheXmask table)."""
+    root = _layout(shared, tmp_path_factory, "mimic")
+    return root, root / "CheXmask/OriginalResolution/MIMIC-CXR-JPG.csv"
+
+
+def _layout(shared: Path, folders: pytest.TempPathFactory, kind: str) -> Path:
+    source, root = folders.mktemp("few"), folders.mktemp(kind)
     manifest = pd.read_csv(shared / "data/cxr_open/manifest.csv", dtype=str).iloc[::3]
     manifest.fillna("").to_csv(source / "manifest.csv", index=False)
     for name in [*manifest["file"], *manifest["mask_file"]]:
         (source / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(shared / "data/cxr_open" / name, source / name)
-    runpy.run_path(str(shared / "tools/make_cxr_layout.py"))["main"](str(source), str(root), "chexpert")
-    return root, root / "CheXmask/OriginalResolution/CheXpert.csv"
+    runpy.run_path(str(shared / "tools/make_cxr_layout.py"))["main"](str(source), str(root), kind)
+    return root
 
 
 @pytest.fixture
@@ -73,7 +85,7 @@ def _row(path: str, patient: int, view: str) -> dict[str, object]:
     findings = dict.fromkeys(FINDINGS, "")
     findings["Pleural Effusion"] = ("1.0", "0.0", "-1.0", "")[patient % 4]
     sex = "Unknown" if patient == 5 else ("Female", "Male")[patient % 2]
-    age = 0 if patient == 3 else 20 + 3 * patient
+    age = 0 if patient == 3 else 20 + 3 * (patient % 30)
     start = {"Path": f"CheXpert-v1.0-small/{path}", "Sex": sex, "Age": age, "Frontal/Lateral": view}
     return start | {"AP/PA": "AP" if view == "Frontal" else ""} | findings
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from data_modules.coronary_volumes import write_volumes
 from segcft.cli import main
+from tests import trees
 
 ROOT = Path(__file__).parents[1] / "experiments"
 STAGES = ["segmentor", "evaluator", "regressor", "pretrain", "nocft", "regcft", "segcft"]
@@ -71,7 +73,7 @@ def test_every_stage_of_the_phantom_runs_from_its_yaml(stage, at_work):
 def test_every_stage_of_chexpert_runs_from_its_yaml(chexpert_tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root, masks = chexpert_tree(patients=24, heart=False)
-    where = [f"--data.init_args.root={root}", f"--data.init_args.masks={masks}", "--data.init_args.batch_size=8"]
+    where = [f"--data.source.root={root}", f"--data.source.masks={masks}", "--data.batch_size=8"]
     for stage in STAGES:
         assert main(["fit", *configs("chexpert", stage), *where, *QUICK, *ONE_STEP, "--trainer.logger=false"]) == 0, (
             stage
@@ -81,6 +83,96 @@ def test_every_stage_of_chexpert_runs_from_its_yaml(chexpert_tree, tmp_path, mon
     assert set(found["methods"]["seg_cft"]["effectiveness"]) == {"left_lung_area", "right_lung_area"}
     assert found["identity"]["truth"] == {}, "nobody knows the truth of a real film"
     assert set(found["evaluator_floor"]) == {"left_lung_area", "right_lung_area"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "tree"), [("mimic_cxr", trees.mimic), ("padchest", trees.padchest), ("folder", trees.folder)]
+)
+def test_every_stage_of_the_other_chest_sets_runs_from_its_yaml(experiment, tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_all(experiment, tree(tmp_path))
+
+
+def run_all(experiment, where):
+    for stage in STAGES:
+        arguments = ["fit", *configs(experiment, stage), *where, "--data.batch_size=8", *QUICK, *ONE_STEP]
+        assert main([*arguments, "--trainer.logger=false"]) == 0, stage
+    assert main(["evaluate", *configs(experiment, "evaluate"), *where, "--subjects=8", "--out=out"]) == 0
+
+
+@pytest.mark.slow
+def test_phantoms_on_disk_pass_every_stage_of_coronary_cta(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    manifest = write_volumes(tmp_path / "volumes", 12)
+    splits = ["train"] * 8 + ["val", "val", "test", "test"]
+    pd.read_csv(manifest, dtype=str).assign(split=splits).to_csv(manifest, index=False)
+    run_all("coronary_cta", [f"--data.source.manifest={manifest}"])
+    assert main(["inspect", str(next(Path("data/cache").iterdir())), "--out=seen"]) == 0
+    assert Path("seen/inspection.png").is_file()
+
+
+@pytest.mark.parametrize("experiment", ["mimic_cxr", "padchest", "folder"])
+def test_chest_experiments_differ_in_their_data_alone(experiment):
+    for stage in (*STAGES, "evaluate"):
+        theirs = (ROOT / experiment / f"{stage}.yaml").read_text()
+        assert theirs.replace(experiment, "chexpert") == (ROOT / "chexpert" / f"{stage}.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "tree"), [("mimic_cxr", trees.mimic), ("padchest", trees.padchest), ("folder", trees.folder)]
+)
+def test_other_chest_sets_train_from_their_data_yaml(experiment, tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["fit", *configs(experiment, "regressor"), *tree(tmp_path), "--data.batch_size=8", *QUICK]
+    assert main([*arguments, "--trainer.fast_dev_run=true"]) == 0
+
+
+def test_prepare_makes_what_training_reads(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    manifest = trees.folder(tmp_path)[0].split("=")[1]
+    prepare = ["prepare", "folder", f"--manifest={manifest}", "--structures=[left_lung, right_lung]"]
+    assert main([*prepare, "--frame=[64, 64]", "--out=cache", "--workers=2"]) == 0
+    assert "cache: test 4, train 16, val 4; 0 left out" in capsys.readouterr().out
+    before = (tmp_path / "cache/dataset.json").read_bytes()
+    where = [f"--data.source.manifest={manifest}", "--data.cache=cache", "--data.batch_size=8"]
+    assert main(["fit", *configs("folder", "regressor"), *where, *QUICK, "--trainer.fast_dev_run=true"]) == 0
+    assert (tmp_path / "cache/dataset.json").read_bytes() == before
+    refused(capsys, [*prepare, "--frame=[32, 32]", "--out=cache"], "cache is stale", "frame: [64, 64] -> [32, 32]")
+    (tmp_path / "my images/3.png").write_bytes(b"no image")
+    refused(capsys, [*prepare, "--frame=[32, 32]", "--out=other"], "manifest.csv, row 5", "3.png", "on_error=skip")
+    assert main([*prepare, "--frame=[32, 32]", "--out=other", "--on-error", "skip"]) == 0
+    assert "1 left out" in capsys.readouterr().out
+    assert main(["inspect", "other", "--verify=true", "--out=seen"]) == 0
+    assert (tmp_path / "seen/inspection.png").is_file()
+    refused(capsys, ["prepare", "folders", "--out=x"], "unknown data set 'folders'", "chexpert, mimic_cxr")
+    refused(capsys, ["inspect", "nowhere"], "nowhere is not a prepared data set")
+
+
+FEW = ["--data.init_args.subjects={train: 8, val: 4, test: 4}", "--data.init_args.batch_size=4"]
+
+
+def coronary(stage, *more):
+    return main(["fit", *configs("coronary_phantom", stage), *FEW, *QUICK, *more])
+
+
+def test_every_stage_of_the_coronary_phantom_runs_from_its_yaml(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stage in STAGES:
+        assert coronary(stage, *ONE_STEP, "--trainer.logger=false") == 0, stage
+    assert main(["evaluate", *configs("coronary_phantom", "evaluate"), *FEW, "--out=out"]) == 0
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    sizes = {"lumen_area", "calcified_plaque_area", "noncalcified_plaque_area"}
+    assert set(found["methods"]["seg_cft"]["truth"]) == sizes, "the phantom knows every true counterfactual"
+
+
+@pytest.mark.slow
+def test_every_stage_of_the_coronary_phantom_passes_fast_dev_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stage in ("pretrain", "segmentor", "regressor"):
+        assert coronary(stage, *ONE_STEP, "--trainer.logger=false") == 0, stage
+    for stage in STAGES:
+        assert coronary(stage, "--trainer.fast_dev_run=true") == 0, stage
 
 
 def test_no_yaml_is_forgotten():

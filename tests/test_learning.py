@@ -51,4 +51,4 @@ def test_seg_cft_moves_the_lungs_of_phantoms_towards_the_truth(tmp_path, monkeyp
 def test_seg_cft_moves_the_lungs_of_real_radiographs(real_tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root, masks = real_tree
-    check(chain("chexpert", f"--data.init_args.root={root}", f"--data.init_args.masks={masks}"), floor=14, gain=0.95)
+    check(chain("chexpert", f"--data.source.root={root}", f"--data.source.masks={masks}"), floor=14, gain=0.95)

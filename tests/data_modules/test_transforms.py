@@ -1,17 +1,13 @@
 """Transforms: geometry against arithmetic, and augmentation that keeps image and mask together."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from data_modules.transforms import (
     Augmentation,
     field_of_view,
     pad_square,
-    read_grey,
     resize,
     resize_mask,
     to_signed,
@@ -55,17 +51,6 @@ def test_grey_levels_survive_the_round_trip() -> None:
     assert to_signed(grey).max() == 1
     assert torch.equal(to_uint8(to_signed(grey)), grey)
     assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
-
-
-def test_files_that_are_no_grey_images_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.full((3, 4, 3), 9, np.uint8)).save(tmp_path / "colour.png")
-    assert read_grey(tmp_path / "colour.png").tolist() == [[9] * 4] * 3
-    Image.fromarray(np.full((3, 4), 900, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match="mode 'I;16'"):
-        read_grey(tmp_path / "deep.png")
-    (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.jpg cannot be read as an image"):
-        read_grey(tmp_path / "text.jpg")
 
 
 def test_no_strength_changes_nothing() -> None:

@@ -1,0 +1,254 @@
+"""Any images with masks, listed in a CSV: radiographs, slices or volumes."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from data_modules.frames import resample
+from data_modules.readers import Picture, Window, read_labels, read_picture
+from data_modules.sources import Sample, Source
+from data_modules.splits import hashed_splits, refuse_shared
+from data_modules.tables import categories, header, numbers, origins, read_table, refuse, refuse_twice
+
+log = logging.getLogger(__name__)
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test"}
+SEXES = {"F": 0.0, "M": 1.0, "Female": 0.0, "Male": 1.0}
+LEVELS = (-(2**15), 2**15 - 1)  # of int16
+SLACK = 0.5  # pixels of a structure that may lie beyond the frame
+
+
+class Folder(Source):
+    """Images and masks named in a manifest, whose paths are relative to it.
+
+    Columns of the manifest: ``image``; either ``mask_<structure>`` for every structure (a file with two levels, the
+    lower of which is background; blank where there is no mask) or ``label`` (one label map); if there, ``id`` (the
+    image's path by default), ``patient`` (the id by default), ``split`` (train, val, test; by default a hash of (seed,
+    patient) divides 80/10/10) and ``sex`` (F or M: 0 or 1). Every other column of numbers is an attribute, blank cells
+    are unknown; columns of words are left out.
+
+    Files are PNG, JPEG, DICOM or NIfTI, see ``readers.read_picture``. Two sides in ``frame`` are for images, three for
+    volumes. Without ``spacing``, images are centred in a black square (cube) and resized, and areas are in % of that
+    square, counted in pixels. With ``spacing``, they are resampled to it about their centre and cropped or padded to
+    the frame; areas are in mm^2 (volumes in mm^3) as counted before that, and a structure that the frame would crop is
+    refused. Reading measures ``<structure>_area`` (in 3-D ``<structure>_volume``).
+
+    Args:
+        manifest: The CSV.
+        structures: Mask channels, in order.
+        labels: Structure -> its labels in the label map; needed with a column ``label``.
+        frame: Sides of a prepared image, pixels.
+        spacing: Edge lengths of a prepared pixel in mm, as many as ``frame`` has sides.
+        window: Levels that become black and white; needed for more than 8 bits (HU, 16-bit PNG). The cache then holds
+            int16, without it uint8.
+        allow_outside: Accept files outside the manifest's folder.
+        seed: Decides the division of patients where the manifest has none.
+
+    Raises:
+        ValueError: If frame, spacing, window or labels make no sense.
+    """
+
+    name = "folder"
+
+    def __init__(
+        self,
+        manifest: str,
+        structures: list[str],
+        labels: dict[str, list[int]] | None = None,
+        frame: list[int] | None = None,
+        spacing: list[float] | None = None,
+        window: list[float] | None = None,
+        allow_outside: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.manifest, self.structures, self.labels = Path(manifest).expanduser(), structures, labels
+        self.frame, self.resolution = tuple(frame or [192, 192]), spacing
+        self.allow_outside, self.seed = allow_outside, seed
+        _check_geometry(self.frame, spacing)
+        if not structures or (labels is not None and set(labels) != set(structures)):
+            raise ValueError(f"structures {structures} need labels for each and no other, not {labels}")
+        dims = len(self.frame)
+        self.measure = "area" if dims == 2 else "volume"
+        self.unit = "% of image" if spacing is None else f"mm^{dims}"
+        self.spacing = spacing or [100 ** (1 / dims) / self.frame[0]] * dims
+        self.levels: Window | None = None
+        self.offset = 0.0
+        if window is not None:
+            self._set_window(window)
+
+    def options(self) -> dict[str, Any]:
+        """See ``Source.options``."""
+        return {
+            "structures": self.structures,
+            "labels": self.labels,
+            "frame": list(self.frame),
+            "spacing": self.resolution,
+            "window": list(self.levels) if self.levels else None,
+            "seed": self.seed,
+        }
+
+    def files(self) -> list[Path]:
+        """See ``Source.files``."""
+        return [self.manifest]
+
+    def table(self) -> pd.DataFrame:
+        """See ``Source.table``; areas are measured by ``read``, the columns ``image``, ``label`` hold whole paths."""
+        return self._table.copy(deep=False)
+
+    def read(self, row: Mapping[str, Any]) -> Sample:
+        """See ``Source.read``: image (1, *S), masks (K, *S), measured areas or volumes."""
+        try:
+            return self._read(row)
+        except ValueError as error:
+            raise ValueError(f"{row['origin']}: {error}") from error
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
+        path, known = self.manifest, header(self.manifest)
+        masks = ["label"] if self.labels else [f"mask_{name}" for name in self.structures]
+        frame = read_table(path, ["image", *masks], [name for name in known if not name.startswith("mask_")])
+        refuse(frame, "image", path, frame["image"].isna().to_numpy(), "every row needs an image")
+        table = pd.DataFrame({name: self._paths(frame, name) for name in ["image", *masks]})
+        table["id"] = frame["id"] if "id" in frame else frame["image"]
+        refuse_twice(table, "id", path, "id")
+        table["patient"] = frame["patient"].fillna(table["id"]) if "patient" in frame else table["id"]
+        table["split"] = self._splits(frame, table["patient"])
+        table["origin"] = origins(frame, "image", path)
+        refuse_shared(table)
+        given = ["image", "label", "id", "patient", "split"]
+        return table.assign(**self._attributes(frame.drop(columns=given, errors="ignore"))).reset_index(drop=True)
+
+    def _paths(self, frame: pd.DataFrame, field: str) -> "pd.Series[str]":
+        folder = self.manifest.parent
+        if not self.allow_outside:
+            home = os.path.realpath(folder)
+            inside = [cell != cell or _inside(home, cell) for cell in frame[field].tolist()]
+            hint = f"this file lies outside {folder}, perhaps by a link: say allow_outside: true if that is meant"
+            refuse(frame, field, self.manifest, ~np.array(inside, bool), hint)
+        paths = [str(folder / cell) if cell == cell else "" for cell in frame[field].tolist()]
+        return pd.Series(paths, frame.index, dtype="str")
+
+    def _splits(self, frame: pd.DataFrame, patients: "pd.Series[str]") -> "pd.Series[str]":
+        if "split" not in frame:
+            return hashed_splits(patients, self.seed)
+        splits = frame["split"].map(SPLITS)
+        refuse(frame, "split", self.manifest, splits.isna().to_numpy(), "train, val or test")
+        return splits
+
+    def _attributes(self, frame: pd.DataFrame) -> dict[str, NDArray[np.float32]]:
+        measured = [f"{name}_{self.measure}" for name in self.structures]
+        columns = {}
+        for name in (name for name in map(str, frame.columns) if not name.startswith("mask_")):
+            if name in (*measured, "origin"):
+                raise ValueError(f"{self.manifest}: the column {name!r} would be overwritten: call it otherwise")
+            if name == "sex":
+                columns[name] = categories(frame, name, self.manifest, SEXES)
+            elif frame[name].isna().all() or pd.to_numeric(frame[name], errors="coerce").notna().any():
+                columns[name] = numbers(frame, name, self.manifest, blank=True)
+            else:
+                log.info("%s: %s holds words and is left out", self.manifest, name)
+        return {name: values.astype(np.float32) for name, values in columns.items()}
+
+    def _read(self, row: Mapping[str, Any]) -> Sample:
+        picture = read_picture(Path(row["image"]), self.levels)
+        shape = picture.levels.shape
+        if len(shape) != len(self.frame):
+            raise ValueError(f"{row['image']} has shape {shape}, the frame {self.frame}")
+        steps = self._steps(picture, row["image"])
+        low = self.levels[0] if self.levels else 0.0
+        image = resample(picture.levels.astype(np.float32) - low, self.frame, steps) + low
+        masks, values = [], dict[str, float]()
+        pixel = float(np.prod(picture.spacing or ())) if self.resolution else 100 / max(shape) ** len(shape)
+        for name, mask in self._masks(row, picture).items():
+            native = np.zeros(shape, np.bool_) if mask is None else mask
+            _refuse_cropped(native, self.frame, steps, name)
+            masks.append(resample(native, self.frame, steps) >= 0.5)
+            values[f"{name}_{self.measure}"] = float("nan") if mask is None else float(native.sum()) * pixel
+        return Sample(self._stored(image)[None], np.stack(masks), values)
+
+    def _steps(self, picture: Picture, path: str) -> list[float]:
+        """Length of a frame's pixel along each axis, in the image's pixels."""
+        if self.resolution is None:
+            return [max(picture.levels.shape) / self.frame[0]] * len(self.frame)
+        if picture.spacing is None:
+            raise ValueError(f"{path} does not say its spacing in mm: use spacing: null, areas are in % then")
+        return [new / old for new, old in zip(self.resolution, picture.spacing, strict=True)]
+
+    def _masks(self, row: Mapping[str, Any], image: Picture) -> dict[str, NDArray[np.bool_] | None]:
+        if self.labels:
+            labels = _fitting(row["label"], image)
+            return {name: None if labels is None else np.isin(labels, self.labels[name]) for name in self.structures}
+        return {name: _binary(row[f"mask_{name}"], image) for name in self.structures}
+
+    def _set_window(self, window: Sequence[float]) -> None:
+        if len(window) != 2 or not 1 <= window[1] - window[0] <= LEVELS[1] - LEVELS[0]:
+            raise ValueError(f"window {list(window)}: [low, high] is needed, 1 to {LEVELS[1] - LEVELS[0]} levels apart")
+        self.levels, self.dtype = (float(window[0]), float(window[1])), "int16"
+        if window[0] < LEVELS[0] or window[1] > LEVELS[1]:
+            self.offset = float(np.ceil(window[0] - LEVELS[0]))  # unsigned levels, shifted to fit
+        self.window = (self.levels[0] - self.offset, self.levels[1] - self.offset)
+
+    def _stored(self, image: NDArray[np.float32]) -> NDArray[Any]:
+        limits = LEVELS if self.dtype == "int16" else (0, 255)
+        return np.asarray(np.rint(image - self.offset).clip(*limits), self.dtype)
+
+
+def _inside(folder: str, path: str) -> bool:
+    try:
+        return os.path.commonpath([folder, os.path.realpath(os.path.join(folder, path))]) == folder
+    except (OSError, ValueError):  # no path at all, such as one with a null in it
+        return False
+
+
+def _check_geometry(frame: tuple[int, ...], spacing: list[float] | None) -> None:
+    if len(frame) not in (2, 3) or min(frame) < 1:
+        raise ValueError(f"frame {list(frame)}: two or three sides in pixels are needed")
+    if spacing is None and len(set(frame)) > 1:
+        raise ValueError(f"frame {list(frame)}: without spacing, all sides are alike")
+    if spacing is not None and (len(spacing) != len(frame) or not all(0 < side < np.inf for side in spacing)):
+        raise ValueError(f"spacing {spacing}: as many sides in mm as frame {list(frame)} has are needed")
+
+
+def _fitting(path: str, image: Picture) -> NDArray[np.int32] | None:
+    """Labels of a file, which must lie on the image's grid; None where there is no file."""
+    if not path:
+        return None
+    labels = read_labels(Path(path))
+    if labels.levels.shape != image.levels.shape:
+        raise ValueError(f"{path} has shape {labels.levels.shape}, its image {image.levels.shape}")
+    if labels.spacing and image.spacing and not np.allclose(labels.spacing, image.spacing, rtol=1e-3):
+        raise ValueError(f"{path} has spacing {labels.spacing} mm, its image {image.spacing} mm")
+    if (
+        labels.affine is not None
+        and image.affine is not None
+        and not np.allclose(labels.affine, image.affine, atol=0.1)
+    ):
+        raise ValueError(f"{path} lies elsewhere than its image: their affines differ")
+    return labels.levels
+
+
+def _binary(path: str, image: Picture) -> NDArray[np.bool_] | None:
+    labels = _fitting(path, image)
+    if labels is None:
+        return None
+    found = np.unique(labels)
+    if len(found) > 2 or found.min() < 0:
+        raise ValueError(f"{path} is no binary mask: it holds {len(found)} levels, {found[:5].tolist()} ...")
+    return labels > (found[0] if len(found) == 2 else 0)
+
+
+def _refuse_cropped(mask: NDArray[np.bool_], frame: tuple[int, ...], steps: list[float], name: str) -> None:
+    for axis, (side, step) in enumerate(zip(frame, steps, strict=True)):
+        inside = np.flatnonzero(mask.any(tuple(other for other in range(mask.ndim) if other != axis)))
+        if len(inside):
+            reach = max(mask.shape[axis] / 2 - inside[0], inside[-1] + 1 - mask.shape[axis] / 2)
+            if reach > side * step / 2 + SLACK:
+                need = int(np.ceil(2 * reach / step))
+                raise ValueError(f"the frame would crop {name} along axis {axis}: {need} pixels are needed, not {side}")

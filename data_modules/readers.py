@@ -1,0 +1,196 @@
+"""From an image file to grey levels or labels: PNG, JPEG, DICOM, NIfTI. Every error is a ValueError naming the file."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+
+Pixels = NDArray[Any]
+Window = tuple[float, float]
+
+LARGEST = 2**28  # pixels or voxels; a file that claims more is broken or hostile
+LONGEST = 2**15  # pixels along a side of a PNG or JPEG: it will be padded to a square
+MILLIMETRES = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
+
+
+@dataclass
+class Picture:
+    """What one file holds.
+
+    Attributes:
+        levels: Grey levels or labels, *S.
+        spacing: Edge lengths along S in mm; None where the file does not say.
+        affine: From indices to RAS+ millimetres, (4, 4); None where the file does not say.
+    """
+
+    levels: Pixels
+    spacing: tuple[float, ...] | None = None
+    affine: NDArray[np.float64] | None = None
+
+
+def read_picture(path: Path, window: Window | None = None) -> Picture:
+    """Grey levels of an image.
+
+    Without a window, 8-bit files come as they are and DICOM through its own VOI LUT or window, all as uint8. With one,
+    levels stay as they are (DICOM: after rescale slope and intercept, so HU in CT). MONOCHROME1 is inverted: after the
+    VOI, or by reflecting levels in the window.
+
+    Volumes are reoriented to the closest RAS+ axes. A NIfTI of one slice is a 2-D image with rows from superior (or
+    anterior) down and columns from the patient's right, as films are shown.
+
+    Args:
+        path: ``.png``, ``.jpg``, ``.jpeg``, ``.dcm``, ``.dicom``, ``.nii`` or ``.nii.gz``.
+        window: The levels that will become black and white.
+
+    Raises:
+        ValueError: If the file is missing, cut short, too large or of no known kind, or if more than 8 bits come
+            without a window.
+    """
+    picture = _open(path, lambda data: _windowed(data, window))
+    if window is None and picture.levels.dtype != np.uint8:
+        raise ValueError(
+            f"{path} holds {picture.levels.dtype} levels and no window of its own: give window: [low, high]"
+        )
+    return picture
+
+
+def read_labels(path: Path) -> Picture:
+    """Labels of a mask or label map, as they are stored, int32; see ``read_picture`` for kinds and orientation.
+
+    Raises:
+        ValueError: As in ``read_picture``, and if a label is not a whole number, or a colour.
+    """
+    picture = _open(path, _rescaled, _indices)
+    labels = picture.levels.astype(np.int32)
+    if (labels != picture.levels).any():
+        raise ValueError(f"{path} holds levels that are not whole numbers, so it is no label map")
+    return Picture(labels, picture.spacing, picture.affine)
+
+
+def read_grey(path: str | Path) -> Pixels:
+    """A PNG or JPEG as grey levels, (H, W), uint8 or uint16.
+
+    Raises:
+        ValueError: If the file is missing, is no image, is cut short or too large.
+    """
+    return _read_image(Path(path), _luminance)
+
+
+def _read_image(path: Path, convert: Callable[[Any], Pixels]) -> Pixels:
+    if not os.path.isfile(path):
+        raise ValueError(f"no image at {path}")
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > LARGEST or max(image.size) > LONGEST:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
+            return convert(image)
+    except Exception as error:  # decoders raise whatever comes to mind on damaged files
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _luminance(image: Any) -> Pixels:
+    if image.mode in ("L", "RGB", "P", "1"):
+        return np.asarray(image.convert("L"))
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    raise ValueError(f"it has pixels of mode {image.mode!r}; grey of 8 or 16 bits or RGB is needed")
+
+
+def _indices(image: Any) -> Pixels:
+    """Labels as stored: a palette's colours do not matter, other colours are refused."""
+    levels = np.asarray(image) if image.mode in ("P", "RGB") else _luminance(image)
+    if levels.ndim == 3 and (levels != levels[..., :1]).any():
+        raise ValueError("it has colours; labels are grey levels or indices of a palette")
+    return levels[..., 0] if levels.ndim == 3 else levels
+
+
+def _open(path: Path, grey: Callable[[Any], Pixels], convert: Callable[[Any], Pixels] = _luminance) -> Picture:
+    """A file of any kind; ``grey`` makes levels of a DICOM, ``convert`` of a PNG or JPEG."""
+    name = path.name.lower()
+    if name.endswith((".png", ".jpg", ".jpeg")):
+        return Picture(_read_image(path, convert))
+    if not os.path.isfile(path):
+        raise ValueError(f"no image at {path}")
+    try:
+        if name.endswith((".nii", ".nii.gz")):
+            picture = _read_nifti(path)
+        elif name.endswith((".dcm", ".dicom")):
+            picture = _read_dicom(path, grey)
+        else:
+            raise ValueError("known are .png, .jpg, .jpeg, .dcm, .dicom, .nii and .nii.gz")
+        return _checked(picture)
+    except Exception as error:  # decoders raise whatever comes to mind on damaged files
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _checked(picture: Picture) -> Picture:
+    if picture.levels.ndim not in (2, 3) or not picture.levels.size:
+        raise ValueError(f"an image or a volume is needed, not shape {picture.levels.shape}")
+    if picture.levels.dtype.kind not in "uif" or not np.isfinite(picture.levels).all():
+        raise ValueError("some levels are not finite numbers")
+    if picture.spacing is not None and not all(0 < side < np.inf for side in picture.spacing):
+        raise ValueError(f"the spacing {picture.spacing} mm is not positive")
+    return picture
+
+
+def _read_dicom(path: Path, grey: Callable[[Any], Pixels]) -> Picture:
+    data = pydicom.dcmread(path)
+    if (
+        data.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2")
+        or int(data.get("NumberOfFrames") or 1) != 1
+    ):
+        raise ValueError("one frame of grey levels is needed")
+    if data.Rows * data.Columns > LARGEST:
+        raise ValueError(f"{data.Rows} x {data.Columns} pixels are too many")
+    spacing = data.get("PixelSpacing") or data.get("ImagerPixelSpacing")  # the latter at the detector
+    return Picture(grey(data), tuple(float(side) for side in spacing) if spacing else None)
+
+
+def _rescaled(data: Any) -> Pixels:
+    """Stored pixels of a DICOM after rescale slope and intercept, (H, W)."""
+    stored = data.pixel_array
+    levels = np.asarray(apply_modality_lut(stored, data))
+    return stored if np.array_equal(stored, levels) else levels
+
+
+def _windowed(data: Any, window: Window | None) -> Pixels:
+    """Levels of a DICOM, (H, W), see ``read_picture``."""
+    levels, inverted = _rescaled(data), data.PhotometricInterpretation == "MONOCHROME1"
+    if window is not None:
+        return window[0] + window[1] - levels.astype(np.float32) if inverted else levels
+    if data.get("VOILUTSequence"):
+        levels = _to_bytes(apply_voi(levels, data), 0, 2.0 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1)
+    elif data.get("WindowWidth") is not None:
+        low, high = apply_windowing(np.array([-1e12, 1e12]), data).tolist()
+        levels = _to_bytes(apply_windowing(levels, data), low, high)
+    return 255 - levels if inverted and levels.dtype == np.uint8 else levels
+
+
+def _to_bytes(levels: Pixels, low: float, high: float) -> Pixels:
+    return np.rint(255 * (levels.astype(np.float64) - low) / (high - low)).clip(0, 255).astype(np.uint8)
+
+
+def _read_nifti(path: Path) -> Picture:
+    image: Any = nibabel.load(path)
+    shape = tuple(image.shape) + (1,) * (3 - len(image.shape))
+    if np.prod(shape, dtype=np.float64) > LARGEST or any(side > 1 for side in shape[3:]):
+        raise ValueError(f"one image or volume of at most {LARGEST} voxels is needed, not shape {image.shape}")
+    shape, turn = shape[:3], io_orientation(image.affine)
+    levels = apply_orientation(np.asarray(image.dataobj).reshape(shape), turn)
+    affine = image.affine @ inv_ornt_aff(turn, shape)
+    affine[:3] *= MILLIMETRES[image.header.get_xyzt_units()[0]]
+    spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
+    if 1 not in levels.shape:
+        return Picture(levels, spacing, affine)
+    flat = 2 if levels.shape[2] == 1 else levels.shape.index(1)
+    rows, columns = (side for axis, side in reversed(list(enumerate(spacing))) if axis != flat)
+    return Picture(levels.take(0, flat)[::-1, ::-1].T, (rows, columns), affine)

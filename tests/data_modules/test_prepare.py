@@ -1,0 +1,272 @@
+"""Caches: the same bytes whatever happened on the way, and never one that is not what was asked for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DistributedSampler
+
+from data_modules.cache import open_cache, stale
+from data_modules.inspection import inspect
+from data_modules.prepare import prepare
+from data_modules.prepared import Prepared
+from data_modules.transforms import Augmentation
+from segcft.parents import Variable
+from tests.discs import Discs, write
+
+ROOT = Path(__file__).parents[2]
+VARIABLES = {"age": Variable(unit="years"), "left_area": Variable(structure="left", unit="mm^2")}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write(tmp_path / "discs set")
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize(("dims", "dtype"), [(2, "uint8"), (3, "int16")])
+def test_a_cache_holds_what_the_source_reads(tmp_path, dims, dtype):
+    source = Discs(str(write(tmp_path / "in", 20, dims=dims)), dtype=dtype)
+    cache = prepare(source, tmp_path / "out")
+    table = source.table()
+    assert cache.table["id"].tolist() == table["id"].tolist()
+    for place, row in table.iterrows():
+        sample = source.read(row)
+        np.testing.assert_array_equal(cache.images[place], sample.image)
+        np.testing.assert_array_equal(cache.read_masks(np.array([place]), ["right", "left"])[0], sample.mask[::-1])
+        name = f"left_{source.measure}"
+        assert cache.table[name][place] == sample.values[name]
+    assert cache.images.dtype == dtype
+    assert cache.facts["counts"] == table["split"].value_counts().to_dict()
+    assert cache.facts["variables"]["age"]["missing"] == 2
+    assert cache.facts["intensity"]["p50"] in (40, -50)
+
+
+def test_workers_and_repetition_change_nothing(root, tmp_path):
+    source = Discs(str(root))
+    prepare(source, tmp_path / "one")
+    before = content(tmp_path / "one")
+    prepare(source, tmp_path / "three", workers=3)
+    assert content(tmp_path / "three") == before
+    times = [path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()]
+    prepare(source, tmp_path / "one")
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()] == times
+    assert {path.name for path in tmp_path.iterdir()} == {"discs set", "one", "three"}, "nothing is left behind"
+
+
+def start(root, out, workers):
+    code = f"""
+        from data_modules.prepare import prepare
+        from tests.discs import Discs
+        prepare(Discs({str(root)!r}, delay=0.01), {str(out)!r}, workers={workers})
+    """
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_preparation_goes_on_and_gives_the_same_bytes(tmp_path, workers, caplog):
+    root = write(tmp_path / "in", 300)
+    prepare(Discs(str(root)), tmp_path / "whole")
+    running = start(root, tmp_path / "out", workers)
+    journal = tmp_path / "out.partial" / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.is_file() and journal.read_text().count("\n") >= 60):
+        assert running.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    with pytest.raises(ValueError, match=r"only partly prepared.*run the same"):
+        open_cache(tmp_path / "out")
+    with journal.open("a") as file:
+        file.write('[299, {"left_ar')  # a line cut short
+    prepare(Discs(str(root)), tmp_path / "out", workers)
+    assert "going on" in caplog.text
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_two_processes_make_one_cache(root, tmp_path):
+    running = [start(root, tmp_path / "out", 1) for _ in range(2)]
+    assert [process.wait(120) for process in running] == [0, 0]
+    prepare(Discs(str(root)), tmp_path / "alone")
+    assert content(tmp_path / "out") == content(tmp_path / "alone")
+
+
+def test_a_cache_of_other_options_or_tables_is_stale(root, tmp_path):
+    out = tmp_path / "out"
+    prepare(Discs(str(root)), out)
+    before = content(out)
+    with pytest.raises(ValueError, match=r"out is stale.*size: 16 -> 20"):
+        prepare(Discs(str(root), size=20), out)
+    table = root / "table.csv"
+    os.utime(table, (time.time() + 5, time.time() + 5))
+    assert stale(out, Discs(str(root))) == [], "younger, but the same"
+    text = table.read_text()
+    table.write_text(text.replace("p1,", "q1,"))
+    os.utime(table, (time.time() + 5, time.time() + 5))
+    with pytest.raises(ValueError, match=r"table.csv has changed"):
+        prepare(Discs(str(root)), out)
+    assert content(out) == before, "a stale cache is not touched"
+    assert "q1" in set(prepare(Discs(str(root)), out, overwrite=True).table["patient"])
+    table.write_text(text + "s99,p99,train,99.npy,3,16x16\n")
+    with pytest.raises(ValueError, match=r"row 62, image = '99.npy'.*cannot be read"):
+        prepare(Discs(str(root)), out, overwrite=True)
+    assert open_cache(out).table["id"].iloc[-1] == "s59", "the former cache is there until the next one is whole"
+
+
+def test_a_partial_cache_of_something_else_is_said(root, tmp_path):
+    (root / "59.npy").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"59.npy"):
+        prepare(Discs(str(root)), tmp_path / "out")
+    write(root, seed=1)
+    with pytest.raises(ValueError, match=r"partial preparation of something else \(files"):
+        prepare(Discs(str(root)), tmp_path / "out")
+    assert len(prepare(Discs(str(root)), tmp_path / "out", overwrite=True).table) == 60
+
+
+def test_a_bad_subject_stops_or_is_listed(root, tmp_path):
+    good = (root / "33.npy").read_bytes()
+    (root / "33.npy").write_bytes(good[:40])
+    (root / "34.npy").unlink()
+    with pytest.raises(ValueError, match=r"table.csv, row 35, image = '33.npy'.*cannot be read.*on_error=skip"):
+        prepare(Discs(str(root)), tmp_path / "out")
+    done = (tmp_path / "out.partial" / "journal.jsonl").read_text().count("\n")
+    assert done >= 32, "what was read before is kept"
+    cache = prepare(Discs(str(root)), tmp_path / "out", on_error="skip")
+    listed = pd.read_csv(tmp_path / "out" / "quarantine.csv")
+    assert listed["id"].tolist() == ["s33", "s34"]
+    assert listed["reason"].str.contains("cannot be read").all()
+    assert not {"s33", "s34"} & set(cache.table["id"])
+    assert cache.facts["quarantined"] == 2
+    assert cache.table["row"].tolist() == [row for row in range(60) if row not in (33, 34)]
+    assert not cache.images[33].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("s3,", "s2,"), "row 5.*this id occurs twice.*id = 's2'"),
+        (("p0,train", "p0,valid"), "row 2.*split must be one of train, val, test"),
+        (("s7,p3", "s7,p1"), "row 9.*lies in more than one split|row 4.*lies in more than one split"),
+        (("train", "test"), "no subject in the training split"),
+    ],
+)
+def test_a_bad_table_is_refused(root, tmp_path, change, message):
+    table = root / "table.csv"
+    table.write_text(table.read_text().replace(*change))
+    with pytest.raises(ValueError, match=message):
+        prepare(Discs(str(root)), tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"discs set"}, "nothing is left behind"
+
+
+def test_damage_is_noticed(root, tmp_path):
+    prepare(Discs(str(root)), tmp_path / "out")
+    images = tmp_path / "out" / "images.npy"
+    data = bytearray(images.read_bytes())
+    data[500] ^= 1
+    images.write_bytes(data)
+    inspect(str(tmp_path / "out"), str(tmp_path / "seen"))
+    with pytest.raises(ValueError, match=r"images.npy is damaged"):
+        inspect(str(tmp_path / "out"), str(tmp_path / "seen"), verify=True)
+    images.write_bytes(data[:-100])
+    with pytest.raises(ValueError, match="out is damaged"):
+        open_cache(tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not a prepared data set"):
+        prepare(Discs(str(root)), tmp_path / "full", overwrite=True)
+
+
+def test_inspection_says_and_draws_what_is_there(root, tmp_path, capsys):
+    prepare(Discs(str(root)), tmp_path / "out")
+    found = inspect(str(tmp_path / "out"), str(tmp_path / "seen"), verify=True)
+    assert found["shared_patients"] == []
+    assert found["patients"] == {"test": 6, "train": 18, "val": 6}
+    assert "Patients in more than one split: 0 of 30" in (tmp_path / "seen" / "inspection.md").read_text()
+    assert (tmp_path / "seen" / "inspection.png").stat().st_size > 20_000
+    table = pd.read_parquet(tmp_path / "out" / "table.parquet")
+    table.loc[0, "patient"] = table.loc[59, "patient"]
+    table.to_parquet(tmp_path / "out" / "table.parquet")
+    with pytest.raises(ValueError, match="more than one split: p29"):
+        inspect(str(tmp_path / "out"), str(tmp_path / "seen"))
+
+
+def data(root, tmp_path, **options):
+    return Prepared(Discs(str(root)), VARIABLES, cache=str(tmp_path / "cache"), **options)
+
+
+def test_batches_hold_what_was_declared(root, tmp_path):
+    module = data(root, tmp_path, structures=["right", "left"])
+    train = module.dataset("train")
+    batch = train.read(torch.arange(8))
+    assert batch["image"].shape == (8, 1, 16, 16)
+    assert sorted(batch["image"].unique().tolist()) == pytest.approx([2 * 40 / 255 - 1, 2 * 200 / 255 - 1])
+    assert batch["mask"].shape == (8, 2, 16, 16)
+    torch.testing.assert_close(batch["left_area"], 0.25 * batch["mask"][:, 1].sum((1, 2)))
+    assert set(batch) == {"image", "mask", "index", "age", "left_area"}
+    assert module.description.structures == ["right", "left"]
+    assert module.description.parents["age"].unit == "years"
+    assert not torch.isnan(train.attributes["age"]).any()
+    assert len(train) == 36 - sum(1 for n in range(60) if n % 10 == 7 and n // 2 % 5 < 3)
+
+
+def test_augmentation_moves_image_and_mask_and_measures_anew(root, tmp_path):
+    batch = (
+        data(root, tmp_path, augment=Augmentation(brightness=0, contrast=0, gamma=0))
+        .dataset("train")
+        .read(torch.arange(8))
+    )
+    torch.testing.assert_close(batch["left_area"], 0.25 * batch["mask"][:, 0].sum((1, 2)))
+    still = data(root, tmp_path).dataset("train").read(torch.arange(8))
+    assert (batch["mask"] != still["mask"]).any()
+    inside = batch["image"][:, 0][batch["mask"].any(1)]
+    assert (inside > 0).float().mean() > 0.8, "the masks lie on the discs"
+
+
+def test_what_is_not_offered_is_refused(root, tmp_path):
+    for variables, options, message in (
+        ({"weight": Variable()}, {}, "unknown variable 'weight'; discs offers age, left_area, right_area"),
+        ({"patient": Variable()}, {}, "unknown variable 'patient'"),
+        (VARIABLES, {"structures": ["heart"]}, r"structures \['heart'\]: discs offers left, right"),
+        (VARIABLES, {"structures": ["right"]}, "'left_area' measures 'left', not among"),
+        ({"left_area": Variable(structure="left", unit="cm^2")}, {}, "discs measures in 'mm\\^2', not 'cm\\^2'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Prepared(Discs(str(root)), variables, cache=str(tmp_path / "cache"), **options).dataset("train")
+    with pytest.raises(ValueError, match="augment works on 8-bit films"):
+        Prepared(Discs(str(root), dtype="int16"), VARIABLES, augment=True)
+
+
+def test_the_default_cache_is_made_once_and_differs_by_options(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = {Prepared(Discs(str(root), size=size), VARIABLES).cache.folder for size in (16, 16, 16)}
+    assert len(folders) == 1
+    assert folders.pop().parts[:2] == ("data", "cache")
+    assert Prepared(Discs(str(root), size=20), VARIABLES).folder.name != next(Path("data/cache").iterdir()).name
+
+
+def test_ranks_share_a_split_without_overlap(root, tmp_path):
+    dataset = data(root, tmp_path).dataset("val")
+    shares = [set(DistributedSampler(dataset, 2, rank, shuffle=True)) for rank in range(2)]
+    assert not shares[0] & shares[1] or len(dataset) % 2
+    assert shares[0] | shares[1] == set(range(len(dataset)))
+
+
+def test_the_fingerprint_names_versions_and_files(root, tmp_path):
+    prepare(Discs(str(root)), tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert facts["plan"]["files"][0]["name"] == "table.csv"
+    assert set(facts["sha256"]) == {"images.npy", "masks.npy", "table.parquet"}
+    assert facts["versions"]["numpy"] == np.__version__
