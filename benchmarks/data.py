@@ -1,98 +1,145 @@
-"""Time the reading of tables: a CheXpert-like train.csv is written to a temporary folder and read in a child process.
+"""Time the reading of images: decoding against the cache, preparing with 1 and 2 workers, the loader against training.
 
-    .venv/bin/python benchmarks/data.py --rows 1000000
+    .venv/bin/python benchmarks/data.py --films 96 --rounds 5
 
-Prints seconds and the largest resident memory of the child, imports included; ``--masks 20000`` does the same for a
-CheXmask table of 1024 x 1024 masks.
+Draws films of 1000 x 820 pixels as PNG and JPEG into a temporary folder; one thread, medians and spread of alternating
+rounds. For tables see ``benchmarks/tables.py``.
 """
 
 import argparse
-import multiprocessing
-import resource
+import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
+import torch
+from PIL import Image
 
-from data_modules.chexmask import COLUMNS, encode, read_chexmask
-from data_modules.chexpert import FINDINGS, CheXpert
+from data_modules.folder import Folder
+from data_modules.frames import pad_square, resize
+from data_modules.prepare import prepare
+from data_modules.prepared import Prepared
+from data_modules.readers import read_grey
+from segcft.hvae import HVAE, Stage
+from segcft.likelihoods import Gaussian
+from segcft.parents import Variable
 
-
-def write(folder: Path, rows: int) -> None:
-    """``train.csv`` of ``rows`` frontal films, three a patient, with the true columns and value frequencies."""
-    rng, index = np.random.default_rng(0), pd.Series(np.arange(rows))
-    patients, studies = (index // 3 + 1).astype(str).str.zfill(6), (index % 3 + 1).astype(str)
-    table = pd.DataFrame({"Path": "CheXpert-v1.0/train/patient" + patients + "/study" + studies + "/view1_frontal.jpg"})
-    table["Sex"], table["Age"] = rng.choice(["Female", "Male"], rows), rng.integers(0, 91, rows)
-    table["Frontal/Lateral"], table["AP/PA"] = "Frontal", rng.choice(["AP", "PA"], rows, p=[0.85, 0.15])
-    for column in FINDINGS.values():
-        table[column] = rng.choice(["1.0", "0.0", "-1.0", ""], rows, p=[0.2, 0.1, 0.05, 0.65])
-    table.to_csv(folder / "train.csv", index=False)
-
-
-def measure(folder: Path) -> None:
-    """Read the table as ``prepare`` does, in a process of its own."""
-    empty = _peak()
-    start = time.perf_counter()
-    films = CheXpert(str(folder), "").films()
-    seconds = time.perf_counter() - start
-    size = films.memory_usage(deep=True).sum() / 1e6
-    print(f"{len(films)} films, {films.shape[1]} columns: {seconds:.1f} s, table {size:.0f} MB, ", end="")
-    print(f"peak {_peak():.0f} MB (after imports {empty:.0f} MB)")
+SIZE, BATCH = 192, 32
+STAGES = [Stage(192, 8, 0), Stage(96, 16), Stage(48, 32), Stage(24, 48), Stage(12, 64, 1, 8), Stage(6, 64, 2, 16)]
 
 
-def write_masks(folder: Path, rows: int) -> None:
-    """``CheXmask.csv`` of ``rows`` films with three ellipses each, some 20 kB a row as in the real tables."""
-    y, x = np.mgrid[:1024, :1024]
-    shapes = {"Left Lung": (450, 720, 300, 110), "Right Lung": (450, 300, 320, 120), "Heart": (650, 560, 140, 160)}
-    masks = {name: ((y - a) / h) ** 2 + ((x - b) / w) ** 2 < 1 for name, (a, b, h, w) in shapes.items()}
-    row = {"Dice RCA (Mean)": 0.8, "Landmarks": "512,512," * 120} | {name: encode(m) for name, m in masks.items()}
-    head = pd.DataFrame([{"Path": "", **row, "Height": 1024, "Width": 1024}])
-    with (folder / "CheXmask.csv").open("w") as file:
-        for start in range(0, rows, 1000):
-            names = [f"train/patient{i:06d}/study1/view1_frontal.jpg" for i in range(start, min(start + 1000, rows))]
-            head.loc[[0] * len(names)].assign(Path=names).to_csv(file, index=False, header=start == 0)
+def write(folder: Path, films: int, suffix: str) -> Path:
+    """Smooth noise with grain, as compressible as a film, and its mask."""
+    random, rows = np.random.default_rng(0), []
+    for number in range(films):
+        coarse = cv2.resize(random.uniform(40, 220, (12, 10)), (820, 1000), interpolation=cv2.INTER_CUBIC)
+        film = (coarse + random.normal(0, 3, coarse.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(film).save(folder / f"{number}{suffix}")
+        Image.fromarray(np.where(coarse > 130, 255, 0).astype(np.uint8)).save(folder / f"{number}_mask.png")
+        rows.append({"image": f"{number}{suffix}", "mask_organ": f"{number}_mask.png", "split": "train"})
+    pd.DataFrame(rows).to_csv(folder / f"manifest{suffix}.csv", index=False)
+    return folder / f"manifest{suffix}.csv"
 
 
-def measure_masks(folder: Path, rows: int) -> None:
-    """Read the masks as ``prepare`` does, in a process of its own."""
-    wanted = pd.Index([f"train/patient{i:06d}/study1/view1_frontal.jpg" for i in range(rows)])
-    empty, start = _peak(), time.perf_counter()
-    masks = read_chexmask(folder / "CheXmask.csv", list(COLUMNS), wanted)
-    seconds, size = time.perf_counter() - start, (folder / "CheXmask.csv").stat().st_size / 1e6
-    print(
-        f"{len(masks)} films, {size:.0f} MB: {seconds:.1f} s, run lengths {masks.entries.nbytes / 1e6:.0f} MB, ", end=""
-    )
-    print(f"peak {_peak():.0f} MB (after imports {empty:.0f} MB)")
+def median(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Wall seconds of every step, in alternating rounds after one to warm up."""
+    spent: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn:
+                spent[name].append(time.perf_counter() - start)
+    return spent
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+def show(name: str, seconds: list[float], images: int) -> float:
+    """Print milliseconds an image; returns the median."""
+    per = sorted(1000 * value / images for value in seconds)
+    print(f"{name:>34} {statistics.median(per):>9.3f} ms/image ({per[0]:.3f}-{per[-1]:.3f})")
+    return statistics.median(per)
+
+
+def reading(folder: Path, films: int, rounds: int) -> None:
+    """Decode and resize the image alone, against image and mask from the cache as a batch of floats."""
+    for suffix in (".png", ".jpg"):
+        manifest = write(folder, films, suffix)
+        data = _data(manifest, folder / f"cache{suffix}")
+        dataset = data.dataset("train")
+        paths = [folder / f"{number}{suffix}" for number in range(films)]
+
+        def decode(paths: list[Path] = paths) -> None:
+            for path in paths:
+                resize(pad_square(read_grey(path)), SIZE)
+
+        def cached(dataset: torch.utils.data.Dataset = dataset) -> None:
+            order = torch.randperm(films)
+            for start in range(0, films, BATCH):
+                dataset.read(order[start : start + BATCH])
+
+        spent = median({"decode": decode, "cached": cached}, rounds)
+        slow = show(f"decode and resize {suffix}", spent["decode"], films)
+        fast = show("image and mask from the cache", spent["cached"], films)
+        print(f"{'ratio':>34} {slow / fast:>9.1f}")
+
+
+def preparing(folder: Path, films: int, rounds: int) -> None:
+    """Wall time of a whole preparation, by workers."""
+    source = Folder(str(folder / "manifest.png.csv"), ["organ"], frame=[SIZE, SIZE])
+
+    def with_workers(workers: int) -> Callable[[], None]:
+        def step() -> None:
+            prepare(source, folder / "fresh", workers)
+            shutil.rmtree(folder / "fresh")
+
+        return step
+
+    spent = median({str(workers): with_workers(workers) for workers in (1, 2)}, rounds)
+    one, two = (show(f"prepare, {workers} workers", spent[workers], films) for workers in ("1", "2"))
+    print(f"{'ratio':>34} {one / two:>9.2f}")
+
+
+def training(folder: Path, films: int, rounds: int) -> None:
+    """An HVAE step at this size, against the batch that it waits for."""
+    data = _data(folder / "manifest.png.csv", folder / "cache.png", augment=True)
+    plain = _data(folder / "manifest.png.csv", folder / "cache.png")
+    about, batch = data.description, plain.dataset("train").read(torch.arange(BATCH))
+    model = HVAE(2, 1, about.parents.dim, STAGES, Gaussian(scale=0.1)).to(memory_format=torch.channels_last)
+    image, pa = batch["image"].to(memory_format=torch.channels_last), about.parents.encode(batch)
+
+    def step() -> None:
+        model.abduct(image, pa).elbo.nelbo().mean().backward()
+
+    def read(module: Prepared) -> Callable[[], None]:
+        return lambda: module.dataset("train").read(torch.randperm(films)[:BATCH]) and None
+
+    spent = median({"step": step, "plain": read(plain), "augmented": read(data)}, rounds)
+    slow = show(f"HVAE step, {SIZE} x {SIZE}", spent["step"], BATCH)
+    for name in ("plain", "augmented"):
+        fast = show(f"batch from the cache, {name}", spent[name], BATCH)
+        print(f"{'share of a step':>34} {100 * fast / slow:>9.1f} %")
+
+
+def _data(manifest: Path, cache: Path, augment: bool = False) -> Prepared:
+    source = Folder(str(manifest), ["organ"], frame=[SIZE, SIZE])
+    variables = {"organ_area": Variable(structure="organ")}
+    return Prepared(source, variables, cache=str(cache), augment=augment, workers=1, batch_size=BATCH)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--masks", type=int, default=0)
+    parser.add_argument("--films", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        _alone(write, Path(folder), options.rows)
-        _alone(measure, Path(folder))
-        if options.masks:
-            _alone(write_masks, Path(folder), options.masks)
-            _alone(measure_masks, Path(folder), options.masks)
-
-
-def _alone(function: Callable[..., None], *arguments: object) -> None:
-    """Call a function in a fresh process, whose memory is then its own."""
-    child = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
-    child.start()
-    child.join()
-    if child.exitcode:
-        raise SystemExit(child.exitcode)
+        for part in (reading, preparing, training):
+            part(Path(folder), options.films, options.rounds)
 
 
 if __name__ == "__main__":

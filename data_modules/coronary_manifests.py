@@ -1,6 +1,5 @@
 """Manifests of coronary CT angiographies: one row a vessel; read, and built for ImageCAS and ASOCA."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -9,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data_modules.base import Split
 from data_modules.coronary_files import CENTRELINE_SUFFIXES
+from data_modules.splits import Split, hashed_splits
 from data_modules.tables import bad_cell, header, numbers, read_columns, refuse
 
 FILES = ["image", "label", "centerline"]
@@ -59,12 +58,6 @@ def read_manifest(path: Path, attributes: Sequence[str] = (), seed: int = 0) -> 
         if name != "split":
             table[name] = _sexes(frame, path) if name == "sex" else numbers(frame, name, path, blank=True)
     return table
-
-
-def hashed_split(seed: int, patient: str) -> Split:
-    """Split of a patient by a hash: 80/10/10."""
-    tenth = int.from_bytes(hashlib.sha256(f"{seed}/{patient}".encode()).digest()[:8]) % 10
-    return "test" if tenth == 9 else "val" if tenth == 8 else "train"
 
 
 def imagecas_manifest(folder: Path, centrelines: Path, out: Path) -> Path:
@@ -156,7 +149,8 @@ def _splits(frame: pd.DataFrame, path: Path, seed: int) -> list[str]:
         if chosen.setdefault(patient, split) != split:
             reason = f"patient {patient!r} lies in {chosen[patient]} as well"
             raise bad_cell(path, int(row), "split", split, reason)
-    return [chosen.get(patient) or hashed_split(seed, patient) for patient in frame["patient_id"]]
+    hashed = hashed_splits(frame["patient_id"], seed)
+    return [chosen.get(patient, split) for patient, split in zip(frame["patient_id"], hashed, strict=True)]
 
 
 def _sexes(frame: pd.DataFrame, path: Path) -> "pd.Series[float]":

@@ -135,7 +135,7 @@ def _histograms(figure: Any, cache: Cache, names: list[str], rows: int) -> None:
     axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axis, name in zip(axes, names, strict=False):
         known = cache.table[name].dropna().astype(float)
-        bins = np.linspace(known.min(), known.max() + 1e-9, 3 if known.nunique() <= 2 else 25)
+        bins = _bins(known)
         for split, part in cache.table.groupby("split"):
             values = part[name].dropna().astype(float)
             weights = np.full(len(values), 1 / max(1, len(values)))
@@ -148,6 +148,14 @@ def _histograms(figure: Any, cache: Cache, names: list[str], rows: int) -> None:
         axis.set_axis_off()
     if names:
         axes[0].legend(fontsize=6, frameon=False)
+
+
+def _bins(values: "pd.Series[float]") -> Any:
+    """Edges of the bars: few for few values, one bar around a constant."""
+    low, high, different = values.min(), values.max(), values.nunique()
+    if different == 1:
+        return np.array([low - 0.5, low + 0.5])
+    return np.linspace(low, high, min(25, max(3, different + 1)))
 
 
 def _correlations(figure: Any, table: pd.DataFrame, names: list[str]) -> None:

@@ -123,13 +123,19 @@ def _open(path: Path, grey: Callable[[Any], Pixels], convert: Callable[[Any], Pi
     try:
         if name.endswith((".nii", ".nii.gz")):
             picture = _read_nifti(path)
-        elif name.endswith((".dcm", ".dicom")):
+        elif name.endswith((".dcm", ".dicom")) or _has_preamble(path):
             picture = _read_dicom(path, grey)
         else:
-            raise ValueError("known are .png, .jpg, .jpeg, .dcm, .dicom, .nii and .nii.gz")
+            raise ValueError("known are .png, .jpg, .jpeg, .dcm, .dicom, .nii, .nii.gz and DICOM of any name")
         return _checked(picture)
     except Exception as error:  # decoders raise whatever comes to mind on damaged files
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _has_preamble(path: Path) -> bool:
+    """Whether a file of any name says that it is DICOM, as archives export them."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def _checked(picture: Picture) -> Picture:

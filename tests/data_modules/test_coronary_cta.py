@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from data_modules.coronary_cta import CoronaryCTA
 from data_modules.coronary_files import read_centreline, read_header, read_volume
-from data_modules.coronary_manifests import asoca_manifest, hashed_split, imagecas_manifest, read_manifest
+from data_modules.coronary_manifests import asoca_manifest, imagecas_manifest, read_manifest
 from data_modules.coronary_phantom import CoronaryPhantomDataset
 from data_modules.coronary_volumes import write_volumes
 from data_modules.cpr import Centreline
+from data_modules.splits import hashed_splits
 
 STRUCTURES = ["lumen", "calcified_plaque", "noncalcified_plaque"]
 COUNT, SPACING = 2, (0.3, 0.35, 0.4)  # mm
@@ -166,10 +167,10 @@ def test_options_decide_the_content_and_a_source_can_be_sent(written):
 
 def test_splits_are_by_patient_and_filled_in_by_a_hash(manifest, spoil):
     table = read_manifest(manifest)
-    assert [hashed_split(0, patient) for patient in table["patient"]] == table["split"].tolist()
+    assert hashed_splits(table["patient"], 0).tolist() == table["split"].tolist()
     spoil(manifest, 2, "split", "test")
     assert read_manifest(manifest)["split"].iloc[0] == "test"
-    many = pd.Series([hashed_split(3, f"p{n}") for n in range(3000)]).value_counts(normalize=True)
+    many = hashed_splits(pd.Series([f"p{n}" for n in range(3000)]), 3).value_counts(normalize=True)
     assert many["train"] == pytest.approx(0.8, abs=0.03)
     assert many["val"] == pytest.approx(0.1, abs=0.03)
 

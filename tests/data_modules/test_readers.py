@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from data_modules.readers import read_grey, read_labels, read_picture
 from tests.dicoms import write_dicom
@@ -68,6 +69,15 @@ def test_dicom_rescale_and_spacing(tmp_path: Path) -> None:
     assert picture.spacing == (0.5, 0.7)
     with pytest.raises(ValueError, match=r"ct\.dcm holds float64 levels and no window"):
         read_picture(tmp_path / "ct.dcm")
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_compressed_dicoms_of_any_name(tmp_path: Path, syntax: str) -> None:
+    pixels = np.tile(RAMP, (16, 12)).astype(np.uint16)
+    data = pydicom.dcmread(write_dicom(tmp_path / "plain.dcm", pixels))
+    data.compress(syntax)
+    data.save_as(tmp_path / "IM000001")
+    np.testing.assert_array_equal(read_picture(tmp_path / "IM000001", (0, 4095)).levels, pixels)
 
 
 def test_dicom_windows_and_inversion(tmp_path: Path) -> None:
