@@ -222,6 +222,18 @@ def test_batches_hold_what_was_declared(root, tmp_path):
     assert len(train) == 36 - sum(1 for n in range(60) if n % 10 == 7 and n // 2 % 5 < 3)
 
 
+def test_volumes_are_read_in_their_window(tmp_path):
+    source = Discs(str(write(tmp_path / "in", 20, dims=3)), dtype="int16")
+    variables = {"left_volume": Variable(structure="left", unit="mm^3")}
+    module = Prepared(source, variables, cache=str(tmp_path / "cache"))
+    batch = module.dataset("train").read(torch.tensor([3, 0]))
+    assert module.description.spatial_dims == 3
+    assert batch["image"].shape == (2, 1, 16, 16, 16)
+    levels = torch.tensor([-50.0, 300.0])  # -200 becomes -1, 600 becomes 1
+    torch.testing.assert_close(batch["image"].unique(), (levels + 200) / 400 - 1)
+    torch.testing.assert_close(batch["left_volume"], 0.125 * batch["mask"][:, 0].sum((1, 2, 3)))
+
+
 def test_augmentation_moves_image_and_mask_and_measures_anew(root, tmp_path):
     batch = (
         data(root, tmp_path, augment=Augmentation(brightness=0, contrast=0, gamma=0))
