@@ -6,19 +6,16 @@ sex, age -> three areas (log-linear, each with its own noise); areas, sex, age, 
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable, Split
-from data_modules.chest_anatomy import EXOGENOUS, FIELD, Grid, Lung, Noise, draw_heart, draw_lung
+from data_modules.base import Batch, Split
+from data_modules.chest_anatomy import EXOGENOUS, FIELD, Grid, Lung, draw_heart, draw_lung
 from data_modules.chest_film import film
+from data_modules.phantoms import Phantom, PhantomDataset, Values, check_subjects, scaled, take
 from segcft.parents import Variable
 
 STRUCTURES = ["left_lung", "right_lung", "heart"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-PIXELS_AT_ONCE = 2**17  # a chunk of films that fits the processor's cache
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def all_variables() -> dict[str, Variable]:
     return {"sex": Variable(kind="binary"), "age": Variable(unit="years"), **areas}
 
 
-class ChestPhantomDataset(ImageDataset, Rerenderable):
+class ChestPhantomDataset(PhantomDataset):
     """One split; item i of a (seed, split) is always the same subject, at every size and in every batch.
 
     Args:
@@ -70,107 +67,49 @@ class ChestPhantomDataset(ImageDataset, Rerenderable):
     """
 
     def __init__(self, split: Split, size: int, subjects: int, seed: int = 0) -> None:
-        _check(size, seed, {split: subjects})
-        self.split, self.size, self.seed = split, size, seed
+        _check(size)
+        super().__init__(split, (size, size), subjects, seed)
+        self.size = size
         causes = 2 + len(MECHANISMS)  # uniform noise of the variables
-        drawn = causes + sum(count for _, _, count in EXOGENOUS.values())
-        uniform = torch.from_numpy(np.stack([self._generator(i, 0).random(drawn) for i in range(subjects)]))
+        uniform = self.uniform(causes + sum(count for _, _, count in EXOGENOUS.values()))
         self.attributes = _variables(uniform[:, :causes])
-        self._noise = _exogenous(uniform[:, causes:])
-
-    def __len__(self) -> int:
-        return len(self.attributes["age"])
-
-    def read(self, indices: Tensor) -> Batch:
-        """Subjects ``indices`` (B,) as one batch; the first call draws the whole split.
-
-        Raises:
-            ValueError: If an index is out of range.
-        """
-        indices = self._checked(indices)
-        image, mask = self.films
-        values = {name: value[indices] for name, value in self.attributes.items()}
-        return self._batch(indices, image[indices], mask[indices], values)
-
-    def counterfactual(self, indices: Tensor, do: dict[str, Tensor]) -> Batch:
-        """Subjects ``indices`` (B,) drawn again under ``do`` (B,) each, with the same exogenous noise.
-
-        An intervention on sex or age also moves the areas that it causes, unless those are intervened on as well;
-        an intervention on an area moves nothing else. NaN leaves that subject's variable as it is.
-
-        Raises:
-            ValueError: If ``do`` names an unknown variable or does not hold one value a subject, if an area is not
-                positive, or if an index is out of range.
-        """
-        indices = self._checked(indices)
-        values = self._intervened(indices, do)
-        parts = torch.split(torch.arange(len(indices)), self._chunk)
-        drawn = [self._draw(indices[part], {name: value[part] for name, value in values.items()}) for part in parts]
-        image, mask = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        return self._batch(indices, image, mask, values)
-
-    @cached_property
-    def films(self) -> tuple[Tensor, Tensor]:
-        """Every subject as observed: images (N, S, S) uint8, and masks (N, S, S) uint8 with a bit a structure."""
-        image = torch.empty(len(self), self.size, self.size, dtype=torch.uint8)
-        mask = torch.empty_like(image)
-        for index in torch.split(torch.arange(len(self)), self._chunk):
-            image[index], mask[index] = self._draw(index, {k: v[index] for k, v in self.attributes.items()})
-        return image, mask
-
-    @property
-    def _chunk(self) -> int:
-        return max(1, PIXELS_AT_ONCE // self.size**2)
+        self._noise = scaled(uniform[:, causes:], EXOGENOUS)
 
     @cached_property
     def _lung_fill(self) -> Tensor:
         """Share of its box that each lung's outline fills, right then left, (N, 2) float64."""
         parts = torch.split(torch.arange(len(self)), 32)
-        noise = [{name: value[part] for name, value in self._noise.items()} for part in parts]
+        noise = [take(self._noise, part) for part in parts]
         return torch.cat([torch.stack([Lung.of(part, side).fill() for side in (0, 1)], 1) for part in noise])
 
-    def _generator(self, index: int, stream: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, SPLITS.index(self.split), index, stream])
-
-    def _draw(self, indices: Tensor, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Subjects at given values -> images and packed masks, (B, S, S) uint8 each."""
-        noise = {name: value[indices] for name, value in self._noise.items()}
+    def draw(self, indices: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+        """Subjects at given values -> films and masks with a bit a structure, (B, S, S) uint8 each."""
+        noise = take(self._noise, indices)
         noise["lung_fill"] = self._lung_fill[indices]
         grid, given = Grid.of_size(self.size), {name: value.double() for name, value in values.items()}
         left, right = (draw_lung(noise, given[f"{STRUCTURES[i]}_area"], 1 - i, grid) for i in range(2))
         organs = [left, right, draw_heart(noise, given["heart_area"], grid)]
-        shape = (self.size, self.size)
-        grain = np.stack([self._generator(i, 1).random(shape, dtype=np.float32) for i in indices.tolist()])
-        image = film(noise, organs, given["sex"], given["age"], torch.from_numpy(grain))
+        image = film(noise, organs, given["sex"], given["age"], self.grain(indices))
         bits = [organ.inside.to(torch.uint8) << bit for bit, organ in enumerate(organs)]
         return image, bits[0] | bits[1] | bits[2]
 
-    def _batch(self, indices: Tensor, image: Tensor, mask: Tensor, values: dict[str, Tensor]) -> Batch:
+    def to_batch(self, indices: Tensor, levels: Tensor, labels: Tensor, values: Values) -> Batch:
+        """See ``PhantomDataset.to_batch``."""
         bits = torch.arange(len(STRUCTURES), dtype=torch.uint8)[:, None, None]
         return {
-            "image": image[:, None].float() * (2 / 255) - 1,  # (B, 1, S, S)
-            "mask": ((mask[:, None] >> bits) & 1).float(),  # (B, K, S, S)
+            "image": levels[:, None].float() * (2 / 255) - 1,  # (B, 1, S, S)
+            "mask": ((labels[:, None] >> bits) & 1).float(),  # (B, K, S, S)
             "index": indices,
             **values,
         }
 
-    def _checked(self, indices: Tensor) -> Tensor:
-        indices = torch.as_tensor(indices)
-        outside = indices[(indices < 0) | (indices >= len(self))]
-        if len(outside):
-            raise ValueError(
-                f"index {int(outside[0])} is out of range: the {self.split} split has {len(self)} subjects"
-            )
-        return indices
+    def intervened(self, observed: Values, do: Values) -> Values:
+        """Sex and age move the areas that they cause, unless those are intervened on; an area moves nothing else.
 
-    def _intervened(self, indices: Tensor, do: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Abduction and action: the variables of subjects ``indices`` under ``do``, (B,) float32 each."""
-        observed = {name: value[indices] for name, value in self.attributes.items()}
+        Raises:
+            ValueError: If an area is not positive.
+        """
         for name, asked in do.items():
-            if name not in observed:
-                raise ValueError(f"unknown variable {name!r}; the phantom has {', '.join(observed)}")
-            if asked.shape != indices.shape:
-                raise ValueError(f"do({name}) holds {tuple(asked.shape)} values for {tuple(indices.shape)} subjects")
             if name in MECHANISMS and (asked <= 0).any():
                 raise ValueError(f"do({name} = {float(asked[asked <= 0][0]):g}): an area must be positive")
         values = {k: torch.where(do[k].isnan(), v, do[k].to(v)) if k in do else v for k, v in observed.items()}
@@ -181,16 +120,9 @@ class ChestPhantomDataset(ImageDataset, Rerenderable):
         return values
 
 
-def _check(size: int, seed: int, subjects: dict[str, int]) -> None:
+def _check(size: int) -> None:
     if size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
-    for split, count in subjects.items():
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; the phantom has {', '.join(SPLITS)}")
-        if count < 1:
-            raise ValueError(f"the {split} split needs at least one subject, got {count}")
 
 
 def _variables(uniform: Tensor) -> dict[str, Tensor]:
@@ -204,17 +136,7 @@ def _variables(uniform: Tensor) -> dict[str, Tensor]:
     return {name: value.float() for name, value in values.items()}
 
 
-def _exogenous(uniform: Tensor) -> Noise:
-    """Uniform noise (N, n) -> every exogenous variable of the drawing, scaled to its range, (N,) or (N, count)."""
-    noise = {}
-    parts = torch.split(uniform, [count for _, _, count in EXOGENOUS.values()], dim=1)
-    for (name, (low, high, count)), part in zip(EXOGENOUS.items(), parts, strict=True):
-        scaled = low + (high - low) * part
-        noise[name] = scaled[:, 0] if count == 1 else scaled
-    return noise
-
-
-class ChestPhantom(DataModule):
+class ChestPhantom(Phantom):
     """Chest phantoms of 400 mm square films.
 
     Args:
@@ -243,16 +165,10 @@ class ChestPhantom(DataModule):
         super().__init__(variables or all_variables(), batch_size, num_workers)
         self.size, self.seed = size, seed
         self.subjects = {"train": 3000, "val": 256, "test": 256} | (subjects or {})
-        _check(size, seed, self.subjects)
+        _check(size)
+        check_subjects(self.subjects, seed)
         self.spacing = [FIELD / size] * 2
 
     def make_dataset(self, split: Split) -> ChestPhantomDataset:
         """Draw the noise of one split; its films follow when they are first read."""
         return ChestPhantomDataset(split, self.size, self.subjects[split], self.seed)
-
-    def loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
-        """Batches of one split, drawn before the loader's processes start."""
-        dataset = self.dataset(split)
-        if self.num_workers and isinstance(dataset, ChestPhantomDataset):
-            _ = dataset.films
-        return super().loader(split, shuffle)

@@ -112,10 +112,11 @@ class CoronaryCauses:
             do: Variable -> (B,); NaN leaves that subject's variable as it is.
 
         Raises:
-            ValueError: If ``do`` names an unknown variable, does not hold one value a subject, or asks for sizes
-                that are not positive or do not add up.
+            ValueError: If ``do`` asks for sizes that are not positive or do not add up.
         """
-        self._check(observed, do)
+        for name, asked in do.items():
+            if name not in ("sex", "age") and (asked <= 0).any():
+                raise ValueError(f"do({name} = {float(asked[asked <= 0][0]):g}): a size must be positive")
         values = {name: _asked(value, do.get(name)) for name, value in observed.items()}
         for name in MECHANISMS:
             before, after = self.effect(name, observed), self.effect(name, values)
@@ -146,16 +147,6 @@ class CoronaryCauses:
         """Sizes in the thirds (B, 3) as variables, with the whole."""
         thirds = dict(zip(self.thirds(structure), sizes.unbind(1), strict=True))
         return {self.whole(structure): sizes.sum(1), **thirds}
-
-    def _check(self, observed: Mapping[str, Tensor], do: Mapping[str, Tensor]) -> None:
-        for name, asked in do.items():
-            if name not in observed:
-                raise ValueError(f"unknown variable {name!r}; the phantom has {', '.join(observed)}")
-            if asked.shape != observed[name].shape:
-                count = tuple(observed[name].shape)
-                raise ValueError(f"do({name}) holds {tuple(asked.shape)} values for {count} subjects")
-            if name not in ("sex", "age") and (asked <= 0).any():
-                raise ValueError(f"do({name} = {float(asked[asked <= 0][0]):g}): a size must be positive")
 
 
 def _asked(value: Tensor, asked: Tensor | None) -> Tensor:

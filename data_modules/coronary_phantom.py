@@ -4,25 +4,20 @@ sex, age -> calcified and non-calcified plaque -> lumen, in each third of the ve
 noise); sizes and exogenous noise -> image and masks. A whole vessel's size is the sum of its thirds'.
 """
 
-from functools import cached_property
-
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable, Split
+from data_modules.base import Batch, Split
 from data_modules.coronary_anatomy import EXOGENOUS, LENGTH, STRUCTURES, WIDTH, Noise, Vessel
-from data_modules.coronary_causes import CoronaryCauses, Values
+from data_modules.coronary_causes import CoronaryCauses
 from data_modules.coronary_scan import grainy, paint
+from data_modules.phantoms import Phantom, PhantomDataset, Values, check_subjects, scaled, take
 from segcft.parents import Variable
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-PIXELS_AT_ONCE = 2**17  # a chunk of images that fits the processor's cache
 WINDOW = (-200.0, 1000.0)  # HU that networks see as -1 and 1
 
 
-class CoronaryPhantomDataset(ImageDataset, Rerenderable):
+class CoronaryPhantomDataset(PhantomDataset):
     """One split; item i of a (seed, split) is always the same subject, at every frame of its dimensions.
 
     A pixel belongs to the structure at its centre. At the default frames the masks' sizes are those of the variables
@@ -44,74 +39,26 @@ class CoronaryPhantomDataset(ImageDataset, Rerenderable):
     def __init__(
         self, split: Split, frame: tuple[int, ...], subjects: int, seed: int = 0, narrowing: float = 1.0
     ) -> None:
-        _check(frame, seed, narrowing, {split: subjects})
-        self.split, self.frame, self.seed = split, tuple(frame), seed
+        _check(frame, narrowing)
+        super().__init__(split, tuple(frame), subjects, seed)
         self.causes = CoronaryCauses(len(frame), narrowing)
-        drawn = self.causes.draws + sum(count for _, _, count in EXOGENOUS.values())
-        uniform = torch.from_numpy(np.stack([self._generator(i, 0).random(drawn) for i in range(subjects)]))
+        uniform = self.uniform(self.causes.draws + sum(count for _, _, count in EXOGENOUS.values()))
         self.attributes = self.causes.sample(uniform[:, : self.causes.draws])
-        self._noise = _exogenous(uniform[:, self.causes.draws :])
-
-    def __len__(self) -> int:
-        return len(self.attributes["age"])
-
-    def read(self, indices: Tensor) -> Batch:
-        """Subjects ``indices`` (B,) as one batch; the first call draws the whole split.
-
-        Raises:
-            ValueError: If an index is out of range.
-        """
-        indices = self._checked(indices)
-        image, label = self.scans
-        return self._batch(indices, image[indices], label[indices], _take(self.attributes, indices))
-
-    def counterfactual(self, indices: Tensor, do: dict[str, Tensor]) -> Batch:
-        """Subjects ``indices`` (B,) drawn again under ``do`` (B,) each, with the same exogenous noise.
-
-        An intervention on sex, age or plaque also moves what it causes, unless that is intervened on as well. One on
-        a whole vessel scales its thirds alike, but for those that are intervened on. NaN leaves that subject's
-        variable as it is.
-
-        Raises:
-            ValueError: If ``do`` names an unknown variable, does not hold one value a subject, or asks for sizes that
-                are not positive, do not add up, or make no vessel; or if an index is out of range.
-        """
-        indices = self._checked(indices)
-        values = self.causes.counterfactual(_take(self.attributes, indices), do)
-        parts = torch.split(torch.arange(len(indices)), self._chunk)
-        drawn = [self._draw(indices[part], _take(values, part)) for part in parts]
-        image, label = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        return self._batch(indices, image, label, values)
+        self._noise = scaled(uniform[:, self.causes.draws :], EXOGENOUS)
 
     def paint(self, index: int, s: Tensor, x: Tensor, y: Tensor, pixel: float) -> tuple[Tensor, Tensor]:
         """One subject in 3-D at any points (P,) each, see ``coronary_scan.paint``: noiseless HU and labels, (P,)."""
         which = torch.tensor([index])
-        noise, vessel = self._vessel(which, _take(self.attributes, which), s[None].double())
+        noise, vessel = self._vessel(which, take(self.attributes, which), s[None].double())
         hu, label = paint(noise, vessel, x[None, :, None, None], y[None, :, None, None], pixel)
         return hu.flatten(), label.flatten()
 
-    @cached_property
-    def scans(self) -> tuple[Tensor, Tensor]:
-        """Every subject as observed: images (N, *S) int16, HU, and label maps (N, *S) uint8."""
-        image = torch.empty(len(self), *self.frame, dtype=torch.int16)
-        label = torch.empty(image.shape, dtype=torch.uint8)
-        for index in torch.split(torch.arange(len(self)), self._chunk):
-            image[index], label[index] = self._draw(index, _take(self.attributes, index))
-        return image, label
-
-    @property
-    def _chunk(self) -> int:
-        return max(1, PIXELS_AT_ONCE // int(np.prod(self.frame)))
-
-    def _generator(self, index: int, stream: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, SPLITS.index(self.split), index, stream])
-
     def _vessel(self, indices: Tensor, values: Values, s: Tensor) -> tuple[Noise, Vessel]:
-        noise = _take(self._noise, indices)
+        noise = take(self._noise, indices)
         sizes = {name: self.causes.sizes(values, name) for name in STRUCTURES}
         return noise, Vessel.of(noise, sizes, s, len(self.frame))
 
-    def _draw(self, indices: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+    def draw(self, indices: Tensor, values: Values) -> tuple[Tensor, Tensor]:
         """Subjects at given values -> images (B, *S) int16, HU, and label maps (B, *S) uint8."""
         s, *across = (
             (torch.arange(side, dtype=torch.float64) + 0.5) * (field / side) - origin
@@ -122,56 +69,38 @@ class CoronaryPhantomDataset(ImageDataset, Rerenderable):
         if len(self.frame) == 3:
             x, y = x[..., None], across[1][None, None, None]
         hu, label = paint(noise, vessel, x, y, WIDTH / min(self.frame[1:]))
-        grain = np.stack([self._generator(i, 1).random(self.frame, dtype=np.float32) for i in indices.tolist()])
-        return grainy(noise, hu, torch.from_numpy(grain)), label
+        return grainy(noise, hu, self.grain(indices)), label
 
-    def _batch(self, indices: Tensor, image: Tensor, label: Tensor, values: Values) -> Batch:
+    def to_batch(self, indices: Tensor, levels: Tensor, labels: Tensor, values: Values) -> Batch:
+        """See ``PhantomDataset.to_batch``."""
         low, high = WINDOW
         kinds = torch.arange(1, len(STRUCTURES) + 1, dtype=torch.uint8).reshape(-1, *[1] * len(self.frame))
         return {
-            "image": ((image[:, None].float() - low) * (2 / (high - low)) - 1).clamp(-1, 1),  # (B, 1, *S)
-            "mask": (label[:, None] == kinds).float(),  # (B, K, *S)
+            "image": ((levels[:, None].float() - low) * (2 / (high - low)) - 1).clamp(-1, 1),  # (B, 1, *S)
+            "mask": (labels[:, None] == kinds).float(),  # (B, K, *S)
             "index": indices,
             **values,
         }
 
-    def _checked(self, indices: Tensor) -> Tensor:
-        indices = torch.as_tensor(indices)
-        outside = indices[(indices < 0) | (indices >= len(self))]
-        if len(outside):
-            raise ValueError(
-                f"index {int(outside[0])} is out of range: the {self.split} split has {len(self)} subjects"
-            )
-        return indices
+    def intervened(self, observed: Values, do: Values) -> Values:
+        """Sex, age and plaque move what they cause, unless that is intervened on as well.
+
+        One on a whole vessel scales its thirds alike, but for those that are intervened on.
+
+        Raises:
+            ValueError: If sizes are asked for that are not positive, do not add up, or make no vessel.
+        """
+        return self.causes.counterfactual(observed, do)
 
 
-def _check(frame: tuple[int, ...], seed: int, narrowing: float, subjects: dict[str, int]) -> None:
+def _check(frame: tuple[int, ...], narrowing: float) -> None:
     if len(frame) not in (2, 3) or min(frame) < 12:
         raise ValueError(f"a frame has two or three sides of at least 12 pixels, got {tuple(frame)}")
-    if seed < 0 or narrowing < 0:
-        raise ValueError(f"seed and narrowing must not be negative, got {seed} and {narrowing:g}")
-    for split, count in subjects.items():
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; the phantom has {', '.join(SPLITS)}")
-        if count < 1:
-            raise ValueError(f"the {split} split needs at least one subject, got {count}")
+    if narrowing < 0:
+        raise ValueError(f"narrowing must not be negative, got {narrowing:g}")
 
 
-def _take(values: Values, indices: Tensor) -> Values:
-    return {name: value[indices] for name, value in values.items()}
-
-
-def _exogenous(uniform: Tensor) -> Noise:
-    """Uniform noise (N, n) -> every exogenous variable of the drawing, scaled to its range, (N,) or (N, count)."""
-    noise = {}
-    parts = torch.split(uniform, [count for _, _, count in EXOGENOUS.values()], dim=1)
-    for (name, (low, high, count)), part in zip(EXOGENOUS.items(), parts, strict=True):
-        scaled = low + (high - low) * part
-        noise[name] = scaled[:, 0] if count == 1 else scaled
-    return noise
-
-
-class CoronaryPhantom(DataModule):
+class CoronaryPhantom(Phantom):
     """Coronary phantoms: 48 mm of a vessel, 12 mm across, HU of -200 to 1000 as -1 to 1.
 
     Args:
@@ -206,19 +135,13 @@ class CoronaryPhantom(DataModule):
         super().__init__(variables or _whole(len(frame)), batch_size, num_workers)
         self.frame, self.seed, self.narrowing = tuple(frame), seed, narrowing
         self.subjects = {"train": 3000, "val": 256, "test": 256} | (subjects or {})
-        _check(self.frame, seed, narrowing, self.subjects)
+        _check(self.frame, narrowing)
+        check_subjects(self.subjects, seed)
         self.spacing = [field / side for field, side in zip((LENGTH, WIDTH, WIDTH), frame, strict=False)]
 
     def make_dataset(self, split: Split) -> CoronaryPhantomDataset:
         """Draw the noise of one split; its images follow when they are first read."""
         return CoronaryPhantomDataset(split, self.frame, self.subjects[split], self.seed, self.narrowing)
-
-    def loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
-        """Batches of one split, drawn before the loader's processes start."""
-        dataset = self.dataset(split)
-        if self.num_workers and isinstance(dataset, CoronaryPhantomDataset):
-            _ = dataset.scans
-        return super().loader(split, shuffle)
 
 
 def _whole(spatial_dims: int) -> dict[str, Variable]:

@@ -50,7 +50,7 @@ def test_batch_has_the_promised_shapes_and_ranges(subjects, factual):
 
 
 def test_every_tissue_has_its_attenuation(subjects, factual):
-    hu = subjects.scans[0].float()
+    hu = subjects.observed[0].float()
     mask = factual["mask"].bool()
     inner = torch.stack([m.float() for m in mask[:, 0]])
     for axis in range(2, inner.dim()):

@@ -1,0 +1,155 @@
+"""What phantoms share: subjects drawn from seeded noise, kept in memory, and drawn again under do()."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable, Split
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+PIXELS_AT_ONCE = 2**17  # a chunk of images that fits the processor's cache
+
+Values = dict[str, Tensor]
+
+
+class PhantomDataset(ImageDataset, Rerenderable):
+    """One split; item i of a (seed, split) is always the same subject.
+
+    A phantom sets ``attributes`` and says how to draw: ``draw``, ``to_batch``, ``intervened``.
+
+    Args:
+        split: Which split; splits share no noise.
+        frame: Shape S of an image.
+        subjects: Number of subjects N.
+        seed: Of the exogenous noise.
+
+    Raises:
+        ValueError: If the split is unknown, ``subjects`` < 1 or ``seed`` < 0.
+    """
+
+    def __init__(self, split: Split, frame: tuple[int, ...], subjects: int, seed: int) -> None:
+        check_subjects({split: subjects}, seed)
+        self.split, self.frame, self.subjects, self.seed = split, frame, subjects, seed
+
+    @abstractmethod
+    def draw(self, indices: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+        """Subjects ``indices`` (B,) at given values -> levels and labels, (B, *S) integers each."""
+
+    @abstractmethod
+    def to_batch(self, indices: Tensor, levels: Tensor, labels: Tensor, values: Values) -> Batch:
+        """Levels and labels as drawn -> what ``ImageDataset.read`` promises."""
+
+    @abstractmethod
+    def intervened(self, observed: Values, do: Values) -> Values:
+        """Abduction and action: the variables under ``do``, (B,) each, from those observed."""
+
+    def __len__(self) -> int:
+        return self.subjects
+
+    def read(self, indices: Tensor) -> Batch:
+        """Subjects ``indices`` (B,) as one batch; the first call draws the whole split.
+
+        Raises:
+            ValueError: If an index is out of range.
+        """
+        indices = self._checked(indices)
+        levels, labels = self.observed
+        return self.to_batch(indices, levels[indices], labels[indices], take(self.attributes, indices))
+
+    def counterfactual(self, indices: Tensor, do: Values) -> Batch:
+        """Subjects ``indices`` (B,) drawn again under ``do`` (B,) each, with the same exogenous noise.
+
+        NaN leaves that subject's variable as it is; what is not intervened on follows its causes.
+
+        Raises:
+            ValueError: If ``do`` names an unknown variable, does not hold one value a subject, or asks for sizes that
+                cannot be; or if an index is out of range.
+        """
+        indices = self._checked(indices)
+        observed = take(self.attributes, indices)
+        for name, asked in do.items():
+            if name not in observed:
+                raise ValueError(f"unknown variable {name!r}; the phantom has {', '.join(observed)}")
+            if asked.shape != indices.shape:
+                raise ValueError(f"do({name}) holds {tuple(asked.shape)} values for {tuple(indices.shape)} subjects")
+        values = self.intervened(observed, do)
+        return self.to_batch(indices, *self._drawn(indices, values), values)
+
+    @cached_property
+    def observed(self) -> tuple[Tensor, Tensor]:
+        """Every subject as observed: levels and labels, (N, *S) each."""
+        return self._drawn(torch.arange(len(self)), self.attributes)
+
+    def uniform(self, count: int) -> Tensor:
+        """``count`` uniform draws of every subject, (N, count) float64."""
+        return torch.from_numpy(np.stack([self._generator(i, 0).random(count) for i in range(len(self))]))
+
+    def grain(self, indices: Tensor) -> Tensor:
+        """Uniform noise of every pixel of subjects ``indices`` (B,), (B, *S) float32."""
+        drawn = [self._generator(i, 1).random(self.frame, dtype=np.float32) for i in indices.tolist()]
+        return torch.from_numpy(np.stack(drawn))
+
+    def _generator(self, index: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), index, stream])
+
+    def _drawn(self, indices: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+        """Any number of subjects, a chunk at a time; ``values`` are those of ``indices``."""
+        parts = torch.split(torch.arange(len(indices)), max(1, PIXELS_AT_ONCE // int(np.prod(self.frame))))
+        drawn = [self.draw(indices[part], take(values, part)) for part in parts]
+        levels, labels = (torch.cat(part) for part in zip(*drawn, strict=True))
+        return levels, labels
+
+    def _checked(self, indices: Tensor) -> Tensor:
+        indices = torch.as_tensor(indices)
+        outside = indices[(indices < 0) | (indices >= len(self))]
+        if len(outside):
+            raise ValueError(
+                f"index {int(outside[0])} is out of range: the {self.split} split has {len(self)} subjects"
+            )
+        return indices
+
+
+class Phantom(DataModule):
+    """A data module whose subjects are drawn before the loader's processes start, which then share them."""
+
+    def loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
+        """Batches of one split."""
+        dataset = self.dataset(split)
+        if self.num_workers and isinstance(dataset, PhantomDataset):
+            _ = dataset.observed
+        return super().loader(split, shuffle)
+
+
+def check_subjects(subjects: Mapping[str, int], seed: int) -> None:
+    """See that splits, their sizes and the seed make sense.
+
+    Raises:
+        ValueError: If not.
+    """
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    for split, count in subjects.items():
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; the phantom has {', '.join(SPLITS)}")
+        if count < 1:
+            raise ValueError(f"the {split} split needs at least one subject, got {count}")
+
+
+def take(values: Values, indices: Tensor) -> Values:
+    """The same rows of every column."""
+    return {name: value[indices] for name, value in values.items()}
+
+
+def scaled(uniform: Tensor, ranges: Mapping[str, tuple[float, float, int]]) -> Values:
+    """Uniform noise (N, n) -> named noise in its ranges (low, high, count), (N,) or (N, count)."""
+    noise = {}
+    parts = torch.split(uniform, [count for _, _, count in ranges.values()], dim=1)
+    for (name, (low, high, count)), part in zip(ranges.items(), parts, strict=True):
+        drawn = low + (high - low) * part
+        noise[name] = drawn[:, 0] if count == 1 else drawn
+    return noise
