@@ -125,8 +125,9 @@ def test_chest_experiments_differ_in_their_data_alone(experiment):
 )
 def test_other_chest_sets_train_from_their_data_yaml(experiment, tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ["fit", *configs(experiment, "regressor"), *tree(tmp_path), "--data.batch_size=8", *QUICK]
-    assert main([*arguments, "--trainer.fast_dev_run=true"]) == 0
+    options = [*tree(tmp_path), "--data.batch_size=8", *QUICK, "--trainer.fast_dev_run=true"]
+    for stage in ("attributes", "regressor"):
+        assert main(["fit", *configs(experiment, stage), *options]) == 0, stage
 
 
 def test_prepare_makes_what_training_reads(tmp_path, monkeypatch, capsys):
