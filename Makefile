@@ -14,7 +14,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 # Without cached bytecode every command spends half a minute importing.
 export PYTHONDONTWRITEBYTECODE :=
 
-STAGES := segmentor evaluator regressor pretrain nocft regcft segcft
+STAGES := attributes segmentor evaluator regressor pretrain nocft regcft segcft
 FIT = $(CLI) fit --config $(CONFIGS)/data.yaml --config $(CONFIGS)/$@.yaml $(ARGS)
 # One thread a stage and two stages at once use two cores better than two threads; TERM=dumb: lines, no moving bars.
 PAIRS = @OMP_NUM_THREADS=1 TERM=dumb $(MAKE) --no-print-directory -j2
@@ -48,6 +48,9 @@ test: $(READY)  ## Fast suite
 
 test-slow: $(READY)  ## The rest: training and end-to-end runs
 	$(BIN)/pytest -m slow
+
+attributes: $(READY)  ## Fit how parents cause each other
+	$(FIT)
 
 segmentor: $(READY)  ## Train the judge of Seg-CFT
 	$(FIT)

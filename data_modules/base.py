@@ -45,6 +45,24 @@ class ImageDataset(Dataset[Batch], ABC):
         return self.read(torch.as_tensor(indices))
 
 
+class AttributeDataset(Dataset[Batch]):
+    """The variables of one split without its images; nothing is read or drawn.
+
+    Args:
+        images: The split.
+    """
+
+    def __init__(self, images: ImageDataset) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        chosen = torch.as_tensor(indices)
+        return {"index": chosen, **{name: column[chosen] for name, column in self.images.attributes.items()}}
+
+
 class Rerenderable(ABC):
     """A data set that knows its own causal model and can draw the true counterfactual of a subject."""
 
@@ -63,8 +81,12 @@ class DataModule(LightningDataModule, ABC):
         variables: Parents of the image, name -> declaration (kind, unit, structure); statistics are measured.
         batch_size: Images a step and a process.
         num_workers: Loader processes; 0 reads in the training process.
+
+    Attributes:
+        attributes_only: Feed variables without images; for a task that looks at none.
     """
 
+    attributes_only: bool = False
     structures: list[str]
     spacing: list[float]
     channels: int = 1
@@ -100,33 +122,42 @@ class DataModule(LightningDataModule, ABC):
 
     def loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
         """Batches of one split; the incomplete last one is dropped only while shuffling."""
-        dataset = self.dataset(split)
+        return self._batches(self.dataset(split), shuffle, self.num_workers)
+
+    def attribute_loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
+        """The same batches without image and mask."""
+        return self._batches(AttributeDataset(self.dataset(split)), shuffle, workers=0)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled training split."""
+        return self._feed("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Validation split, for every choice that is made."""
+        return self._feed("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Test split, looked at once."""
+        return self._feed("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Test split."""
+        return self._feed("test")
+
+    def _feed(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
+        return self.attribute_loader(split, shuffle) if self.attributes_only else self.loader(split, shuffle)
+
+    def _batches(self, dataset: Dataset[Batch], shuffle: bool, workers: int) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
             shuffle=shuffle,
-            drop_last=shuffle and len(dataset) >= self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            drop_last=shuffle and len(dataset) >= self.batch_size,  # type: ignore[arg-type]
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_as_read,
         )
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled training split."""
-        return self.loader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Validation split, for every choice that is made."""
-        return self.loader("val")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Test split, looked at once."""
-        return self.loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """Test split."""
-        return self.loader("test")
 
 
 def _as_read(batch: Any) -> Any:

@@ -34,7 +34,7 @@ Structure-specific counterfactual medical images.
 
   prepare    read a data set once and keep it for fast reading; goes on where it was interrupted
   inspect    one page that shows what a prepared data set holds
-  fit        train one stage: segmentor, regressor, pretrain, segcft, regcft, nocft
+  fit        train one stage: attributes, segmentor, regressor, pretrain, segcft, regcft, nocft
   validate   the stage's own measures on the validation split
   test       the same on the test split
   predict    measurements or counterfactuals of the test split, under predictions/

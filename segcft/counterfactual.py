@@ -32,7 +32,10 @@ class CounterfactualModel(nn.Module, Recorded):
         description: Parents, structures and spacing of the data it was trained on.
         hvae: Image mechanism.
         prediction: From both worlds' pixels to the counterfactual image.
-        mechanism: How parents cause each other.
+        mechanism: How parents cause each other; as it is given, for it is fitted before and then frozen.
+
+    Raises:
+        ValueError: If the mechanism relates other variables.
     """
 
     def __init__(
@@ -45,11 +48,14 @@ class CounterfactualModel(nn.Module, Recorded):
         super().__init__()
         self.description, self.parents, self.hvae = description, description.parents, hvae
         self.prediction = prediction or Gated()
-        self.mechanism = mechanism or Independent()
+        self.mechanism = (mechanism or Independent()).requires_grad_(False)  # its answers are targets
+        self.mechanism.check_fit(self.parents)
 
-    def with_prediction(self, prediction: Prediction) -> "CounterfactualModel":
-        """The same model, sharing its weights, with another way from pixels to the image."""
-        return CounterfactualModel(self.description, self.hvae, prediction, self.mechanism)
+    def replaced(self, prediction: Prediction | None, mechanism: Mechanism | None) -> "CounterfactualModel":
+        """The same model, sharing its weights, with another way from pixels to the image or another mechanism."""
+        return CounterfactualModel(
+            self.description, self.hvae, prediction or self.prediction, mechanism or self.mechanism
+        )
 
     def check_fit(self, description: DataDescription) -> None:
         """See that data measure what this model was trained on; ranges may differ between data sets.

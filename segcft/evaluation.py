@@ -19,6 +19,7 @@ from segcft import checkpoints, metrics, plots
 from segcft.counterfactual import CounterfactualModel
 from segcft.files import staged, write_text
 from segcft.judges import Segmentor, measure_masks
+from segcft.mechanisms import opened
 from segcft.parents import DataDescription
 
 Values = dict[str, Tensor]
@@ -63,6 +64,7 @@ def evaluate(
     split: Split = "test",
     seed: int = 0,
     strict: bool = False,
+    mechanism: str | None = None,
 ) -> dict[str, Any]:
     """Measure effectiveness, leakage, locality, composition, reversibility and, where known, distance to the truth.
 
@@ -76,11 +78,13 @@ def evaluate(
         split: Split to look at; choices are made on val, never on test.
         seed: Of the subjects and their targets.
         strict: Refuse targets outside the training range instead of warning.
+        mechanism: Checkpoint of ``TrainAttributes`` that replaces every model's own mechanism.
 
     Raises:
         ValueError: If a checkpoint is missing, of the wrong kind, or does not fit the data.
     """
-    models = {name: checkpoints.load(path, CounterfactualModel).eval() for name, path in methods.items()}
+    causal = opened(mechanism)
+    models = {n: checkpoints.load(p, CounterfactualModel).replaced(None, causal).eval() for n, p in methods.items()}
     judge = checkpoints.load(evaluator, Segmentor).eval()
     for model in models.values():
         model.check_fit(data.description)
@@ -95,7 +99,7 @@ def evaluate(
             "seed": seed,
             "split": split,
             "subjects": len(people.batch["image"]),
-            "seconds": _seconds([evaluator, *methods.values()]),
+            "seconds": _seconds([evaluator, *methods.values(), *([mechanism] if mechanism else [])]),
             "evaluator_floor": floor(people, judge),
             "identity": score(unchanged, people, judge),
             "methods": {name: score(given, people, judge) for name, given in answers.items()},
@@ -126,7 +130,8 @@ def answer(model: CounterfactualModel, people: Subjects) -> Answers:
     images, returned = {}, {}
     for name, target in people.do.items():
         images[name], _ = predict(model, image, values, {name: target})
-        returned[name], _ = predict(model, images[name], {**values, name: target}, {name: values[name]})
+        there = model.mechanism.counterfactual(values, {name: target})
+        returned[name], _ = predict(model, images[name], there, {name: values[name]})
     null, loc = predict(model, image, values, {})
     return Answers(images, returned, null, float((loc - image).abs().mean()))
 

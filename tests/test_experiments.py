@@ -14,6 +14,7 @@ from tests import trees
 
 ROOT = Path(__file__).parents[1] / "experiments"
 STAGES = ["segmentor", "evaluator", "regressor", "pretrain", "nocft", "regcft", "segcft"]
+ALL = ["attributes", *STAGES]
 QUICK = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
 ONE_STEP = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1"]
 
@@ -31,7 +32,7 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for stage in STAGES:
+        for stage in ALL:
             arguments = ["fit", *configs("chest_phantom", stage), *SMALL, *QUICK, *ONE_STEP]
             assert main([*arguments, "--trainer.logger=false"]) == 0, stage
     return folder
@@ -44,7 +45,7 @@ def at_work(workplace, monkeypatch):
 
 
 def test_every_stage_left_a_checkpoint_that_opens_anywhere(at_work, tmp_path, monkeypatch):
-    for stage in STAGES:
+    for stage in ALL:
         content = torch.load(at_work / f"checkpoints/chest_phantom/{stage}/last.ckpt", weights_only=True)
         assert content["global_step"] == 1
         assert content["segcft"]["seconds"][stage] > 0
@@ -63,7 +64,7 @@ def test_every_stage_left_a_checkpoint_that_opens_anywhere(at_work, tmp_path, mo
     moved.rename(at_work / "checkpoints/chest_phantom/segcft/last.ckpt")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ALL)
 def test_every_stage_of_the_phantom_runs_from_its_yaml(stage, at_work):
     before = sorted(at_work.rglob("*"))
     assert main(["fit", *configs("chest_phantom", stage), *SMALL, *QUICK, "--trainer.fast_dev_run=true"]) == 0
@@ -74,7 +75,7 @@ def test_every_stage_of_chexpert_runs_from_its_yaml(chexpert_tree, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     root, masks = chexpert_tree(patients=24, heart=False)
     where = [f"--data.source.root={root}", f"--data.source.masks={masks}", "--data.batch_size=8"]
-    for stage in STAGES:
+    for stage in ALL:
         assert main(["fit", *configs("chexpert", stage), *where, *QUICK, *ONE_STEP, "--trainer.logger=false"]) == 0, (
             stage
         )
@@ -95,7 +96,7 @@ def test_every_stage_of_the_other_chest_sets_runs_from_its_yaml(experiment, tree
 
 
 def run_all(experiment, where):
-    for stage in STAGES:
+    for stage in ALL:
         arguments = ["fit", *configs(experiment, stage), *where, "--data.batch_size=8", *QUICK, *ONE_STEP]
         assert main([*arguments, "--trainer.logger=false"]) == 0, stage
     assert main(["evaluate", *configs(experiment, "evaluate"), *where, "--subjects=8", "--out=out"]) == 0
@@ -124,8 +125,9 @@ def test_chest_experiments_differ_in_their_data_alone(experiment):
 )
 def test_other_chest_sets_train_from_their_data_yaml(experiment, tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ["fit", *configs(experiment, "regressor"), *tree(tmp_path), "--data.batch_size=8", *QUICK]
-    assert main([*arguments, "--trainer.fast_dev_run=true"]) == 0
+    options = [*tree(tmp_path), "--data.batch_size=8", *QUICK, "--trainer.fast_dev_run=true"]
+    for stage in ("attributes", "regressor"):
+        assert main(["fit", *configs(experiment, stage), *options]) == 0, stage
 
 
 def test_prepare_makes_what_training_reads(tmp_path, monkeypatch, capsys):
@@ -158,7 +160,7 @@ def coronary(stage, *more):
 
 def test_every_stage_of_the_coronary_phantom_runs_from_its_yaml(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for stage in STAGES:
+    for stage in ALL:
         assert coronary(stage, *ONE_STEP, "--trainer.logger=false") == 0, stage
     assert main(["evaluate", *configs("coronary_phantom", "evaluate"), *FEW, "--out=out"]) == 0
     found = json.loads((tmp_path / "out/metrics.json").read_text())
@@ -177,7 +179,7 @@ def test_every_stage_of_the_coronary_phantom_passes_fast_dev_run(tmp_path, monke
 
 def test_no_yaml_is_forgotten():
     for folder in ROOT.iterdir():
-        assert {path.stem for path in folder.glob("*.yaml")} == {"data", "evaluate", *STAGES}, folder
+        assert {path.stem for path in folder.glob("*.yaml")} == {"data", "evaluate", *ALL}, folder
 
 
 def test_evaluate_writes_numbers_tables_and_a_picture(at_work, tmp_path):
@@ -208,6 +210,38 @@ def test_evaluate_writes_numbers_tables_and_a_picture(at_work, tmp_path):
     assert main(arguments) == 0
     again = json.loads((out / "metrics.json").read_text())
     assert again == found, "the same seed gives the same numbers"
+
+
+def test_a_fitted_causal_model_travels_with_the_images_model(at_work, tmp_path, monkeypatch):
+    """Given by path once, it is part of every later checkpoint; evaluate can swap it for another."""
+    from segcft.checkpoints import load, seconds
+    from segcft.counterfactual import CounterfactualModel
+
+    path = "checkpoints/chest_phantom/attributes/last.ckpt"
+    own = ["--experiment=causal", "--trainer.logger=false"]
+    assert main(fit("pretrain", *own, f"--model.init_args.mechanism={path}")) == 0
+    assert main(fit("segcft", *own, "--model.init_args.pretrained=checkpoints/causal/pretrain/last.ckpt")) == 0
+    assert main(fit("nocft", *own, f"--model.init_args.mechanism={path}")) == 0
+    fitted = torch.load(path, weights_only=True)["state_dict"]
+    for stage in ("pretrain", "segcft", "nocft"):
+        content = torch.load(f"checkpoints/causal/{stage}/last.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(content[f"model.{name}"], weight) for name, weight in fitted.items()), "it never learns"
+        assert "attributes" in seconds(f"checkpoints/causal/{stage}/last.ckpt")
+        mechanism = load(f"checkpoints/causal/{stage}/last.ckpt", CounterfactualModel).mechanism
+        assert mechanism.graph["heart_area"] == ["sex", "age"]
+    out = tmp_path / "results"
+    options = ["evaluate", *configs("chest_phantom", "evaluate"), *SMALL, f"--out={out}", f"--mechanism={path}"]
+    assert main(options) == 0
+    assert set(json.loads((out / "metrics.json").read_text())["seconds"]) == set(ALL)
+
+
+def test_wrong_graphs_and_mechanisms_are_named(at_work, capsys):
+    refused(capsys, fit("attributes", "--model.init_args.graph={heart_area: [height]}"), "'height'", "left_lung_area")
+    refused(capsys, fit("attributes", "--model.init_args.graph={sex: [age], age: [sex]}"), "cycle", "age -> sex")
+    wrong = "--model.init_args.mechanism=checkpoints/chest_phantom/segmentor/last.ckpt"
+    refused(capsys, fit("pretrain", wrong), "segmentor/last.ckpt", "Mechanism is needed")
+    evaluate = ["evaluate", *configs("chest_phantom", "evaluate"), *SMALL, "--out=out", "--mechanism=nowhere.ckpt"]
+    refused(capsys, evaluate, "nowhere.ckpt", "does not exist")
 
 
 def refused(capsys, arguments, *parts):

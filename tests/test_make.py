@@ -31,6 +31,7 @@ def test_help_lists_every_target():
         "lint",
         "test",
         "demo",
+        "attributes",
         "segmentor",
         "regressor",
         "pretrain",

@@ -1,8 +1,17 @@
 """The only Lightning in segcft: one module per training stage."""
 
+from segcft.tasks.attributes import TrainAttributes
 from segcft.tasks.base import Optimisation, Task
 from segcft.tasks.finetune import CounterfactualFineTuning
 from segcft.tasks.judges import TrainRegressor, TrainSegmentor
 from segcft.tasks.pretrain import PretrainHVAE
 
-__all__ = ["CounterfactualFineTuning", "Optimisation", "PretrainHVAE", "Task", "TrainRegressor", "TrainSegmentor"]
+__all__ = [
+    "CounterfactualFineTuning",
+    "Optimisation",
+    "PretrainHVAE",
+    "Task",
+    "TrainAttributes",
+    "TrainRegressor",
+    "TrainSegmentor",
+]

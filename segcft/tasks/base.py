@@ -96,7 +96,7 @@ class Task(LightningModule):
 
     def show(self, stage: str, values: dict[str, Tensor], batch: Batch) -> None:
         """Log means under ``stage/name``, the first one in the progress bar, too."""
-        size, evaluating = len(batch["image"]), stage != "train"
+        size, evaluating = len(batch["index"]), stage != "train"
         for place, (name, value) in enumerate(values.items()):
             self.log(f"{stage}/{name}", value, batch_size=size, prog_bar=place == 0, sync_dist=evaluating)
 

@@ -10,6 +10,7 @@ from segcft.counterfactual import Counterfactual, CounterfactualModel
 from segcft.guidance import Guidance
 from segcft.interventions import fixed_do, sample_do
 from segcft.losses import ElboConstraint, guidance_loss, minimality_loss
+from segcft.mechanisms import Mechanism, opened
 from segcft.parents import DataDescription
 from segcft.prediction import Prediction
 from segcft.tasks.base import Batch, Optimisation, Task, predictions
@@ -25,6 +26,7 @@ class CounterfactualFineTuning(Task):
         pretrained: Checkpoint of ``PretrainHVAE``.
         guidance: Judge of the counterfactuals.
         prediction: Replaces the pretrained model's prediction if given.
+        mechanism: Replaces the pretrained model's mechanism if given, itself or the checkpoint of ``TrainAttributes``.
         constraint: Bound on the NELBO.
         weights: Factor of a guided variable in the guidance loss, 1 where not named.
         guidance_weight: Factor of the guidance loss.
@@ -41,6 +43,7 @@ class CounterfactualFineTuning(Task):
         pretrained: str,
         guidance: Guidance,
         prediction: Prediction | None = None,
+        mechanism: Mechanism | str | None = None,
         constraint: ElboConstraint | None = None,
         weights: dict[str, float] | None = None,
         guidance_weight: float = 1.0,
@@ -49,12 +52,12 @@ class CounterfactualFineTuning(Task):
         optimisation: Optimisation = Optimisation(flat=0.5, weight_decay=0.0),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(stage, optimisation)
-        self.model = checkpoints.load(pretrained, CounterfactualModel)
-        if prediction is not None:
-            self.model = self.model.with_prediction(prediction)
+        self.model = checkpoints.load(pretrained, CounterfactualModel).replaced(prediction, opened(mechanism))
         self.guidance, self.constraint = guidance, constraint or ElboConstraint()
         self.weights, self.guidance_weight, self.minimality = weights or {}, guidance_weight, minimality
         self.earlier_seconds = {**checkpoints.seconds(pretrained), **guidance.seconds}
+        if isinstance(mechanism, str):
+            self.earlier_seconds |= checkpoints.seconds(mechanism)
         self.model.check_fit(description)
         for name in self.weights:
             self.model.parents[name]

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from segcft import checkpoints
 from segcft.counterfactual import CounterfactualModel
 from segcft.hvae import HVAE
-from segcft.mechanisms import Mechanism
+from segcft.mechanisms import Mechanism, opened
 from segcft.parents import DataDescription
 from segcft.prediction import Prediction
 from segcft.tasks.base import Batch, Optimisation, Task, predictions
@@ -19,7 +20,7 @@ class PretrainHVAE(Task):
         description: What the data measure; linked from the data module.
         hvae: Builds the HVAE from (spatial_dims, channels, parents_dim).
         prediction: From both worlds' pixels to the counterfactual image; gated by default.
-        mechanism: How parents cause each other; independent by default.
+        mechanism: How parents cause each other, or the checkpoint of ``TrainAttributes``; independent by default.
         beta: Weight of the KL.
         beta_start: Weight at the first step.
         beta_share: Share of all steps until ``beta`` is reached.
@@ -34,7 +35,7 @@ class PretrainHVAE(Task):
         description: DataDescription,
         hvae: Callable[[int, int, int], HVAE],
         prediction: Prediction | None = None,
-        mechanism: Mechanism | None = None,
+        mechanism: Mechanism | str | None = None,
         beta: float = 1.0,
         beta_start: float = 3.0,
         beta_share: float = 0.4,
@@ -43,7 +44,9 @@ class PretrainHVAE(Task):
     ) -> None:
         super().__init__(stage, optimisation)
         built = hvae(description.spatial_dims, description.channels, description.parents.dim)
-        self.model = CounterfactualModel(description, built, prediction, mechanism)
+        self.model = CounterfactualModel(description, built, prediction, opened(mechanism))
+        if isinstance(mechanism, str):
+            self.earlier_seconds = checkpoints.seconds(mechanism)
         self.beta, self.beta_start, self.beta_share = beta, beta_start, beta_share
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
