@@ -1,0 +1,297 @@
+"""``segcft counterfactual``: what would these files look like, had something been so?
+
+Flow: options -> plan (model, questions, files, parents; every wrong request stops here) -> file by file: read, frame,
+answer, write -> one table of numbers, and what failed.
+"""
+
+import sys
+import warnings
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from data_modules.readers import Picture, Window, is_picture, read_picture
+from data_modules.tables import bad_cell, read_table
+from data_modules.writers import suffix, write_changed
+from segcft import panels
+from segcft.counterfactual import Answer, CounterfactualModel
+from segcft.files import write_text
+from segcft.framing import Framing
+from segcft.panels import View
+from segcft.requests import Request, beyond, once, parse, sweep
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before the first file is read.
+
+    Attributes:
+        model: With its segmentor.
+        questions: Variable -> request, one dict an intervention; those of a sweep in order.
+        files: File -> folder for its answers.
+        parents: File -> factual values that the user gave.
+        options: Of the command line.
+        window: Levels that are black and white; None leaves 8 bits as they are.
+    """
+
+    model: CounterfactualModel
+    questions: list[dict[str, Request]]
+    files: dict[Path, Path]
+    parents: dict[Path, dict[str, float]]
+    options: Namespace
+    window: Window | None
+
+
+def counterfactual(arguments: list[str]) -> int:
+    """Run the command; 0, or 1 if a file could not be answered.
+
+    Raises:
+        ValueError: If a request, a parent, a table or the checkpoint is wrong: nothing was written then.
+    """
+    job = plan(_parser().parse_args(arguments))
+    rows: list[Row] = []
+    failures: dict[Path, str] = {}
+    for file in _progress(job.files):
+        try:
+            rows += answer_file(job, file)
+        except (ValueError, OSError, MemoryError) as error:
+            failures[file] = str(error)
+    out = Path(job.options.out)
+    if rows:
+        write_text(out / "answers.csv", pd.DataFrame(rows).to_csv(index=False))
+    _report(job, rows, failures)
+    return 1 if failures else 0
+
+
+def plan(options: Namespace) -> Plan:
+    """See that everything asked for makes sense.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    model = CounterfactualModel.load(options.checkpoint).to(options.device)
+    fixed = once([parse(text, model.parents) for text in options.do])
+    steps = sweep(options.sweep, model.parents) if options.sweep else []
+    if not fixed and not steps:
+        raise ValueError(f"nothing is asked: give --do or --sweep; this model knows {', '.join(model.parents.names)}")
+    questions = [once([*fixed.values(), step]) for step in steps] or [fixed]
+    for request in fixed.values():
+        if request.kind == "value":
+            model.parents.check({request.name: torch.tensor([request.number])}, options.strict)
+    if options.samples < 1:
+        raise ValueError(f"--samples {options.samples}: at least one is needed")
+    if options.window and not options.window[0] < options.window[1]:
+        raise ValueError(f"--window {options.window[0]:g} {options.window[1]:g}: black must lie below white")
+    files = find_files(Path(options.image), Path(options.out))
+    parents = _parents(options, model, list(files))
+    return Plan(model, questions, files, parents, options, tuple(options.window) if options.window else None)
+
+
+def find_files(image: Path, out: Path) -> dict[Path, Path]:
+    """The file, or every image below the folder but what lies in ``out``, each with a folder of its own there.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if image.is_file():
+        return {image: out / image.name}
+    found = [path for path in sorted(image.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    written = out.resolve()
+    files = [path for path in found if written not in path.resolve().parents and is_picture(path)]
+    if not files:
+        raise ValueError(f"{image}: no image here" if image.is_dir() else f"no image at {image}")
+    return {path: out / path.relative_to(image) for path in files}
+
+
+def answer_file(job: Plan, file: Path) -> list[Row]:
+    """Answer every question about one file and write what came of it; a row a question and variable.
+
+    Raises:
+        ValueError: If the file cannot be read, does not fit the model, or lacks a parent.
+    """
+    picture = read_picture(file, job.window)
+    framing = Framing.of(picture, job.model, job.window, job.options.spacing)
+    image = framing.image(picture).to(job.options.device)
+    names = ("effect", "samples", "temperature", "strict")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they become a column
+        answers = job.model.counterfactuals(
+            image, job.parents[file], job.questions, **{name: getattr(job.options, name) for name in names}
+        )
+    folder = job.files[file]
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, views = [], []
+    measured = job.model.measure(image)
+    for number, (question, answer) in enumerate(zip(job.questions, answers, strict=True)):
+        name = "counterfactual" if len(answers) == 1 else f"{number:03d}"
+        change = framing.levels(answer.difference)
+        target = folder / f"{name}{suffix(file)}"
+        asked = " ".join(request.text for request in question.values())
+        write_changed(file, change, target, job.window, f"Synthetic counterfactual by segcft, not acquired: {asked}")
+        views.append((answer, change))
+        rows += _rows(job, file, target, asked, question, answer, measured)
+    _draw(job, picture, framing, views, folder)
+    return rows
+
+
+def _rows(
+    job: Plan, file: Path, target: Path, asked: str, question: dict[str, Request], answer: Answer, before: Any
+) -> list[Row]:
+    """One row a variable: what it was, was to be, and is by the segmentor."""
+    parents, factual = job.model.parents, answer.factual_values
+    structural = {name: value for name, value in factual.items() if name in parents.structural}
+    reasons = beyond(structural, parents) + beyond({name: answer.values[name] for name in question}, parents)
+    return [
+        {
+            "image": str(file),
+            "counterfactual": str(target.relative_to(job.options.out)),
+            "request": asked,
+            "effect": job.options.effect,
+            "variable": name,
+            "unit": parents[name].unit,
+            "intervened": name in question,
+            "source": "given" if name in job.parents[file] else "measured",
+            "factual": float(factual[name]),
+            "target": float(answer.values[name]),
+            "factual_measured": float(before[name]) if name in before else None,
+            "measured": float(answer.measured[name]) if name in answer.measured else None,
+            "warning": "; ".join(reasons),
+        }
+        for name in parents.names
+    ]
+
+
+def _draw(job: Plan, picture: Picture, framing: Framing, answers: list[tuple[Answer, Any]], folder: Path) -> None:
+    """Panel of the only answer, or strip and animation of a sweep."""
+    model, levels = job.model, picture.levels.astype(np.float32)
+    busiest = _busiest([change for _, change in answers])
+
+    def view(image: Tensor, change: Any, deviation: Tensor | None) -> View:
+        outlines = {}
+        if model.segmentor is not None:
+            masks = model.segmentor.probabilities(image)
+            names = model.segmentor.description.structures
+            outlines = {name: _plane(framing.spread(masks[:, k, None]), busiest) for k, name in enumerate(names)}
+        grey = (framing.window[1] - framing.window[0]) / 2
+        deep = None if deviation is None else _plane(framing.spread(deviation), busiest) * grey
+        return View(_plane(levels + change, busiest), _plane(change, busiest), outlines, deep)
+
+    with torch.no_grad():
+        factual = view(answers[0][0].factual_image, np.zeros_like(levels), None)
+        views = [view(answer.image, change, answer.uncertainty) for answer, change in answers]
+    if len(views) == 1:
+        title = " ".join(request.text for request in job.questions[0].values())
+        figure = panels.panel(factual, views[0], framing.window, title, _numbers(job, answers[0][0]))
+        panels.save(figure, folder / "panel.png")
+        return
+    labels = [list(question.values())[-1].text.partition("=")[2] for question in job.questions]
+    panels.save(panels.strip(factual, views, labels, framing.window), folder / "strip.png")
+    panels.animate(views, framing.window, folder / "sweep.gif")
+
+
+def _numbers(job: Plan, answer: Answer) -> str:
+    lines = []
+    for name in job.model.parents.names:
+        line = f"{name}: factual {float(answer.factual_values[name]):.4g}, asked {float(answer.values[name]):.4g}"
+        found = f", found {float(answer.measured[name]):.4g}" if name in answer.measured else ""
+        lines.append(f"{line}{found} {job.model.parents[name].unit}")
+    return "\n".join(lines)
+
+
+def _busiest(changes: list[Any]) -> int | None:
+    """Of volumes, the axial slice that changes most; None of images."""
+    if changes[0].ndim == 2:
+        return None
+    return int(sum(np.abs(change).sum((0, 1)) for change in changes).argmax())
+
+
+def _plane(values: Any, index: int | None) -> Any:
+    """What is shown of an image or a RAS+ volume: rows from anterior down, columns from the patient's right."""
+    return values if index is None else values[::-1, ::-1, index].T
+
+
+def _parents(options: Namespace, model: CounterfactualModel, files: list[Path]) -> dict[Path, dict[str, float]]:
+    """What the user says about each file; one file's own row overrules ``--parent``."""
+    common = {}
+    for text in options.parent:
+        request = parse(text, model.parents)
+        if request.kind != "value":
+            raise ValueError(f"--parent {text!r}: a factual value has no sign or %")
+        common[request.name] = request.number
+    table = _table(Path(options.parents), model) if options.parents else {}
+    known = set(common).union(*table.values())
+    needed = [name for name in model.parents.names if name not in known]
+    hidden = [name for name in needed if model.segmentor is None or name not in model.parents.structural]
+    if hidden:
+        raise ValueError(f"factual {', '.join(hidden)} cannot be measured: give --parent {hidden[0]}=... or --parents")
+    return {file: {**common, **table.get(file.resolve(), {})} for file in files}
+
+
+def _table(path: Path, model: CounterfactualModel) -> dict[Path, dict[str, float]]:
+    """Rows of ``--parents``: column ``image``, relative to the table, and variables; blank is unknown."""
+    frame = read_table(path, ["image"], model.parents.names)
+    result = {}
+    for number, record in zip(frame.index, frame.to_dict("records"), strict=True):
+        cells = {str(name): cell for name, cell in record.items() if name != "image" and isinstance(cell, str)}
+        values = {}
+        for name, cell in cells.items():
+            try:
+                values[name] = parse(f"{name}=={cell}" if _continuous(model, name) else f"{name}={cell}", model.parents)
+            except ValueError as error:
+                raise bad_cell(path, int(number), name, cell, str(error)) from error
+        result[(path.parent / str(record["image"])).resolve()] = {n: value.number for n, value in values.items()}
+    return result
+
+
+def _continuous(model: CounterfactualModel, name: str) -> bool:
+    return model.parents[name].kind == "continuous"
+
+
+def _progress(files: Iterable[Path]) -> Iterable[Path]:
+    from rich.console import Console  # lazily: slow to import
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(list(files), "counterfactual", console=console, disable=not console.is_terminal)
+
+
+def _report(job: Plan, rows: list[Row], failures: dict[Path, str]) -> None:
+    answered = len(job.files) - len(failures)
+    beyond_range = len({row["counterfactual"] for row in rows if row["warning"]})
+    print(f"{answered} of {len(job.files)} files answered: {job.options.out}")
+    if beyond_range:
+        print(f"{beyond_range} answers leave the training range: see warning in answers.csv", file=sys.stderr)
+    for file, reason in failures.items():
+        print(f"failed: {file}: {reason}", file=sys.stderr)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="segcft counterfactual", description="Counterfactuals of image files.")
+    add = parser.add_argument
+    add(
+        "--checkpoint", required=True, help="of pretraining or fine-tuning; Seg-CFT's holds the segmentor that measures"
+    )
+    add("--image", required=True, help="PNG, JPEG, DICOM or NIfTI, or a folder of such")
+    add("--out", required=True, help="folder; every image gets one of its own there, and answers.csv has the numbers")
+    ask = "NAME=+20%% (of the factual value), NAME=+5 (a change), NAME=5 (a value; ==-5 if negative); repeat: jointly"
+    add("--do", action="append", default=[], metavar="NAME=VALUE", help=ask)
+    add("--sweep", metavar="NAME=FROM:TO:COUNT", help="factors of the factual value, 0.8:1.2:9; strip and animation")
+    add("--effect", choices=("total", "direct"), default="total", help="direct: descendants keep their factual values")
+    add("--samples", type=int, default=1, help="particles of the posterior: their mean, and deviation in the panel")
+    add("--temperature", type=float, help="of the latents; default 1, or 0 of a single sample")
+    add("--parent", action="append", default=[], metavar="NAME=VALUE", help="factual value, for every file")
+    add("--parents", metavar="CSV", help="factual values: column image, relative to the table, and variables")
+    add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="levels as in training; needed above 8 bits")
+    add("--spacing", type=float, nargs="+", metavar="MM", help="of a pixel, for files that do not say it")
+    add("--strict", action="store_true", help="refuse targets outside the training range instead of warning")
+    add("--device", default="cpu", help="cpu, cuda or mps")
+    return parser
