@@ -112,10 +112,10 @@ def _nifti(source: Path, change: Change, path: Path, window: Window | None, note
     places = shown(places, image.affine)
     flat = stored.reshape(-1)
     flat[places] = _added(flat[places], change / np.float32(slope))
-    header = image.header.copy()
-    header.set_slope_inter(slope, float(image.dataobj.inter))  # said aloud, they are kept and voxels stored as they are
-    header["descrip"] = note.encode("ascii", "replace")[:79]
-    content = type(image)(stored, image.affine, header).to_bytes()
+    changed = type(image)(stored, image.affine, image.header)
+    changed.header.set_slope_inter(slope, float(image.dataobj.inter))  # said aloud, voxels are stored as they are
+    changed.header["descrip"] = note.encode("ascii", "replace")[:79]
+    content = changed.to_bytes()
     path.write_bytes(gzip.compress(content, mtime=0) if suffix(source) == ".nii.gz" else content)
 
 

@@ -5,50 +5,19 @@ answer, write -> one table of numbers, and what failed.
 """
 
 import sys
-import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
-from data_modules.readers import Picture, Window, is_picture, read_picture
+from data_modules.readers import is_picture
 from data_modules.tables import bad_cell, read_table
-from data_modules.writers import suffix, write_changed
-from segcft import panels
-from segcft.counterfactual import Answer, CounterfactualModel
+from segcft.answers import Plan, Row, answer_file
+from segcft.counterfactual import CounterfactualModel
 from segcft.files import write_text
-from segcft.framing import Framing
-from segcft.panels import View
-from segcft.requests import Request, beyond, once, parse, sweep
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is known before the first file is read.
-
-    Attributes:
-        model: With its segmentor.
-        questions: Variable -> request, one dict an intervention; those of a sweep in order.
-        files: File -> folder for its answers.
-        parents: File -> factual values that the user gave.
-        options: Of the command line.
-        window: Levels that are black and white; None leaves 8 bits as they are.
-    """
-
-    model: CounterfactualModel
-    questions: list[dict[str, Request]]
-    files: dict[Path, Path]
-    parents: dict[Path, dict[str, float]]
-    options: Namespace
-    window: Window | None
+from segcft.requests import once, parse, sweep
 
 
 def counterfactual(arguments: list[str]) -> int:
@@ -112,113 +81,6 @@ def find_files(image: Path, out: Path) -> dict[Path, Path]:
     return {path: out / path.relative_to(image) for path in files}
 
 
-def answer_file(job: Plan, file: Path) -> list[Row]:
-    """Answer every question about one file and write what came of it; a row a question and variable.
-
-    Raises:
-        ValueError: If the file cannot be read, does not fit the model, or lacks a parent.
-    """
-    picture = read_picture(file, job.window)
-    framing = Framing.of(picture, job.model, job.window, job.options.spacing)
-    image = framing.image(picture).to(job.options.device)
-    names = ("effect", "samples", "temperature", "strict")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they become a column
-        answers = job.model.counterfactuals(
-            image, job.parents[file], job.questions, **{name: getattr(job.options, name) for name in names}
-        )
-    folder = job.files[file]
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, views = [], []
-    measured = job.model.measure(image)
-    for number, (question, answer) in enumerate(zip(job.questions, answers, strict=True)):
-        name = "counterfactual" if len(answers) == 1 else f"{number:03d}"
-        change = framing.levels(answer.difference)
-        target = folder / f"{name}{suffix(file)}"
-        asked = " ".join(request.text for request in question.values())
-        write_changed(file, change, target, job.window, f"Synthetic counterfactual by segcft, not acquired: {asked}")
-        views.append((answer, change))
-        rows += _rows(job, file, target, asked, question, answer, measured)
-    _draw(job, picture, framing, views, folder)
-    return rows
-
-
-def _rows(
-    job: Plan, file: Path, target: Path, asked: str, question: dict[str, Request], answer: Answer, before: Any
-) -> list[Row]:
-    """One row a variable: what it was, was to be, and is by the segmentor."""
-    parents, factual = job.model.parents, answer.factual_values
-    structural = {name: value for name, value in factual.items() if name in parents.structural}
-    reasons = beyond(structural, parents) + beyond({name: answer.values[name] for name in question}, parents)
-    return [
-        {
-            "image": str(file),
-            "counterfactual": str(target.relative_to(job.options.out)),
-            "request": asked,
-            "effect": job.options.effect,
-            "variable": name,
-            "unit": parents[name].unit,
-            "intervened": name in question,
-            "source": "given" if name in job.parents[file] else "measured",
-            "factual": float(factual[name]),
-            "target": float(answer.values[name]),
-            "factual_measured": float(before[name]) if name in before else None,
-            "measured": float(answer.measured[name]) if name in answer.measured else None,
-            "warning": "; ".join(reasons),
-        }
-        for name in parents.names
-    ]
-
-
-def _draw(job: Plan, picture: Picture, framing: Framing, answers: list[tuple[Answer, Any]], folder: Path) -> None:
-    """Panel of the only answer, or strip and animation of a sweep."""
-    model, levels = job.model, picture.levels.astype(np.float32)
-    busiest = _busiest([change for _, change in answers])
-
-    def view(image: Tensor, change: Any, deviation: Tensor | None) -> View:
-        outlines = {}
-        if model.segmentor is not None:
-            masks = model.segmentor.probabilities(image)
-            names = model.segmentor.description.structures
-            outlines = {name: _plane(framing.spread(masks[:, k, None]), busiest) for k, name in enumerate(names)}
-        grey = (framing.window[1] - framing.window[0]) / 2
-        deep = None if deviation is None else _plane(framing.spread(deviation), busiest) * grey
-        return View(_plane(levels + change, busiest), _plane(change, busiest), outlines, deep)
-
-    with torch.no_grad():
-        factual = view(answers[0][0].factual_image, np.zeros_like(levels), None)
-        views = [view(answer.image, change, answer.uncertainty) for answer, change in answers]
-    if len(views) == 1:
-        title = " ".join(request.text for request in job.questions[0].values())
-        figure = panels.panel(factual, views[0], framing.window, title, _numbers(job, answers[0][0]))
-        panels.save(figure, folder / "panel.png")
-        return
-    labels = [list(question.values())[-1].text.partition("=")[2] for question in job.questions]
-    panels.save(panels.strip(factual, views, labels, framing.window), folder / "strip.png")
-    panels.animate(views, framing.window, folder / "sweep.gif")
-
-
-def _numbers(job: Plan, answer: Answer) -> str:
-    lines = []
-    for name in job.model.parents.names:
-        line = f"{name}: factual {float(answer.factual_values[name]):.4g}, asked {float(answer.values[name]):.4g}"
-        found = f", found {float(answer.measured[name]):.4g}" if name in answer.measured else ""
-        lines.append(f"{line}{found} {job.model.parents[name].unit}")
-    return "\n".join(lines)
-
-
-def _busiest(changes: list[Any]) -> int | None:
-    """Of volumes, the axial slice that changes most; None of images."""
-    if changes[0].ndim == 2:
-        return None
-    return int(sum(np.abs(change).sum((0, 1)) for change in changes).argmax())
-
-
-def _plane(values: Any, index: int | None) -> Any:
-    """What is shown of an image or a RAS+ volume: rows from anterior down, columns from the patient's right."""
-    return values if index is None else values[::-1, ::-1, index].T
-
-
 def _parents(options: Namespace, model: CounterfactualModel, files: list[Path]) -> dict[Path, dict[str, float]]:
     """What the user says about each file; one file's own row overrules ``--parent``."""
     common = {}
@@ -266,10 +128,10 @@ def _progress(files: Iterable[Path]) -> Iterable[Path]:
 
 def _report(job: Plan, rows: list[Row], failures: dict[Path, str]) -> None:
     answered = len(job.files) - len(failures)
-    beyond_range = len({row["counterfactual"] for row in rows if row["warning"]})
+    doubtful = len({row["counterfactual"] for row in rows if row["warning"]})
     print(f"{answered} of {len(job.files)} files answered: {job.options.out}")
-    if beyond_range:
-        print(f"{beyond_range} answers leave the training range: see warning in answers.csv", file=sys.stderr)
+    if doubtful:
+        print(f"{doubtful} answers leave the training range or miss their target: see answers.csv", file=sys.stderr)
     for file, reason in failures.items():
         print(f"failed: {file}: {reason}", file=sys.stderr)
 

@@ -62,10 +62,10 @@ class Framing:
         steps = [new / old for new, old in zip(about.spacing, known, strict=True)]
         return cls(shape, frame, steps, window or (0.0, 255.0))
 
-    def image(self, picture: Picture) -> Tensor:
-        """The picture as the model reads it, (1, 1, *frame) in [-1, 1]."""
+    def image(self, levels: NDArray[Any]) -> Tensor:
+        """Grey levels (*S) as the model reads them, (1, 1, *frame) in [-1, 1]."""
         low, high = self.window
-        drawn = resample(picture.levels.astype(np.float32) - low, self.frame, self.steps)
+        drawn = resample(levels.astype(np.float32) - low, self.frame, self.steps)
         return torch.from_numpy((2 * drawn / (high - low) - 1).clip(-1, 1))[None, None]
 
     def levels(self, change: Tensor) -> NDArray[np.float32]:
