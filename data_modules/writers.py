@@ -51,6 +51,25 @@ def write_changed(source: Path, change: Change, target: Path, window: Window | N
         raise ValueError(f"{source} cannot be written with a change: {error}") from error
 
 
+def write_mask(source: Path, mask: NDArray[np.bool_], target: Path) -> None:
+    """A mask (*S) on the grid that ``read_picture`` gave of ``source``: NIfTI for NIfTI, else PNG of 0 and 255."""
+    with staged(target) as path:
+        if suffix(source) not in NIFTI:
+            Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(path, format="PNG")
+            return
+        image: Any = nibabel.load(source)
+        voxels = np.zeros(int(np.prod(image.shape)), np.uint8)
+        voxels[_places(image)] = mask
+        content = nibabel.Nifti1Image(voxels.reshape(image.shape), image.affine).to_bytes()
+        path.write_bytes(gzip.compress(content, mtime=0))
+
+
+def mask_path(target: Path, structure: str) -> Path:
+    """Where the mask of a structure lies beside an image."""
+    stem, end = target.name.partition(".")[0], ".nii.gz" if suffix(target) in NIFTI else ".png"
+    return target.with_name(f"{stem}_{structure}{end}")
+
+
 def _png(source: Path, change: Change, path: Path, window: Window | None, note: str) -> None:
     with Image.open(source) as image:
         deep = image.mode.startswith("I;16")
@@ -108,8 +127,7 @@ def _inverse(stored: Pixels, levels: Pixels) -> Callable[[Pixels], Pixels]:
 def _nifti(source: Path, change: Change, path: Path, window: Window | None, note: str) -> None:
     image: Any = nibabel.load(source)
     stored, slope = np.array(image.dataobj.get_unscaled(), order="C"), float(image.dataobj.slope)
-    places = np.arange(stored.size).reshape((*stored.shape, 1, 1)[:3])
-    places = shown(places, image.affine)
+    places = _places(image)
     flat = stored.reshape(-1)
     flat[places] = _added(flat[places], change / np.float32(slope))
     changed = type(image)(stored, image.affine, image.header)
@@ -117,6 +135,12 @@ def _nifti(source: Path, change: Change, path: Path, window: Window | None, note
     changed.header["descrip"] = note.encode("ascii", "replace")[:79]
     content = changed.to_bytes()
     path.write_bytes(gzip.compress(content, mtime=0) if suffix(source) == ".nii.gz" else content)
+
+
+def _places(image: Any) -> Pixels:
+    """Where each pixel of ``read_picture`` lies among the voxels of a NIfTI, counted in C order, (*S)."""
+    shape = (*image.shape, 1, 1)[:3]
+    return shown(np.arange(np.prod(shape)).reshape(shape), image.affine)
 
 
 def _added(pixels: Pixels, change: Change) -> Pixels:

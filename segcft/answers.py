@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data_modules.readers import Picture, Window, read_picture
-from data_modules.writers import suffix, write_changed
+from data_modules.writers import mask_path, suffix, write_changed, write_mask
 from segcft import panels
 from segcft.counterfactual import Answer, CounterfactualModel
 from segcft.framing import Framing
@@ -44,6 +44,7 @@ class Plan:
     window: Window | None
 
 
+@torch.no_grad()
 def answer_file(job: Plan, file: Path) -> list[Row]:
     """Answer every question about one file and write what came of it; a row a question and variable.
 
@@ -70,11 +71,21 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
         asked = " ".join(request.text for request in question.values())
         write_changed(file, change, target, job.window, f"Synthetic counterfactual by segcft, not acquired: {asked}")
         drawn = framing.image(picture.levels + change).to(job.options.device)  # what the file shows is measured
+        if job.options.manifest:
+            _write_masks(job, file, target, framing, drawn)
         answer = replace(answer, measured=job.model.measure(drawn))
         views.append((answer, change))
         rows += _rows(job, file, target, asked, question, answer, before)
     _draw(job, picture, framing, views, folder)
     return rows
+
+
+def _write_masks(job: Plan, file: Path, target: Path, framing: Framing, image: Tensor) -> None:
+    """The segmentor's mask of every structure, beside the counterfactual file."""
+    assert job.model.segmentor is not None  # the plan has seen to it
+    masks = job.model.segmentor.probabilities(image)
+    for k, name in enumerate(job.model.segmentor.description.structures):
+        write_mask(file, framing.spread(masks[:, k, None]) > 0.5, mask_path(target, name))
 
 
 def _rows(
@@ -131,9 +142,8 @@ def _draw(job: Plan, picture: Picture, framing: Framing, answers: list[tuple[Ans
         deep = None if deviation is None else _plane(framing.spread(deviation), busiest) * grey
         return View(_plane(levels + change, busiest), _plane(change, busiest), outlines, deep)
 
-    with torch.no_grad():
-        factual = view(answers[0][0].factual_image, np.zeros_like(levels), None)
-        views = [view(answer.image, change, answer.uncertainty) for answer, change in answers]
+    factual = view(answers[0][0].factual_image, np.zeros_like(levels), None)
+    views = [view(answer.image, change, answer.uncertainty) for answer, change in answers]
     if len(views) == 1:
         title = " ".join(request.text for request in job.questions[0].values())
         figure = panels.panel(factual, views[0], framing.window, title, _numbers(job, answers[0][0]))

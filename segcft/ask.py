@@ -14,6 +14,7 @@ import torch
 
 from data_modules.readers import is_picture
 from data_modules.tables import bad_cell, read_table
+from data_modules.writers import mask_path
 from segcft.answers import Plan, Row, answer_file
 from segcft.counterfactual import CounterfactualModel
 from segcft.files import write_text
@@ -37,6 +38,8 @@ def counterfactual(arguments: list[str]) -> int:
     out = Path(job.options.out)
     if rows:
         write_text(out / "answers.csv", pd.DataFrame(rows).to_csv(index=False))
+        if job.options.manifest:
+            write_text(out / "manifest.csv", manifest(job, rows).to_csv(index=False))
     _report(job, rows, failures)
     return 1 if failures else 0
 
@@ -56,6 +59,8 @@ def plan(options: Namespace) -> Plan:
     for request in fixed.values():
         if request.kind == "value":
             model.parents.check({request.name: torch.tensor([request.number])}, options.strict)
+    if options.manifest and model.segmentor is None:
+        raise ValueError(f"--manifest: {options.checkpoint} holds no segmentor to draw the masks")
     if options.samples < 1:
         raise ValueError(f"--samples {options.samples}: at least one is needed")
     if options.window and not options.window[0] < options.window[1]:
@@ -79,6 +84,25 @@ def find_files(image: Path, out: Path) -> dict[Path, Path]:
     if not files:
         raise ValueError(f"{image}: no image here" if image.is_dir() else f"no image at {image}")
     return {path: out / path.relative_to(image) for path in files}
+
+
+def manifest(job: Plan, rows: list[Row]) -> pd.DataFrame:
+    """Counterfactuals as a data set of ``data_modules.folder``; those of one image are one patient's.
+
+    Areas are left out: that data set measures them in the masks.
+    """
+    model = job.model
+    assert model.segmentor is not None  # the plan has seen to it
+    columns: dict[str, Row] = {}
+    for row in rows:
+        path = Path(row["counterfactual"])
+        entry = columns.setdefault(row["counterfactual"], {"image": path.as_posix(), "patient": row["image"]})
+        for name in model.segmentor.description.structures:
+            entry[f"mask_{name}"] = mask_path(path, name).as_posix()
+        if row["variable"] not in model.parents.structural:
+            sex = row["variable"] == "sex" and row["target"] in (0, 1)
+            entry[row["variable"]] = "FM"[int(row["target"])] if sex else row["target"]
+    return pd.DataFrame(columns.values())
 
 
 def _parents(options: Namespace, model: CounterfactualModel, files: list[Path]) -> dict[Path, dict[str, float]]:
@@ -155,5 +179,6 @@ def _parser() -> ArgumentParser:
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="levels as in training; needed above 8 bits")
     add("--spacing", type=float, nargs="+", metavar="MM", help="of a pixel, for files that do not say it")
     add("--strict", action="store_true", help="refuse targets outside the training range instead of warning")
+    add("--manifest", action="store_true", help="also masks by the segmentor and manifest.csv, to train on the answers")
     add("--device", default="cpu", help="cpu, cuda or mps")
     return parser

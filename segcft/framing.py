@@ -13,7 +13,7 @@ from data_modules.frames import resample, spread
 from data_modules.readers import Picture, Window
 from segcft.counterfactual import CounterfactualModel
 
-LEAST = 1 / 255  # half an 8-bit level of [-1, 1]: what a model trained on 8 bits does not tell from nothing
+LEAST = 4 / 255  # two 8-bit levels of [-1, 1]: fainter changes are haze, and leave the file's pixels alone
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data_modules.folder import Folder
 from data_modules.frames import pad_square, resample, resize, spread
 from data_modules.readers import read_picture
 from data_modules.writers import suffix, write_changed
@@ -278,11 +279,26 @@ def test_a_volume_is_answered_on_its_own_grid(tmp_path):
     save(tmp_path / "a.ckpt", make(description(3, percent=False)))
     source, pixels, _ = picture(tmp_path / "v", "nii")
     window = ["--window", "-400", "400"]
-    assert ask(tmp_path, "--do=left_size=+30%", *window, image=source.name) == 0
+    assert ask(tmp_path, "--do=left_size=+30%", *window, "--manifest", image=source.name) == 0
+    mask = nibabel.load(tmp_path / f"out/{source.name}/counterfactual_left.nii.gz")
+    assert np.array_equal(mask.affine, nibabel.load(source).affine)
+    assert mask.shape == pixels.shape
     found = nibabel.load(tmp_path / f"out/{source.name}/counterfactual.nii.gz")
     assert np.array_equal(found.affine, nibabel.load(source).affine)
     assert found.shape == pixels.shape
     assert (tmp_path / f"out/{source.name}/panel.png").is_file()
+
+
+def test_answers_become_a_data_set(work):
+    assert ask(work, "--do=left_size=+20%", "--manifest") == 0
+    source = Folder(str(work / "out/manifest.csv"), ["left", "right"], frame=[16, 16])
+    table = source.table()
+    assert table["id"].tolist() == [
+        f"{n}/counterfactual.{e}" for n, e in (("a.jpg", "png"), ("a.png", "png"), ("deep/c.dcm", "dcm"))
+    ]
+    assert table["patient"].nunique() == 3
+    for row in table.to_dict("records"):
+        assert source.read(row).mask.shape == (2, 16, 16)
 
 
 def test_bad_files_among_good_ones_are_reported(work, capsys):
@@ -311,6 +327,7 @@ def test_bad_files_among_good_ones_are_reported(work, capsys):
         (["--do=left_size=+1%", "--window", "5", "5"], "black must lie below white"),
         (["--do=left_size=+1%", "--image=nowhere"], "no image at nowhere"),
         (["--do=left_size=+1%", "--checkpoint=nowhere"], "does not exist"),
+        (["--do=left_size=+1%", "--samples=0"], "at least one"),
         (["--do=left_size=+1%", "--effect=indirect"], "invalid choice"),
     ],
 )
