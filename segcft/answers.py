@@ -74,7 +74,7 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
         if job.options.manifest:
             _write_masks(job, file, target, framing, drawn)
         answer = replace(answer, measured=job.model.measure(drawn))
-        views.append((answer, change))
+        views.append((answer, change, drawn))
         rows += _rows(job, file, target, asked, question, answer, before)
     _draw(job, picture, framing, views, folder)
     return rows
@@ -127,10 +127,12 @@ def _missed(answer: Answer, question: Iterable[str]) -> list[str]:
     return reasons
 
 
-def _draw(job: Plan, picture: Picture, framing: Framing, answers: list[tuple[Answer, Any]], folder: Path) -> None:
+def _draw(
+    job: Plan, picture: Picture, framing: Framing, answers: list[tuple[Answer, Any, Tensor]], folder: Path
+) -> None:
     """Panel of the only answer, or strip and animation of a sweep."""
     model, levels = job.model, picture.levels.astype(np.float32)
-    busiest = _busiest([change for _, change in answers])
+    busiest = _busiest([change for _, change, _ in answers])
 
     def view(image: Tensor, change: Any, deviation: Tensor | None) -> View:
         outlines = {}
@@ -143,7 +145,7 @@ def _draw(job: Plan, picture: Picture, framing: Framing, answers: list[tuple[Ans
         return View(_plane(levels + change, busiest), _plane(change, busiest), outlines, deep)
 
     factual = view(answers[0][0].factual_image, np.zeros_like(levels), None)
-    views = [view(answer.image, change, answer.uncertainty) for answer, change in answers]
+    views = [view(drawn, change, answer.uncertainty) for answer, change, drawn in answers]
     if len(views) == 1:
         title = " ".join(request.text for request in job.questions[0].values())
         figure = panels.panel(factual, views[0], framing.window, title, _numbers(job, answers[0][0]))

@@ -12,11 +12,12 @@ from PIL import Image
 
 from data_modules.folder import Folder
 from data_modules.frames import pad_square, resample, resize, spread
-from data_modules.readers import read_picture
+from data_modules.readers import Picture, read_picture
 from data_modules.writers import suffix, write_changed
 from segcft.checkpoints import describe
 from segcft.cli import main
 from segcft.counterfactual import CounterfactualModel
+from segcft.framing import Framing
 from segcft.guidance import SegmentorGuidance
 from segcft.hvae import HVAE, Stage
 from segcft.judges import Segmentor
@@ -155,6 +156,22 @@ def test_a_change_comes_back_to_where_it_was_drawn_from(shape, size):
     wanted = (np.arange(shape[0]) + 0.5 - shape[0] / 2) / steps[0] + (size - 1) / 2
     inside = (wanted > 0.5) & (wanted < size - 1.5)
     np.testing.assert_allclose(rows[inside], wanted[inside], atol=1e-4 if steps[0] >= 1 else 0.1)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_what_the_file_shows_is_what_the_model_answered(dims):
+    """A change survives the way to a finer grid and back."""
+    model, batch = make(description(dims)), films(dims)
+    shape = (64, 50, 40)[:dims]
+    framing = Framing.of(Picture(np.zeros(shape, np.uint8)), model, None, None)
+    wanted = batch["mask"][:1, :1] - 0.5 * batch["mask"][:1, 1:]
+    inside = framing.image(np.full(shape, 255.0)) > 0.999
+    shown, smooth = (
+        (framing.image(127.5 + levels) - wanted)[inside].abs().mean()
+        for levels in (framing.levels(wanted), 127.5 * framing.spread(wanted))
+    )
+    assert 0 < shown < 0.6 * smooth
+    assert not framing.levels(torch.full_like(wanted, 0.01)).any(), "haze is dropped"
 
 
 def picture(path, kind):
