@@ -19,6 +19,7 @@ Window = tuple[float, float]
 
 LARGEST = 2**28  # pixels or voxels; a file that claims more is broken or hostile
 LONGEST = 2**15  # pixels along a side of a PNG or JPEG: it will be padded to a square
+FILMS, DICOM, NIFTI = (".png", ".jpg", ".jpeg"), (".dcm", ".dicom"), (".nii", ".nii.gz")
 MILLIMETRES = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -55,7 +56,7 @@ def read_picture(path: Path, window: Window | None = None) -> Picture:
         ValueError: If the file is missing, cut short, too large or of no known kind, or if more than 8 bits come
             without a window.
     """
-    picture = _open(path, lambda data: _windowed(data, window))
+    picture = _open(path, lambda data: dicom_levels(data, window))
     if window is None and picture.levels.dtype != np.uint8:
         raise ValueError(
             f"{path} holds {picture.levels.dtype} levels and no window of its own: give window: [low, high]"
@@ -74,6 +75,12 @@ def read_labels(path: Path) -> Picture:
     if (labels != picture.levels).any():
         raise ValueError(f"{path} holds levels that are not whole numbers, so it is no label map")
     return Picture(labels, picture.spacing, picture.affine)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether ``read_picture`` knows a file of this kind, by its name or its first bytes."""
+    name = path.name.lower()
+    return name.endswith((*FILMS, *DICOM, *NIFTI)) or (_has_preamble(path))
 
 
 def read_grey(path: str | Path) -> Pixels:
@@ -116,14 +123,14 @@ def _indices(image: Any) -> Pixels:
 def _open(path: Path, grey: Callable[[Any], Pixels], convert: Callable[[Any], Pixels] = _luminance) -> Picture:
     """A file of any kind; ``grey`` makes levels of a DICOM, ``convert`` of a PNG or JPEG."""
     name = path.name.lower()
-    if name.endswith((".png", ".jpg", ".jpeg")):
+    if name.endswith(FILMS):
         return Picture(_read_image(path, convert))
     if not os.path.isfile(path):
         raise ValueError(f"no image at {path}")
     try:
-        if name.endswith((".nii", ".nii.gz")):
+        if name.endswith(NIFTI):
             picture = _read_nifti(path)
-        elif name.endswith((".dcm", ".dicom")) or _has_preamble(path):
+        elif name.endswith(DICOM) or _has_preamble(path):
             picture = _read_dicom(path, grey)
         else:
             raise ValueError("known are .png, .jpg, .jpeg, .dcm, .dicom, .nii, .nii.gz and DICOM of any name")
@@ -161,16 +168,16 @@ def _read_dicom(path: Path, grey: Callable[[Any], Pixels]) -> Picture:
     return Picture(grey(data), tuple(float(side) for side in spacing) if spacing else None)
 
 
-def _rescaled(data: Any) -> Pixels:
+def _rescaled(data: Any, stored: Pixels | None = None) -> Pixels:
     """Stored pixels of a DICOM after rescale slope and intercept, (H, W)."""
-    stored = data.pixel_array
+    stored = data.pixel_array if stored is None else stored
     levels = np.asarray(apply_modality_lut(stored, data))
     return stored if np.array_equal(stored, levels) else levels
 
 
-def _windowed(data: Any, window: Window | None) -> Pixels:
-    """Levels of a DICOM, (H, W), see ``read_picture``."""
-    levels, inverted = _rescaled(data), data.PhotometricInterpretation == "MONOCHROME1"
+def dicom_levels(data: Any, window: Window | None, stored: Pixels | None = None) -> Pixels:
+    """Levels of a DICOM's own pixels, (H, W), or of any it could have ``stored``; see ``read_picture``."""
+    levels, inverted = _rescaled(data, stored), data.PhotometricInterpretation == "MONOCHROME1"
     if window is not None:
         return window[0] + window[1] - levels.astype(np.float32) if inverted else levels
     if data.get("VOILUTSequence"):
@@ -191,12 +198,22 @@ def _read_nifti(path: Path) -> Picture:
     if np.prod(shape, dtype=np.float64) > LARGEST or any(side > 1 for side in shape[3:]):
         raise ValueError(f"one image or volume of at most {LARGEST} voxels is needed, not shape {image.shape}")
     shape, turn = shape[:3], io_orientation(image.affine)
-    levels = apply_orientation(np.asarray(image.dataobj).reshape(shape), turn)
+    levels = shown(np.asarray(image.dataobj).reshape(shape), image.affine)
     affine = image.affine @ inv_ornt_aff(turn, shape)
     affine[:3] *= MILLIMETRES[image.header.get_xyzt_units()[0]]
     spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
-    if 1 not in levels.shape:
+    if levels.ndim == 3:
         return Picture(levels, spacing, affine)
-    flat = 2 if levels.shape[2] == 1 else levels.shape.index(1)
+    flat = _flat_axis(apply_orientation(np.empty(shape, np.bool_), turn).shape)
     rows, columns = (side for axis, side in reversed(list(enumerate(spacing))) if axis != flat)
-    return Picture(levels.take(0, flat)[::-1, ::-1].T, (rows, columns), affine)
+    return Picture(levels, (rows, columns), affine)
+
+
+def shown(stored: Pixels, affine: NDArray[np.float64]) -> Pixels:
+    """Voxels of a NIfTI (X, Y, Z) as ``read_picture`` turns them: RAS+, or an image (H, W) where there is one slice."""
+    levels: Pixels = apply_orientation(stored, io_orientation(affine))
+    return levels if 1 not in levels.shape else levels.take(0, _flat_axis(levels.shape))[::-1, ::-1].T
+
+
+def _flat_axis(shape: tuple[int, ...]) -> int:
+    return 2 if shape[2] == 1 else shape.index(1)

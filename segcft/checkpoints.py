@@ -57,14 +57,30 @@ def load(path: str | Path, kind: type[Part]) -> Part:
     parts = checkpoint["segcft"]["parts"]
     for name, recipe in parts.items():
         if issubclass(resolve(recipe["class_path"]), kind):
-            part: Part = build(recipe)
-            prefix = f"{name}."
-            state = checkpoint["state_dict"]
-            weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            part.load_state_dict(weights)
+            part: Part = _restored(name, recipe, checkpoint["state_dict"])
             return part
     held = ", ".join(recipe["class_path"] for recipe in parts.values())
     raise ValueError(f"{path} is the wrong kind of checkpoint: a {kind.__name__} is needed, it holds {held}")
+
+
+def search(path: str | Path, kind: type[Part]) -> Part | None:
+    """The first module of type ``kind`` anywhere inside a checkpoint's parts; None if there is none.
+
+    Raises:
+        ValueError: If the checkpoint cannot be read.
+    """
+    checkpoint = read(path)
+    for name, recipe in checkpoint["segcft"]["parts"].items():
+        for module in _restored(name, recipe, checkpoint["state_dict"]).modules():
+            if isinstance(module, kind):
+                return module
+    return None
+
+
+def _restored(name: str, recipe: dict[str, Any], state: dict[str, Any]) -> Any:
+    part, prefix = build(recipe), f"{name}."
+    part.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+    return part
 
 
 def seconds(path: str | Path) -> dict[str, float]:

@@ -1,10 +1,11 @@
-"""Command line: ``segcft prepare | inspect | fit | validate | test | predict | evaluate``; later files override."""
+"""Command line: ``segcft prepare | inspect | fit | validate | test | predict | evaluate | counterfactual``."""
 
 import importlib
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from data_modules.base import DataModule
 from data_modules.inspection import inspect
 from data_modules.prepare import prepare
+from segcft.ask import counterfactual
 from segcft.evaluation import evaluate
 from segcft.tasks import Task
 from segcft.tasks.callbacks import CounterfactualImages, PredictionFiles, StepProgress
@@ -29,6 +31,7 @@ SOURCES = {
 }
 
 USAGE = """usage: segcft {prepare,inspect,fit,validate,test,predict,evaluate} [--config FILE.yaml ...] [--help]
+       segcft counterfactual --checkpoint FILE --image FILE --do NAME=VALUE --out FOLDER
 
 Structure-specific counterfactual medical images.
 
@@ -39,6 +42,8 @@ Structure-specific counterfactual medical images.
   test       the same on the test split
   predict    measurements or counterfactuals of the test split, under predictions/
   evaluate   compare trained models on a fixed table of interventions: metrics, tables and a figure
+
+  counterfactual   ask a trained model "what if" about your files: images, panels and numbers
 
 Several --config files are read in order and later ones override; so do options: --trainer.max_steps=100.
 `segcft COMMAND --help` lists the options of a command.
@@ -77,18 +82,21 @@ class SegCFTCLI(LightningCLI):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 with one clear line on bad input (a traceback with SEGCFT_DEBUG=1)."""
+    """Run one command.
+
+    Returns:
+        0 on success, 1 if some files failed, 2 with one clear line on bad input (a traceback with SEGCFT_DEBUG=1).
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
     _quiet()
     try:
-        command = {"evaluate": _evaluate, "prepare": _prepare, "inspect": _inspect}.get(arguments[0])
+        command = COMMANDS.get(arguments[0])
         if command:
-            command(arguments[1:])
-        else:
-            _train(arguments)
+            return command(arguments[1:]) or 0
+        _train(arguments)
     except ValueError as error:
         if os.environ.get("SEGCFT_DEBUG"):
             raise
@@ -152,6 +160,14 @@ def _inspect(arguments: list[str]) -> None:
     parser = ArgumentParser(prog="segcft inspect", description=inspect.__doc__)
     parser.add_function_arguments(inspect, as_positional=True)
     inspect(**parser.parse_args(arguments).as_dict())
+
+
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "evaluate": _evaluate,
+    "prepare": _prepare,
+    "inspect": _inspect,
+    "counterfactual": counterfactual,
+}
 
 
 def _quiet() -> None:

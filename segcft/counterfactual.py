@@ -1,14 +1,24 @@
 """Abduction, action, prediction: a model that answers "what if" for images."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
+from segcft import checkpoints
 from segcft.hvae import HVAE, Abduction
+from segcft.judges import Segmentor
 from segcft.mechanisms import Independent, Mechanism
 from segcft.parents import DataDescription, Values
 from segcft.prediction import Gated, Prediction
 from segcft.recipes import Recorded
+from segcft.requests import Request, targets
+
+Effect = Literal["total", "direct"]
+Do = Mapping[str, Request | str | float | Tensor]
 
 
 class Counterfactual(NamedTuple):
@@ -23,6 +33,32 @@ class Counterfactual(NamedTuple):
     image: Tensor
     values: dict[str, Tensor]
     abduction: Abduction
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a user gets: images and numbers, side by side.
+
+    Attributes:
+        image: Counterfactual image, (B, C, *S) in [-1, 1]; the mean of the particles.
+        values: Its parents in real units, (B,) each.
+        measured: What the segmentor finds in it, (B,) each; empty without a segmentor.
+        uncertainty: Deviation over the particles, (B, C, *S) in image units; None of a single one.
+        factual_image: As it was given.
+        factual_values: Its parents, given or measured, (B,) each.
+    """
+
+    image: Tensor
+    values: dict[str, Tensor]
+    measured: dict[str, Tensor]
+    uncertainty: Tensor | None
+    factual_image: Tensor
+    factual_values: dict[str, Tensor]
+
+    @property
+    def difference(self) -> Tensor:
+        """Counterfactual minus factual image, (B, C, *S)."""
+        return self.image - self.factual_image
 
 
 class CounterfactualModel(nn.Module, Recorded):
@@ -50,6 +86,18 @@ class CounterfactualModel(nn.Module, Recorded):
         self.prediction = prediction or Gated()
         self.mechanism = (mechanism or Independent()).requires_grad_(False)  # its answers are targets
         self.mechanism.check_fit(self.parents)
+        self.segmentor: Segmentor | None = None  # for ``counterfactuals`` alone; ``load`` sets it
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The model of a checkpoint, ready to be asked, with the segmentor that guided it where there was one.
+
+        Raises:
+            ValueError: If the checkpoint cannot be read or holds no such model.
+        """
+        model = checkpoints.load(path, cls)
+        model.segmentor = checkpoints.search(path, Segmentor)
+        return model.eval()
 
     def replaced(self, prediction: Prediction | None, mechanism: Mechanism | None) -> "CounterfactualModel":
         """The same model, sharing its weights, with another way from pixels to the image or another mechanism."""
@@ -72,9 +120,9 @@ class CounterfactualModel(nn.Module, Recorded):
             if mine != given:
                 raise ValueError(f"the model was trained with {what} {mine}, the data have {given}")
 
-    def abduct(self, image: Tensor, values: Values, temperature: float = 1.0) -> Abduction:
-        """Latents z ~ q(z | image, parents), with parents in real units."""
-        return self.hvae.abduct(image, self.parents.encode(values), temperature)
+    def abduct(self, image: Tensor, values: Values, temperature: float = 1.0, samples: int = 1) -> Abduction:
+        """Latents z ~ q(z | image, parents), with parents in real units; ``samples`` particles of every image."""
+        return self.hvae.abduct(image, self.parents.encode(values), temperature, samples)
 
     def forward(self, image: Tensor, values: Values, do: Values, temperature: float = 1.0) -> Counterfactual:
         """The same subjects had ``do`` been so.
@@ -91,7 +139,104 @@ class CounterfactualModel(nn.Module, Recorded):
         factual = self.parents.take(values)
         for name in do:
             self.parents[name]
-        abduction = self.abduct(image, factual, temperature)
-        cf_values = self.mechanism.counterfactual(factual, do)
+        return self.answer(image, self.abduct(image, factual, temperature), self.act(factual, do))
+
+    def act(self, values: Values, do: Values, effect: Effect = "total") -> dict[str, Tensor]:
+        """Action: the parents had ``do`` been so, (B,) each.
+
+        Args:
+            values: Factual parents in real units, (B,) each.
+            do: Intervened variables in real units, (B,) each; NaN leaves a subject alone.
+            effect: ``total`` lets descendants follow the mechanism, ``direct`` holds them at their factual values.
+        """
+        mechanism = self.mechanism if effect == "total" else Independent()
+        return mechanism.counterfactual(values, do)
+
+    def answer(self, image: Tensor, abduction: Abduction, cf_values: dict[str, Tensor]) -> Counterfactual:
+        """Prediction: one decoder pass, for any number of questions about one abduction.
+
+        Args:
+            image: Factual images, (B, C, *S) in [-1, 1], as many as the abduction has rows.
+            abduction: Of these images.
+            cf_values: Counterfactual parents in real units, (B,) each.
+        """
         cf_pixels = self.hvae.predict(abduction.latents, self.parents.encode(cf_values))
         return Counterfactual(self.prediction(image, abduction.pixels, cf_pixels), cf_values, abduction)
+
+    def counterfactual(
+        self, image: Tensor, parents: Mapping[str, Tensor | float] | None = None, do: Do | None = None, **options: Any
+    ) -> Answer:
+        """One question; see ``counterfactuals`` for arguments and options."""
+        return self.counterfactuals(image, parents, [do or {}], **options)[0]
+
+    @torch.no_grad()
+    def counterfactuals(
+        self,
+        image: Tensor,
+        parents: Mapping[str, Tensor | float] | None,
+        questions: Sequence[Do],
+        *,
+        effect: Effect = "total",
+        samples: int = 1,
+        temperature: float | None = None,
+        strict: bool = False,
+    ) -> list[Answer]:
+        """Any number of questions about the same images, which are encoded once.
+
+        Args:
+            image: Factual images, (B, C, *S) in [-1, 1].
+            parents: Their parents in real units, (B,) each or one number for all; the segmentor measures structural
+                ones that are missing.
+            questions: Interventions, each as in ``requests.targets``: ``{"left_lung_area": "+20%"}``.
+            effect: See ``act``.
+            samples: Particles of the posterior.
+            temperature: Of the latents; by default 1, and 0, the posterior's mean, of a single particle.
+            strict: Refuse targets outside the training range instead of warning.
+
+        Raises:
+            ValueError: If a request or a parent is wrong, or a parent is missing that cannot be measured.
+        """
+        factual = self.complete(image, parents or {})
+        asked = [targets(do, factual, self.parents) for do in questions]
+        for do in asked:
+            self.parents.check(do, strict)
+        temperature = float(samples > 1) if temperature is None else temperature
+        abduction = self.abduct(image, factual, temperature, samples)
+        return [self._summary(image, factual, abduction, self.act(factual, do, effect), samples) for do in asked]
+
+    def _summary(
+        self, image: Tensor, factual: dict[str, Tensor], abduction: Abduction, values: dict[str, Tensor], samples: int
+    ) -> Answer:
+        """Predict all particles of all images at once, then mean and deviation over those of an image."""
+        everyone = {name: value.repeat_interleave(samples, 0) for name, value in values.items()}
+        images = self.answer(image.repeat_interleave(samples, 0), abduction, everyone).image
+        particles = images.view(-1, samples, *image.shape[1:])  # (B, samples, C, *S)
+        uncertainty = particles.std(1) if samples > 1 else None
+        mean = particles.mean(1)
+        return Answer(mean, values, self.measure(mean), uncertainty, image, factual)
+
+    def measure(self, image: Tensor) -> dict[str, Tensor]:
+        """What the segmentor finds in images (B, C, *S), (B,) each; nothing without a segmentor."""
+        return {} if self.segmentor is None else self.segmentor.measure(image)
+
+    def complete(self, image: Tensor, given: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
+        """All parents of images (B, C, *S), (B,) each: those given, and structural ones measured.
+
+        Raises:
+            ValueError: If one is unknown, not a finite number, or missing where nothing can measure it.
+        """
+        values = {}
+        for name, value in given.items():
+            self.parents[name]
+            values[name] = torch.as_tensor(value, dtype=image.dtype, device=image.device).expand(len(image))
+            if not values[name].isfinite().all():
+                raise ValueError(f"{name} = {value} is not a finite number")
+        missing = [name for name in self.parents.names if name not in values]
+        if not missing:
+            return self.parents.take(values)
+        hidden = [name for name in missing if name not in self.parents.structural]
+        if hidden:
+            raise ValueError(f"{', '.join(hidden)}: not given, and cannot be measured in an image")
+        if self.segmentor is None:
+            raise ValueError(f"{', '.join(missing)}: not given, and the checkpoint holds no segmentor to measure them")
+        return self.parents.take({**self.measure(image), **values})

@@ -186,15 +186,22 @@ class HVAE(nn.Module, Recorded):
         self.start = nn.Parameter(torch.zeros(1, top.width, *top.size(spatial_dims)))
         self.head = _head(spatial_dims, stages[0].width, channels)
 
-    def abduct(self, image: Tensor, pa: Tensor, temperature: float = 1.0) -> Abduction:
+    def abduct(self, image: Tensor, pa: Tensor, temperature: float = 1.0, samples: int = 1) -> Abduction:
         """Latents z ~ q(z | image, parents): one encoder and one decoder pass.
 
         Args:
             image: (B, C, *S) in [-1, 1], S the first stage's resolution.
             pa: Encoded parents, (B, P).
             temperature: Factor on the posterior's deviation; 0 takes its mean.
+            samples: Particles drawn of every image, which is encoded once; those of an image follow each other.
+
+        Returns:
+            An abduction of B * samples rows.
         """
         encoded, kls = self._encode(image), []
+        if samples > 1:
+            encoded = [features.repeat_interleave(samples, 0) for features in encoded]
+            image, pa = image.repeat_interleave(samples, 0), pa.repeat_interleave(samples, 0)
 
         def infer(block: TopDownBlock, depth: int, state: Tensor, prior: Normal, parents: Tensor) -> Tensor:
             posterior = block.posterior_of(state, encoded[depth], parents)

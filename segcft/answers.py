@@ -1,0 +1,177 @@
+"""One file, answered: read, frame, ask, write, draw."""
+
+import warnings
+from argparse import Namespace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_modules.readers import Picture, Window, read_picture
+from data_modules.writers import mask_path, suffix, write_changed, write_mask
+from segcft import panels
+from segcft.counterfactual import Answer, CounterfactualModel
+from segcft.framing import Framing
+from segcft.panels import View
+from segcft.requests import Request, beyond
+
+Row = dict[str, Any]
+MISSED = 0.25  # share of a request: an answer that is further off is warned of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before the first file is read.
+
+    Attributes:
+        model: With its segmentor.
+        questions: Variable -> request, one dict an intervention; those of a sweep in order.
+        files: File -> folder for its answers.
+        parents: File -> factual values that the user gave.
+        options: Of the command line.
+        window: Levels that are black and white; None leaves 8 bits as they are.
+    """
+
+    model: CounterfactualModel
+    questions: list[dict[str, Request]]
+    files: dict[Path, Path]
+    parents: dict[Path, dict[str, float]]
+    options: Namespace
+    window: Window | None
+
+
+@torch.no_grad()
+def answer_file(job: Plan, file: Path) -> list[Row]:
+    """Answer every question about one file and write what came of it; a row a question and variable.
+
+    Raises:
+        ValueError: If the file cannot be read, does not fit the model, or lacks a parent.
+    """
+    picture = read_picture(file, job.window)
+    framing = Framing.of(picture, job.model, job.window, job.options.spacing)
+    image = framing.image(picture.levels).to(job.options.device)
+    names = ("effect", "samples", "temperature", "strict")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they become a column
+        answers = job.model.counterfactuals(
+            image, job.parents[file], job.questions, **{name: getattr(job.options, name) for name in names}
+        )
+    folder = job.files[file]
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, views = [], []
+    before = job.model.measure(image)
+    for number, (question, answer) in enumerate(zip(job.questions, answers, strict=True)):
+        name = "counterfactual" if len(answers) == 1 else f"{number:03d}"
+        change = framing.levels(answer.difference)
+        target = folder / f"{name}{suffix(file)}"
+        asked = " ".join(request.text for request in question.values())
+        write_changed(file, change, target, job.window, f"Synthetic counterfactual by segcft, not acquired: {asked}")
+        drawn = framing.image(picture.levels + change).to(job.options.device)  # what the file shows is measured
+        if job.options.manifest:
+            _write_masks(job, file, target, framing, drawn)
+        answer = replace(answer, measured=job.model.measure(drawn))
+        views.append((answer, change, drawn))
+        rows += _rows(job, file, target, asked, question, answer, before)
+    _draw(job, picture, framing, views, folder)
+    return rows
+
+
+def _write_masks(job: Plan, file: Path, target: Path, framing: Framing, image: Tensor) -> None:
+    """The segmentor's mask of every structure, beside the counterfactual file."""
+    assert job.model.segmentor is not None  # the plan has seen to it
+    masks = job.model.segmentor.probabilities(image)
+    for k, name in enumerate(job.model.segmentor.description.structures):
+        write_mask(file, framing.spread(masks[:, k, None]) > 0.5, mask_path(target, name))
+
+
+def _rows(
+    job: Plan, file: Path, target: Path, asked: str, question: dict[str, Request], answer: Answer, before: Any
+) -> list[Row]:
+    """One row a variable: what it was, was to be, and is by the segmentor."""
+    parents, factual = job.model.parents, answer.factual_values
+    structural = {name: value for name, value in factual.items() if name in parents.structural}
+    reasons = beyond(structural, parents) + beyond({name: answer.values[name] for name in question}, parents)
+    reasons += _missed(answer, question)
+    return [
+        {
+            "image": str(file),
+            "counterfactual": str(target.relative_to(job.options.out)),
+            "request": asked,
+            "effect": job.options.effect,
+            "variable": name,
+            "unit": parents[name].unit,
+            "intervened": name in question,
+            "source": "given" if name in job.parents[file] else "measured",
+            "factual": float(factual[name]),
+            "target": float(answer.values[name]),
+            "factual_measured": float(before[name]) if name in before else None,
+            "measured": float(answer.measured[name]) if name in answer.measured else None,
+            "warning": "; ".join(reasons),
+        }
+        for name in parents.names
+    ]
+
+
+def _missed(answer: Answer, question: Iterable[str]) -> list[str]:
+    """One sentence for every request of which a quarter or more is still to be done."""
+    reasons = []
+    for name in question:
+        if name in answer.measured:
+            was, asked, found = (float(v[name]) for v in (answer.factual_values, answer.values, answer.measured))
+            if abs(found - asked) > MISSED * abs(asked - was):
+                reasons.append(f"{name} = {asked:.4g} was asked, {found:.4g} is shown")
+    return reasons
+
+
+def _draw(
+    job: Plan, picture: Picture, framing: Framing, answers: list[tuple[Answer, Any, Tensor]], folder: Path
+) -> None:
+    """Panel of the only answer, or strip and animation of a sweep."""
+    model, levels = job.model, picture.levels.astype(np.float32)
+    busiest = _busiest([change for _, change, _ in answers])
+
+    def view(image: Tensor, change: Any, deviation: Tensor | None) -> View:
+        outlines = {}
+        if model.segmentor is not None:
+            masks = model.segmentor.probabilities(image)
+            names = model.segmentor.description.structures
+            outlines = {name: _plane(framing.spread(masks[:, k, None]), busiest) for k, name in enumerate(names)}
+        grey = (framing.window[1] - framing.window[0]) / 2
+        deep = None if deviation is None else _plane(framing.spread(deviation), busiest) * grey
+        return View(_plane(levels + change, busiest), _plane(change, busiest), outlines, deep)
+
+    factual = view(answers[0][0].factual_image, np.zeros_like(levels), None)
+    views = [view(drawn, change, answer.uncertainty) for answer, change, drawn in answers]
+    if len(views) == 1:
+        title = " ".join(request.text for request in job.questions[0].values())
+        figure = panels.panel(factual, views[0], framing.window, title, _numbers(job, answers[0][0]))
+        panels.save(figure, folder / "panel.png")
+        return
+    labels = [list(question.values())[-1].text.partition("=")[2] for question in job.questions]
+    panels.save(panels.strip(factual, views, labels, framing.window), folder / "strip.png")
+    panels.animate(views, framing.window, folder / "sweep.gif")
+
+
+def _numbers(job: Plan, answer: Answer) -> str:
+    lines = []
+    for name in job.model.parents.names:
+        line = f"{name}: factual {float(answer.factual_values[name]):.4g}, asked {float(answer.values[name]):.4g}"
+        found = f", found {float(answer.measured[name]):.4g}" if name in answer.measured else ""
+        lines.append(f"{line}{found} {job.model.parents[name].unit}")
+    return "\n".join(lines)
+
+
+def _busiest(changes: list[Any]) -> int | None:
+    """Of volumes, the axial slice that changes most; None of images."""
+    if changes[0].ndim == 2:
+        return None
+    return int(sum(np.abs(change).sum((0, 1)) for change in changes).argmax())
+
+
+def _plane(values: Any, index: int | None) -> Any:
+    """What is shown of an image or a RAS+ volume: rows from anterior down, columns from the patient's right."""
+    return values if index is None else values[::-1, ::-1, index].T
