@@ -6,11 +6,12 @@ import torch
 from segcft.counterfactual import CounterfactualModel
 from segcft.guidance import NoGuidance, RegressorGuidance, SegmentorGuidance
 from segcft.hvae import HVAE, Stage
-from segcft.interventions import fixed_do, sample_do
+from segcft.interventions import Questions, fixed_do, sample_do
 from segcft.judges import Regressor, Segmentor
 from segcft.likelihoods import Pixels
 from segcft.losses import ElboConstraint, guidance_loss
 from segcft.measurements import area
+from segcft.parents import Parents, Variable
 from segcft.prediction import Gated, Standard
 from segcft.recipes import build
 from tests.balls import Balls
@@ -135,6 +136,25 @@ def test_one_variable_per_subject_is_asked_with_a_value_of_the_batch():
         assert asked.sum(0).tolist() == [1] * 64
         assert 0 < asked[0].sum() < 64
         assert all(set(do[name][~do[name].isnan()].tolist()) <= set(values[name].tolist()) for name in do)
+
+
+@pytest.mark.parametrize("targets", ["uniform", "relative"])
+def test_targets_fill_their_range_and_stay_inside_the_training_range(targets):
+    torch.manual_seed(0)
+    variables = {"a": Variable(low=10, high=20), "b": Variable(kind="binary")}
+    values = {"a": torch.full((4000,), 12.0), "b": torch.arange(4000.0) % 2}
+    do = Questions(targets, reach=0.25).draw(values, ["a", "b"], Parents(variables))
+    asked = do["a"][~do["a"].isnan()]
+    assert torch.stack([~do[name].isnan() for name in do]).sum(0).tolist() == [1] * 4000
+    low, high = (10, 20) if targets == "uniform" else (10, 15)  # 12 +- 25 %, cut at 10
+    assert asked.min() >= low
+    assert asked.max() <= high
+    assert asked.quantile(0.98) > 0.95 * high
+    assert (asked == 10).any() == (targets == "relative")
+    assert set(do["b"][~do["b"].isnan()].tolist()) == {0.0, 1.0}, "a binary variable takes another subject's value"
+    for wrong in ({"targets": "normal"}, {"reach": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Questions(**wrong)
 
 
 def test_unknown_variable_in_do_is_refused(data):

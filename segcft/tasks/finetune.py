@@ -8,7 +8,7 @@ from torch import Tensor
 from segcft import checkpoints
 from segcft.counterfactual import Counterfactual, CounterfactualModel
 from segcft.guidance import Guidance
-from segcft.interventions import fixed_do, sample_do
+from segcft.interventions import Questions, fixed_do
 from segcft.losses import ElboConstraint, guidance_loss, minimality_loss
 from segcft.mechanisms import Mechanism, opened
 from segcft.parents import DataDescription
@@ -31,6 +31,7 @@ class CounterfactualFineTuning(Task):
         weights: Factor of a guided variable in the guidance loss, 1 where not named.
         guidance_weight: Factor of the guidance loss.
         minimality: Factor of the mean absolute change.
+        questions: Where the targets come from.
         stage: Name of the stage: ``nocft``, ``regcft`` or ``segcft``.
         optimisation: Optimiser and schedule.
     """
@@ -48,6 +49,7 @@ class CounterfactualFineTuning(Task):
         weights: dict[str, float] | None = None,
         guidance_weight: float = 1.0,
         minimality: float = 5.0,
+        questions: Questions = Questions(),  # noqa: B008 (frozen)
         stage: str = "segcft",
         optimisation: Optimisation = Optimisation(flat=0.5, weight_decay=0.0),  # noqa: B008 (frozen)
     ) -> None:
@@ -61,6 +63,7 @@ class CounterfactualFineTuning(Task):
         self.model.check_fit(description)
         for name in self.weights:
             self.model.parents[name]
+        self.questions = questions
         self.asked = list(guidance.names) or list(self.model.parents.structural)
 
     def on_fit_start(self) -> None:
@@ -71,7 +74,7 @@ class CounterfactualFineTuning(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Ask a random question of every subject and judge the answer."""
-        answer = self.model(batch["image"], batch, sample_do(batch, self.asked))
+        answer = self.model(batch["image"], batch, self.questions.draw(batch, self.asked, self.model.parents))
         guidance, change = self._judge(batch, answer)
         nelbo = answer.abduction.elbo.nelbo().mean()
         loss: Tensor = self.guidance_weight * guidance + self.minimality * change + self.constraint(nelbo)
