@@ -14,6 +14,7 @@ from torch import Tensor
 
 from segcft.recipes import Recorded
 
+QUANTILES = 41  # kept of every variable
 Values = Mapping[str, Tensor]  # variable name -> (B,) in the variable's own unit
 
 
@@ -30,6 +31,7 @@ class Variable:
         high: Largest value in the training split.
         mean: Mean over the training split.
         std: Standard deviation over the training split.
+        quantiles: Of a continuous variable over the training split, at equal steps from 0 to 1; empty if unknown.
     """
 
     kind: Literal["continuous", "binary", "categorical"] = "continuous"
@@ -40,9 +42,11 @@ class Variable:
     high: float = 1.0
     mean: float = 0.0
     std: float = 1.0
+    quantiles: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "categories", tuple(self.categories))
+        object.__setattr__(self, "quantiles", tuple(self.quantiles))
         if self.kind == "categorical" and len(self.categories) < 2:
             raise ValueError(f"a categorical variable needs at least two categories, got {self.categories}")
 
@@ -63,11 +67,32 @@ class Variable:
             raise ValueError(f"a binary variable must be 0 or 1, got {sorted(set(values.tolist()))[:5]}")
         values = values.double()
         std = float(values.std(correction=0)) if len(values) > 1 else 0.0
+        steps = torch.linspace(0, 1, QUANTILES, dtype=values.dtype)
+        quantiles = tuple(values.quantile(steps).tolist()) if self.kind == "continuous" else ()
         if self.kind == "continuous" and std == 0:
             raise ValueError(f"all {len(values)} values equal {float(values[0])}: nothing can be learnt about it")
         return replace(
-            self, low=float(values.min()), high=float(values.max()), mean=float(values.mean()), std=std or 1.0
+            self,
+            low=float(values.min()),
+            high=float(values.max()),
+            mean=float(values.mean()),
+            std=std or 1.0,
+            quantiles=quantiles,
         )
+
+    def quantile(self, share: float) -> float:
+        """The value that ``share`` of the training subjects do not exceed, by linear interpolation.
+
+        Raises:
+            ValueError: If ``share`` is not in [0, 1], or the training distribution is not known.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"a quantile lies between 0 and 1, got {share:g}")
+        if not self.quantiles:
+            raise ValueError("quantiles are known of continuous variables alone, and not to older checkpoints")
+        place = share * (len(self.quantiles) - 1)
+        below = min(int(place), len(self.quantiles) - 2)
+        return self.quantiles[below] + (place - below) * (self.quantiles[below + 1] - self.quantiles[below])
 
     def standardise(self, values: Tensor) -> Tensor:
         """Real units -> zero mean and unit deviation over the training split, same shape."""

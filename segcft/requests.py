@@ -5,10 +5,10 @@
 | ``12000``, ``==-5`` | that value, in the variable's unit | absolute |
 | ``+500``, ``-500`` | the factual value and that much | a sign is always a change; ``==`` writes a negative value |
 | ``+20%``, ``-20%`` | the factual value and that share of it | ``20%`` is refused: it could be a value in % |
+| ``q0.9`` | the value that nine of ten training subjects do not exceed | absolute |
+| ``9000..12000`` | the factual value, moved into this range by as little as possible | a soft target |
 | ``race=asian``, ``sex=1`` | a category by name, a binary variable by number | no changes |
 | ``0.8:1.2:9`` | nine factors from 0.8 to 1.2 of the factual value | sweeps only |
-
-Quantiles are not among them: a checkpoint knows a variable's range, mean and deviation, not its distribution.
 """
 
 import math
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from segcft.parents import Parents, Values, Variable
 
-NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
 MOST = 1000  # steps of a sweep
 
 
@@ -33,19 +33,23 @@ class Request:
     Attributes:
         text: As it was written, ``name=value``.
         name: Variable.
-        kind: ``value`` sets it, ``change`` adds to the factual value, ``factor`` multiplies it.
-        number: In the variable's unit; a factor has none.
+        kind: ``value`` sets it, ``change`` adds to the factual value, ``factor`` multiplies it, ``range`` bounds it.
+        number: In the variable's unit; a factor has none; the lower bound of a range.
+        upper: The upper bound of a range.
     """
 
     text: str
     name: str
-    kind: Literal["value", "change", "factor"]
+    kind: Literal["value", "change", "factor", "range"]
     number: float
+    upper: float = math.inf
 
     def target(self, factual: Tensor) -> Tensor:
         """What the variable is set to, (B,), from its factual values (B,)."""
         if self.kind == "factor":
             return factual * self.number
+        if self.kind == "range":
+            return factual.clamp(self.number, self.upper)
         return torch.full_like(factual, self.number) if self.kind == "value" else factual + self.number
 
 
@@ -56,10 +60,12 @@ def parse(text: str, parents: Parents) -> Request:
         ValueError: Quoting the request, if it is malformed, names an unknown variable or asks the impossible of it.
     """
     name, variable, value = _split(text, parents)
-    if re.fullmatch(r"q[\d.]+", value):
-        raise ValueError(f"{text!r}: quantiles are not known to a checkpoint; {_range(name, variable)}")
     if variable.kind != "continuous":
         return Request(text, name, "value", _level(text, value, variable))
+    if found := re.fullmatch(rf"q({NUMBER})", value):
+        return Request(text, name, "value", _quantile(text, float(found[1]), variable))
+    if found := re.fullmatch(rf"(-?{NUMBER})\.\.(-?{NUMBER})", value):
+        return _bounds(text, name, _finite(text, found[1]), _finite(text, found[2]))
     found = re.fullmatch(rf"(=?)([+-]?)({NUMBER})(%?)", value)
     if not found:
         raise ValueError(f"{text!r}: write {name}=+20%, {name}=+5 (a change) or {name}=5 (a value); {_unit(variable)}")
@@ -158,6 +164,19 @@ def _factor(text: str, name: str, factor: float) -> Request:
     if factor <= 0:
         raise ValueError(f"{text!r}: nothing would be left; more than -100% is needed")
     return Request(text, name, "factor", factor)
+
+
+def _quantile(text: str, share: float, variable: Variable) -> float:
+    try:
+        return variable.quantile(share)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from error
+
+
+def _bounds(text: str, name: str, low: float, high: float) -> Request:
+    if low > high:
+        raise ValueError(f"{text!r}: a range goes from the smaller to the larger value")
+    return Request(text, name, "range", low, high)
 
 
 def _finite(text: str, digits: str) -> float:

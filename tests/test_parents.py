@@ -86,3 +86,15 @@ def test_independent_do_moves_one_variable_and_nan_moves_none():
     assert moved["age"].tolist() == [50, 40, 90]
     assert torch.equal(moved["sex"], VALUES["sex"])
     assert VALUES["age"].tolist() == [20, 40, 90], "the caller's values are not changed"
+
+
+def test_quantiles_are_those_of_the_training_split():
+    torch.manual_seed(0)
+    values = torch.randn(5000).exp()
+    variable = Variable().fitted(values)
+    for share in (0, 0.1, 0.5, 0.93, 1):
+        assert variable.quantile(share) == pytest.approx(float(values.quantile(share)), rel=0.03)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        variable.quantile(1.1)
+    with pytest.raises(ValueError, match="continuous variables alone"):
+        Variable(kind="binary").fitted(torch.tensor([0.0, 1.0])).quantile(0.5)

@@ -8,7 +8,7 @@ from segcft.requests import beyond, once, parse, sweep, targets
 
 PARENTS = Parents(
     {
-        "area": Variable(unit="mm^2", structure="lung", low=50.0, high=200.0),
+        "area": Variable(unit="mm^2", structure="lung", low=50.0, high=200.0, quantiles=(50.0, 80.0, 200.0)),
         "shift": Variable(unit="mm", low=-9.0, high=9.0),
         "sex": Variable(kind="binary"),
         "view": Variable(kind="categorical", categories=("AP", "PA"), low=0, high=1),
@@ -21,7 +21,8 @@ PARENTS = Parents(
     [
         *(("area=+20%", 120), ("area=-20%", 80), ("area=+0%", 100), ("area=12000", 12000), (" area = 1.5e2 ", 150)),
         *(("area=+5", 105), ("area=-5", 95), ("shift=-5", 95), ("shift==-5", -5), ("shift==5", 5), ("sex=1", 1)),
-        ("view=PA", 1),
+        *(("view=PA", 1), ("area=q0", 50), ("area=q0.25", 65), ("area=q.5", 80), ("area=q1", 200)),
+        *(("area=120..150", 120), ("area=20..1e2", 100), ("area=60..90.5", 90.5), ("shift=-9..-3", -3)),
     ],
 )
 def test_requests_become_targets(text, expected):
@@ -36,7 +37,8 @@ def test_requests_become_targets(text, expected):
         ("area=20%", "a share needs a sign \\(area=\\+20%\\)"),
         *(("area==+20%", "a share needs a sign"), ("area=+-5", "write area"), ("area=nan", "write area")),
         *(("area=1e999", "too large"), ("area=-100%", "nothing would be left")),
-        ("area=q0.9", "quantiles are not known to a checkpoint; in training area lay between 50 and 200 mm\\^2"),
+        *(("area=q1.5", "'area=q1.5': a quantile lies between 0 and 1"), ("shift=q0.5", "not to older checkpoints")),
+        *(("area=9..5", "from the smaller"), ("area=5..", "write area"), ("sex=0..1", "one of 0, 1")),
         *(("sex=+20%", "one of 0, 1 is needed"), ("sex=0.5", "one of 0, 1"), ("view=lateral", "one of AP, PA")),
     ],
 )
