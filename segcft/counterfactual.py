@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from segcft import checkpoints
-from segcft.hvae import HVAE, Abduction
+from segcft.hvae import HVAE, Mediation
 from segcft.judges import Segmentor
+from segcft.latents import Abduction
 from segcft.mechanisms import Independent, Mechanism
 from segcft.parents import DataDescription, Values
 from segcft.prediction import Gated, Prediction
@@ -152,15 +153,19 @@ class CounterfactualModel(nn.Module, Recorded):
         mechanism = self.mechanism if effect == "total" else Independent()
         return mechanism.counterfactual(values, do)
 
-    def answer(self, image: Tensor, abduction: Abduction, cf_values: dict[str, Tensor]) -> Counterfactual:
+    def answer(
+        self, image: Tensor, abduction: Abduction, cf_values: dict[str, Tensor], mediation: Mediation = "total"
+    ) -> Counterfactual:
         """Prediction: one decoder pass, for any number of questions about one abduction.
 
         Args:
             image: Factual images, (B, C, *S) in [-1, 1], as many as the abduction has rows.
             abduction: Of these images.
             cf_values: Counterfactual parents in real units, (B,) each.
+            mediation: Whether the image follows them itself, through its latents or both; see ``HVAE.predict``. Of the
+                exogenous prior, ``total`` is ``direct`` and ``indirect`` changes nothing.
         """
-        cf_pixels = self.hvae.predict(abduction.latents, self.parents.encode(cf_values))
+        cf_pixels = self.hvae.predict(abduction, self.parents.encode(cf_values), mediation)
         return Counterfactual(self.prediction(image, abduction.pixels, cf_pixels), cf_values, abduction)
 
     def counterfactual(
@@ -177,6 +182,7 @@ class CounterfactualModel(nn.Module, Recorded):
         questions: Sequence[Do],
         *,
         effect: Effect = "total",
+        mediation: Mediation = "total",
         samples: int = 1,
         temperature: float | None = None,
         strict: bool = False,
@@ -188,7 +194,8 @@ class CounterfactualModel(nn.Module, Recorded):
             parents: Their parents in real units, (B,) each or one number for all; the segmentor measures structural
                 ones that are missing.
             questions: Interventions, each as in ``requests.targets``: ``{"left_lung_area": "+20%"}``.
-            effect: See ``act``.
+            effect: Between the parents, see ``act``.
+            mediation: From the parents to the image, see ``answer``.
             samples: Particles of the posterior.
             temperature: Of the latents; by default 1, and 0, the posterior's mean, of a single particle.
             strict: Refuse targets outside the training range instead of warning.
@@ -202,14 +209,21 @@ class CounterfactualModel(nn.Module, Recorded):
             self.parents.check(do, strict)
         temperature = float(samples > 1) if temperature is None else temperature
         abduction = self.abduct(image, factual, temperature, samples)
-        return [self._summary(image, factual, abduction, self.act(factual, do, effect), samples) for do in asked]
+        acted = [self.act(factual, do, effect) for do in asked]
+        return [self._summary(image, factual, abduction, values, samples, mediation) for values in acted]
 
     def _summary(
-        self, image: Tensor, factual: dict[str, Tensor], abduction: Abduction, values: dict[str, Tensor], samples: int
+        self,
+        image: Tensor,
+        factual: dict[str, Tensor],
+        abduction: Abduction,
+        values: dict[str, Tensor],
+        samples: int,
+        mediation: Mediation,
     ) -> Answer:
         """Predict all particles of all images at once, then mean and deviation over those of an image."""
         everyone = {name: value.repeat_interleave(samples, 0) for name, value in values.items()}
-        images = self.answer(image.repeat_interleave(samples, 0), abduction, everyone).image
+        images = self.answer(image.repeat_interleave(samples, 0), abduction, everyone, mediation).image
         particles = images.view(-1, samples, *image.shape[1:])  # (B, samples, C, *S)
         uncertainty = particles.std(1) if samples > 1 else None
         mean = particles.mean(1)

@@ -1,4 +1,4 @@
-"""The image mechanism: a top-down hierarchical VAE whose latents are the image's exogenous noise.
+"""The image mechanism: a top-down hierarchical VAE whose latents are the image's exogenous noise, or its mediators.
 
 After Child (2021, arXiv:2011.10650) and de Sousa Ribeiro et al. (2023, arXiv:2306.15764): a bottom-up encoder, a
 top-down chain of stochastic blocks, parents injected everywhere but in the prior. Resolutions without latents are
@@ -6,15 +6,16 @@ deterministic: there, shape has to follow the parents instead of hiding in fine 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from segcft.blocks import Bottleneck, Residual, conv, grow, scaled, shrink
+from segcft.latents import Abduction, Belief, Elbo, Normal, normal
 from segcft.likelihoods import DiscretisedGaussian, Likelihood, Pixels
 from segcft.recipes import Recorded
 
@@ -44,59 +45,7 @@ class Stage:
         return tuple(self.resolution)
 
 
-class Normal(NamedTuple):
-    """Diagonal normal in fp32."""
-
-    mean: Tensor
-    log_std: Tensor
-
-    def sample(self, temperature: float) -> Tensor:
-        """Mean plus noise; noise is drawn contiguous, the fast path under channels_last."""
-        if temperature == 0:
-            return self.mean
-        noise = torch.randn(self.mean.shape, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + temperature * self.log_std.exp() * noise
-
-    def kl(self, other: "Normal") -> Tensor:
-        """KL(self || other) summed over all but the batch, (B,) in nats."""
-        ratio = 2 * (self.log_std - other.log_std)
-        distance = ((self.mean - other.mean) * torch.exp(-other.log_std)).square()
-        return 0.5 * (ratio.exp() + distance - 1 - ratio).flatten(1).sum(1)
-
-
-def _normal(statistics: Tensor) -> Normal:
-    mean, log_std = statistics.float().chunk(2, dim=1)
-    return Normal(mean, 5 * torch.tanh(log_std / 5))  # deviations between e^-5 and e^5, smoothly
-
-
-class Elbo(NamedTuple):
-    """Terms of the negative evidence lower bound, in nats per image dimension, (B,) each.
-
-    Attributes:
-        nll: Negative log-likelihood of the image.
-        kl: KL of every latent, top block first, (B, L).
-    """
-
-    nll: Tensor
-    kl: Tensor
-
-    def nelbo(self, beta: float = 1.0) -> Tensor:
-        """``nll + beta * kl``, (B,)."""
-        return self.nll + beta * self.kl.sum(1)
-
-
-class Abduction(NamedTuple):
-    """What the posterior pass finds out about an image.
-
-    Attributes:
-        latents: z, top block first, (B, latent_channels, *S) each.
-        pixels: Distribution of the factual image under these latents, (B, C, *S).
-        elbo: Terms of the bound.
-    """
-
-    latents: list[Tensor]
-    pixels: Pixels
-    elbo: Elbo
+Mediation = Literal["total", "direct", "indirect"]
 
 
 class TopDownBlock(nn.Module):
@@ -128,11 +77,11 @@ class TopDownBlock(nn.Module):
         """Prior of this latent, and the prior's own features."""
         out = self.prior(state, parents) if self.conditional_prior else self.prior(memory)
         statistics, features = out.split(self.split, dim=1)
-        return _normal(statistics), features
+        return normal(statistics), features
 
     def posterior_of(self, state: Tensor, encoded: Tensor, parents: Tensor) -> Normal:
         """Posterior of this latent given the encoder's activation."""
-        return _normal(self.posterior(torch.cat([state, encoded], dim=1), parents))
+        return normal(self.posterior(torch.cat([state, encoded], dim=1), parents))
 
     def absorb(
         self, state: Tensor, memory: Tensor, latent: Tensor, features: Tensor, parents: Tensor
@@ -152,11 +101,14 @@ class HVAE(nn.Module, Recorded):
         parents_dim: Length P of the parents' vector.
         stages: Resolutions, finest first; each an integer fraction of the one before.
         likelihood: Pixel-wise likelihood.
-        conditional_prior: p(z | parents) instead of an exogenous p(z). Exogenous latents are the Markovian default.
+        conditional_prior: p(z | parents) instead of an exogenous p(z): latents are mediators, which the parents move.
+            Exogenous latents are the Markovian default.
         embedding: Length of the embedded parents.
+        mixing: Of mediators, a in [0, 1]: 1 holds them in a counterfactual, 0 lets them follow the prior; see
+            ``Belief.moved``.
 
     Raises:
-        ValueError: If a resolution does not divide the one before it, or no stage has latents.
+        ValueError: If a resolution does not divide the one before it, no stage has latents, or ``mixing`` is no share.
     """
 
     def __init__(
@@ -168,9 +120,13 @@ class HVAE(nn.Module, Recorded):
         likelihood: Likelihood | None = None,
         conditional_prior: bool = False,
         embedding: int = 32,
+        mixing: float = 0.5,
     ) -> None:
         super().__init__()
         _check(stages, spatial_dims)
+        if not 0 <= mixing <= 1:
+            raise ValueError(f"mixing must lie between 0 and 1, got {mixing}")
+        self.conditional_prior, self.mixing = conditional_prior, mixing
         self.spatial_dims, self.stages = spatial_dims, stages
         self.likelihood = likelihood or DiscretisedGaussian()
         self.embed = nn.Sequential(nn.Linear(parents_dim, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
@@ -198,28 +154,65 @@ class HVAE(nn.Module, Recorded):
         Returns:
             An abduction of B * samples rows.
         """
-        encoded, kls = self._encode(image), []
+        encoded = self._encode(image)
         if samples > 1:
             encoded = [features.repeat_interleave(samples, 0) for features in encoded]
             image, pa = image.repeat_interleave(samples, 0), pa.repeat_interleave(samples, 0)
 
+        beliefs: list[Belief] = []
+
         def infer(block: TopDownBlock, depth: int, state: Tensor, prior: Normal, parents: Tensor) -> Tensor:
-            posterior = block.posterior_of(state, encoded[depth], parents)
-            kls.append(posterior.kl(prior))
-            return posterior.sample(temperature)
+            beliefs.append(Belief(prior, block.posterior_of(state, encoded[depth], parents)))
+            return beliefs[-1].posterior.sample(temperature)
 
         latents, pixels = self._top_down(pa, infer)
         nll = self.likelihood.nll(image, pixels).flatten(1).mean(1)
-        return Abduction(latents, pixels, Elbo(nll, torch.stack(kls, dim=1) / image[0].numel()))
+        kl = torch.stack([belief.posterior.kl(belief.prior) for belief in beliefs], dim=1) / image[0].numel()
+        return Abduction(latents, pixels, Elbo(nll, kl), beliefs, pa)
 
-    def predict(self, latents: Sequence[Tensor], pa: Tensor) -> Pixels:
-        """Push abducted latents through the decoder under other parents (B, P)."""
-        given = iter(latents)
-        return self._top_down(pa, lambda *_: next(given))[1]
+    def predict(self, abduction: Abduction, pa: Tensor, mediation: Mediation = "total") -> Pixels:
+        """The abducted images under other parents: g(z*, pa*), one decoder pass.
+
+        Exogenous latents stay, z* = z; mediators follow the parents, see ``mediate``.
+
+        Args:
+            abduction: Of the factual images; its temperature is in its latents and not applied again.
+            pa: Encoded counterfactual parents pa*, (B, P).
+            mediation: Which ways from the parents to the image are open. ``total``: all, g(z*, pa*). ``direct``: none
+                through the latents, g(z, pa*). ``indirect``: only through them, g(z*, pa), in two decoder passes.
+
+        Raises:
+            ValueError: If ``mediation`` is unknown.
+        """
+        if mediation not in get_args(Mediation):
+            raise ValueError(f"mediation must be one of {', '.join(get_args(Mediation))}, got {mediation!r}")
+        if mediation == "direct":
+            return self._decode(abduction.latents, pa)
+        latents, pixels = self.mediate(abduction, pa)
+        return pixels if mediation == "total" else self._decode(latents, abduction.pa)
+
+    def mediate(self, abduction: Abduction, pa: Tensor) -> tuple[list[Tensor], Pixels]:
+        """Latents z* under other parents (B, P), and g(z*, pa*).
+
+        From the top: the prior of block i sees pa* and, through the decoder's state, z*_<i.
+        """
+        if not self.conditional_prior:
+            return abduction.latents, self._decode(abduction.latents, pa)
+        given = zip(abduction.latents, abduction.beliefs, strict=True)
+
+        def move(block: TopDownBlock, depth: int, state: Tensor, prior: Normal, parents: Tensor) -> Tensor:
+            latent, belief = next(given)
+            return belief.moved(latent, prior, self.mixing)
+
+        return self._top_down(pa, move)
 
     def sample(self, pa: Tensor, temperature: float = 1.0) -> Pixels:
         """Draw latents from the prior and decode them under ``pa`` (B, P)."""
         return self._top_down(pa, lambda block, depth, state, prior, parents: prior.sample(temperature))[1]
+
+    def _decode(self, latents: list[Tensor], pa: Tensor) -> Pixels:
+        given = iter(latents)
+        return self._top_down(pa, lambda *_: next(given))[1]
 
     def _encode(self, image: Tensor) -> list[Tensor]:
         """Activations of every stage, finest first."""

@@ -24,19 +24,20 @@ def data(request):
     return Balls(spatial_dims=request.param)
 
 
-def make(data, prediction=None):
+def make(data, prediction=None, **options):
     torch.manual_seed(0)
     about = data.description
-    hvae = HVAE(about.spatial_dims, 1, about.parents.dim, [Stage(16, 8, 0), Stage(4, 16, 2, 4)])
+    hvae = HVAE(about.spatial_dims, 1, about.parents.dim, [Stage(16, 8, 0), Stage(4, 16, 2, 4)], **options)
     for weight in hvae.parameters():
         weight.data += 0.05 * torch.randn_like(weight)
     return CounterfactualModel(about, hvae, prediction).eval(), data.dataset("test").read(torch.arange(4))
 
 
 @pytest.mark.parametrize("prediction", [Gated(), Standard()])
-def test_null_intervention_returns_the_factual_image(data, prediction):
+@pytest.mark.parametrize("conditional_prior", [False, True])
+def test_null_intervention_returns_the_factual_image(data, prediction, conditional_prior):
     """Composition (Monteiro et al., 2023): intervening with nothing, or with what is there, changes nothing."""
-    model, batch = make(data, prediction)
+    model, batch = make(data, prediction, conditional_prior=conditional_prior)
     same = {name: batch[name] for name in model.parents.names}
     for do in ({}, same, {"age": torch.full((4,), torch.nan)}):
         torch.testing.assert_close(model(batch["image"], batch, do).image, batch["image"], atol=1e-4, rtol=0)
@@ -44,8 +45,23 @@ def test_null_intervention_returns_the_factual_image(data, prediction):
     assert not torch.allclose(moved, batch["image"], atol=1e-3)
 
 
-def test_gradient_passes_the_frozen_judge_and_leaves_it_alone(data):
-    model, batch = make(data)
+def test_particles_of_mediators_share_an_abduction_and_answer_every_mediation(data):
+    model, batch = make(data, conditional_prior=True)
+    given = {name: batch[name] for name in model.parents.names}
+    images = {}
+    for mediation in ("total", "direct", "indirect"):
+        nothing, moved = model.counterfactuals(
+            batch["image"], given, [{}, {"left_size": "-1%"}], samples=3, mediation=mediation
+        )
+        assert nothing.difference.abs().max() < 1e-5
+        assert moved.difference.abs().max() > 1e-5
+        images[mediation] = moved.image
+    assert not torch.equal(images["total"], images["direct"])
+
+
+@pytest.mark.parametrize("conditional_prior", [False, True])
+def test_gradient_passes_the_frozen_judge_and_leaves_it_alone(data, conditional_prior):
+    model, batch = make(data, conditional_prior=conditional_prior)
     guidances = [
         SegmentorGuidance(Segmentor(data.description, "monai.UNet", UNET)),
         RegressorGuidance(Regressor(data.description, (4, 8))),

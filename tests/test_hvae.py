@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from segcft.hvae import HVAE, Normal, Stage
+from segcft.hvae import HVAE, Stage
+from segcft.latents import Belief, Normal
 from segcft.likelihoods import DiscretisedGaussian, Gaussian
 from segcft.recipes import build
 
@@ -25,10 +26,91 @@ def make(spatial_dims, **options):
 def test_prediction_under_the_same_parents_repeats_the_abduction(spatial_dims, conditional_prior):
     model, image, pa = make(spatial_dims, conditional_prior=conditional_prior)
     found = model.abduct(image, pa)
-    again = model.predict(found.latents, pa)
-    torch.testing.assert_close(again.loc, found.pixels.loc)
-    torch.testing.assert_close(again.log_scale, found.pixels.log_scale)
-    assert not torch.allclose(model.predict(found.latents, pa + 1).loc, again.loc)
+    for mediation in ("total", "direct", "indirect"):
+        again = model.predict(found, pa, mediation)
+        assert torch.equal(again.loc, found.pixels.loc)
+        assert torch.equal(again.log_scale, found.pixels.log_scale)
+    assert not torch.allclose(model.predict(found, pa + 1).loc, found.pixels.loc)
+    with pytest.raises(ValueError, match="mediation must be one of total, direct, indirect, got 'none'"):
+        model.predict(found, pa, "none")
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("mixing", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_mediators_stay_under_the_same_parents_and_follow_others(spatial_dims, mixing, temperature):
+    model, image, pa = make(spatial_dims, conditional_prior=True, mixing=mixing)
+    found = model.abduct(image, pa, temperature)
+    for before, after in zip(found.latents, model.mediate(found, pa)[0], strict=True):
+        assert torch.equal(before, after)
+    for before, after in zip(found.latents, model.mediate(found, pa + 1)[0], strict=True):
+        assert torch.equal(before, after) is (mixing == 1)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_mediators_carry_their_noise_down_the_counterfactual_chain(spatial_dims):
+    """Redo the chain latent by latent: the prior of each sees the new parents and the counterfactual latents above."""
+    model, image, pa = make(spatial_dims, conditional_prior=True, mixing=0.0)
+    found = model.abduct(image, pa)
+    moved, _ = model.mediate(found, pa + 1)
+    for i, (latent, belief) in enumerate(zip(found.latents, found.beliefs, strict=True)):
+        priors = []
+        given = iter(moved[:i])
+
+        def follow(block, depth, state, prior, parents, given=given, priors=priors):
+            priors.append(prior)
+            return next(given, prior.mean)
+
+        model._top_down(pa + 1, follow)
+        noise = (latent - belief.prior.mean) / belief.prior.log_std.exp()
+        torch.testing.assert_close(moved[i], priors[i].mean + priors[i].log_std.exp() * noise)
+
+
+@pytest.mark.parametrize("conditional_prior", [False, True])
+def test_mixing_moves_neither_samples_nor_the_bound(conditional_prior):
+    found = []
+    for mixing in (0.0, 1.0):
+        model, image, pa = make(2, conditional_prior=conditional_prior, mixing=mixing)
+        torch.manual_seed(1)
+        found.append((model.sample(pa).loc, model.abduct(image, pa).elbo.nelbo()))
+    assert all(torch.equal(here, there) for here, there in zip(*found, strict=True))
+
+
+def test_mediators_keep_the_spread_of_their_distribution():
+    """Particles of the factual mixture become particles of the counterfactual one."""
+    torch.manual_seed(0)
+    draws = torch.ones(50_000)
+    q, p, star = (Normal(mean * draws, log_std * draws) for mean, log_std in ((1, -1), (0, 0.5), (3, 1)))
+    for mixing in (0.0, 0.5, 1.0):
+        here, there = q.mixed(p, mixing), q.mixed(star, mixing)
+        moved = Belief(p, q).moved(here.sample(1.0), star, mixing)
+        assert moved.mean().item() == pytest.approx(there.mean[0].item(), abs=0.1)
+        assert moved.std().item() == pytest.approx(there.log_std[0].exp().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("conditional_prior", [False, True])
+def test_mediation_opens_the_ways_to_the_image(spatial_dims, conditional_prior):
+    model, image, pa = make(spatial_dims, conditional_prior=conditional_prior)
+    found = model.abduct(image, pa)
+    total, direct, indirect = (model.predict(found, pa + 1, way).loc for way in ("total", "direct", "indirect"))
+    assert torch.equal(direct, model._decode(found.latents, pa + 1).loc)
+    assert torch.equal(indirect, model._decode(model.mediate(found, pa + 1)[0], pa).loc)
+    assert not torch.allclose(direct, found.pixels.loc)
+    assert torch.equal(total, direct) is not conditional_prior, "exogenous latents mediate nothing"
+    assert torch.equal(indirect, found.pixels.loc) is not conditional_prior
+
+
+@pytest.mark.parametrize("mixing", [0.0, 0.5, 1.0])
+def test_a_counterfactual_through_mediators_teaches_the_encoder_and_the_decoder(mixing):
+    model, image, pa = make(2, conditional_prior=True, mixing=mixing)
+    model.predict(model.abduct(image, pa, 0.0), pa + 1).loc.square().sum().backward()
+    for part in (model.stem, model.embed, model.decoder[-1][0].prior, model.decoder[-1][0].posterior, model.head):
+        for weight in part.parameters():
+            assert weight.grad.isfinite().all()
+            assert weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="mixing must lie between 0 and 1"):
+        make(2, mixing=1.5)
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

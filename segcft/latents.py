@@ -1,0 +1,106 @@
+"""Latents of the image mechanism: their distributions, and what abduction finds out about them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from segcft.likelihoods import Pixels
+
+
+class Normal(NamedTuple):
+    """Diagonal normal in fp32."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, temperature: float) -> Tensor:
+        """Mean plus noise; noise is drawn contiguous, the fast path under channels_last."""
+        if temperature == 0:
+            return self.mean
+        noise = torch.randn(self.mean.shape, device=self.mean.device, dtype=self.mean.dtype)
+        return self.mean + temperature * self.log_std.exp() * noise
+
+    def kl(self, other: "Normal") -> Tensor:
+        """KL(self || other) summed over all but the batch, (B,) in nats."""
+        ratio = 2 * (self.log_std - other.log_std)
+        distance = ((self.mean - other.mean) * torch.exp(-other.log_std)).square()
+        return 0.5 * (ratio.exp() + distance - 1 - ratio).flatten(1).sum(1)
+
+    def mixed(self, other: "Normal", share: float) -> "Normal":
+        """Distribution of ``share * x + (1 - share) * y``, x drawn from self and y, independently, from other."""
+        std = torch.hypot(share * self.log_std.exp(), (1 - share) * other.log_std.exp())
+        return Normal(share * self.mean + (1 - share) * other.mean, std.log())
+
+    def carry(self, value: Tensor, other: "Normal") -> Tensor:
+        """The value of the same standardised noise under other, m' + s' (v - m) / s; v itself where nothing differs."""
+        stretch = torch.expm1(other.log_std - self.log_std)
+        return value + (other.mean - self.mean) + stretch * (value - self.mean)
+
+
+def normal(statistics: Tensor) -> Normal:
+    """Means and raw deviations (B, 2 * latent_channels, *S) as a distribution."""
+    mean, log_std = statistics.float().chunk(2, dim=1)
+    return Normal(mean, 5 * torch.tanh(log_std / 5))  # deviations between e^-5 and e^5, smoothly
+
+
+class Belief(NamedTuple):
+    """About one latent, given those above it and the factual parents, (B, latent_channels, *S) each.
+
+    Attributes:
+        prior: p(z_i | z_<i), and of the parents if they condition it.
+        posterior: q(z_i | z_<i, image, parents).
+    """
+
+    prior: Normal
+    posterior: Normal
+
+    def moved(self, latent: Tensor, prior: Normal, mixing: float) -> Tensor:
+        """The latent under its counterfactual prior.
+
+        The mediator's distribution is r = a q + (1 - a) p, the posterior mixed with the prior of its own world (de
+        Sousa Ribeiro et al., 2023, arXiv:2306.15764): mean a mu_q + (1 - a) mu_p, variance (a sigma_q)^2 +
+        ((1 - a) sigma_p)^2. Its noise e = (z - mu_r) / sigma_r is abducted under p(z | pa) and spent under p(z | pa*):
+        z* = mu_r* + sigma_r* e. One mechanism in both worlds: z* = z where the priors agree.
+
+        Args:
+            latent: Abducted z_i, (B, latent_channels, *S).
+            prior: p(z_i | z*_<i, pa*).
+            mixing: a in [0, 1]; 0 carries the prior's own noise, 1 keeps the latent.
+        """
+        factual, counterfactual = (self.posterior.mixed(world, mixing) for world in (self.prior, prior))
+        return factual.carry(latent, counterfactual)
+
+
+class Elbo(NamedTuple):
+    """Terms of the negative evidence lower bound, in nats per image dimension, (B,) each.
+
+    Attributes:
+        nll: Negative log-likelihood of the image.
+        kl: KL of every latent, top block first, (B, L).
+    """
+
+    nll: Tensor
+    kl: Tensor
+
+    def nelbo(self, beta: float = 1.0) -> Tensor:
+        """``nll + beta * kl``, (B,)."""
+        return self.nll + beta * self.kl.sum(1)
+
+
+class Abduction(NamedTuple):
+    """What the posterior pass finds out about an image.
+
+    Attributes:
+        latents: z, top block first, (B, latent_channels, *S) each.
+        pixels: Distribution of the factual image under these latents, (B, C, *S).
+        elbo: Terms of the bound.
+        beliefs: Prior and posterior that each latent was drawn between, top block first.
+        pa: Encoded factual parents, (B, P).
+    """
+
+    latents: list[Tensor]
+    pixels: Pixels
+    elbo: Elbo
+    beliefs: list[Belief]
+    pa: Tensor
