@@ -36,9 +36,9 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is missing, not a checkpoint, hostile, or not segcft's, or the bundle is not intact.
     """
-    path = manifests.verified(Path(path), BUNDLED) if Path(path).is_dir() else path
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        file = manifests.verified(Path(path), BUNDLED) if Path(path).is_dir() else path
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"checkpoint {path} does not exist") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:  # the last: cut short
