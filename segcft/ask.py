@@ -164,7 +164,9 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="segcft counterfactual", description="Counterfactuals of image files.")
     add = parser.add_argument
     add(
-        "--checkpoint", required=True, help="of pretraining or fine-tuning; Seg-CFT's holds the segmentor that measures"
+        "--checkpoint",
+        required=True,
+        help="or bundle; of pretraining or fine-tuning; Seg-CFT's holds the segmentor that measures",
     )
     add("--image", required=True, help="PNG, JPEG, DICOM or NIfTI, or a folder of such")
     add("--out", required=True, help="folder; every image gets one of its own there, and answers.csv has the numbers")

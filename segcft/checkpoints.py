@@ -1,7 +1,8 @@
 """Checkpoints that explain themselves: recipes and weights, opened with ``weights_only=True`` anywhere.
 
 A training checkpoint holds, beside Lightning's state, ``"segcft": {"version", "parts": {name: recipe}, "seconds"}``;
-the weights of part ``name`` are the entries ``name.*`` of its ``state_dict``.
+the weights of part ``name`` are the entries ``name.*`` of its ``state_dict``. A bundle, the folder that
+``segcft export`` writes, is read wherever a checkpoint is.
 """
 
 import pickle
@@ -11,9 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from segcft import manifests
 from segcft.recipes import Recorded, build, resolve
 
 FORMAT = 1
+BUNDLED = "model.ckpt"  # the checkpoint of a bundle
 Part = TypeVar("Part", bound=nn.Module)
 
 
@@ -28,13 +31,14 @@ def describe(parts: dict[str, Recorded], seconds: dict[str, float]) -> dict[str,
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Open a checkpoint without running code from it.
+    """Open a checkpoint, or that of a bundle whose files are all as they were exported, without running code from it.
 
     Raises:
-        ValueError: If the file is missing, not a checkpoint, hostile, or not segcft's.
+        ValueError: If the file is missing, not a checkpoint, hostile, or not segcft's, or the bundle is not intact.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        file = manifests.verified(Path(path), BUNDLED) if Path(path).is_dir() else path
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"checkpoint {path} does not exist") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:  # the last: cut short

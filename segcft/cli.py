@@ -1,4 +1,4 @@
-"""Command line: ``segcft prepare | inspect | fit | validate | test | predict | evaluate | counterfactual``."""
+"""Command line: ``segcft prepare | inspect | fit | validate | test | predict | evaluate | counterfactual | export``."""
 
 import importlib
 import logging
@@ -18,6 +18,7 @@ from data_modules.base import DataModule
 from data_modules.inspection import inspect
 from data_modules.prepare import prepare
 from segcft.ask import counterfactual
+from segcft.bundles import export
 from segcft.evaluation import evaluate
 from segcft.tasks import Task
 from segcft.tasks.callbacks import CounterfactualImages, PredictionFiles, StepProgress
@@ -32,6 +33,7 @@ SOURCES = {
 
 USAGE = """usage: segcft {prepare,inspect,fit,validate,test,predict,evaluate} [--config FILE.yaml ...] [--help]
        segcft counterfactual --checkpoint FILE --image FILE --do NAME=VALUE --out FOLDER
+       segcft export --checkpoint FILE --out FOLDER
 
 Structure-specific counterfactual medical images.
 
@@ -44,6 +46,7 @@ Structure-specific counterfactual medical images.
   evaluate   compare trained models on a fixed table of interventions: metrics, tables and a figure
 
   counterfactual   ask a trained model "what if" about your files: images, panels and numbers
+  export           pack a trained model, its segmentor and a model card into one folder to hand on
 
 Several --config files are read in order and later ones override; so do options: --trainer.max_steps=100.
 `segcft COMMAND --help` lists the options of a command.
@@ -167,6 +170,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "prepare": _prepare,
     "inspect": _inspect,
     "counterfactual": counterfactual,
+    "export": export,
 }
 
 

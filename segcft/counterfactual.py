@@ -91,10 +91,10 @@ class CounterfactualModel(nn.Module, Recorded):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """The model of a checkpoint, ready to be asked, with the segmentor that guided it where there was one.
+        """The model of a checkpoint or bundle, ready to be asked, with the segmentor that guided it if there was one.
 
         Raises:
-            ValueError: If the checkpoint cannot be read or holds no such model.
+            ValueError: If the checkpoint cannot be read or holds no such model, or the bundle is not intact.
         """
         model = checkpoints.load(path, cls)
         model.segmentor = checkpoints.search(path, Segmentor)
