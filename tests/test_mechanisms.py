@@ -300,6 +300,16 @@ def test_the_image_model_follows_it_and_never_trains_it():
     assert model.replaced(None, None).mechanism is mechanism
 
 
+def test_to_intervene_on_every_parent_is_to_predict_directly():
+    values, asked = people(4), people(4, seed=1)
+    model, image = image_model(make()).eval(), torch.rand(4, 1, 8, 8) - 0.5
+    answer = model(image, values, asked, temperature=0.0)
+    assert same(answer.values, asked)
+    pixels = model.hvae.predict(model.abduct(image, values, temperature=0.0), PARENTS.encode(asked))
+    expected = model.prediction(image, answer.abduction.pixels, pixels)
+    torch.testing.assert_close(answer.image, expected, atol=0, rtol=0)
+
+
 def test_a_mechanism_of_other_variables_is_refused():
     fewer = {name: VARIABLES[name] for name in ("area", "age")}
     with pytest.raises(ValueError, match=r"relates area \(continuous\), .*; the image's parents are area"):
