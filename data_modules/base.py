@@ -3,16 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data_modules.splits import Split
 from segcft.parents import DataDescription, Variable
 
-Split = Literal["train", "val", "test"]
 Batch = dict[str, Tensor]
 
 

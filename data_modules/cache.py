@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_modules.sources import Source
+from segcft.files import digest
 
 FORMAT = 1
 IMAGES, MASKS, TABLE, QUARANTINE, FACTS = (
@@ -113,7 +114,7 @@ def stale(folder: Path, source: Source) -> list[str]:
     than the cache. A cache that was moved to a machine without the tables is not stale.
     """
     plan, made = _read_facts(folder)["plan"], (folder / FACTS).stat().st_mtime
-    reasons = differences(plan, json.loads(json.dumps(_claims(source))))
+    reasons = differences(plan, _claims(source))
     recorded = {entry["name"]: entry for entry in plan["files"]}
     for path in source.files():
         if not path.is_file():
@@ -132,14 +133,9 @@ def key(source: Source) -> str:
     return hashlib.sha256(json.dumps([_claims(source), files], sort_keys=True).encode()).hexdigest()[:8]
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _claims(source: Source) -> dict[str, Any]:
-    return {
+    """What a source says of itself, as it reads back from JSON."""
+    claims = {
         "format": FORMAT,
         "source": source.name,
         "options": source.options(),
@@ -151,6 +147,8 @@ def _claims(source: Source) -> dict[str, Any]:
         "window": list(source.window),
         "unit": source.unit,
     }
+    read_back: dict[str, Any] = json.loads(json.dumps(claims))
+    return read_back
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from data_modules.base import Batch, Split
+from data_modules.base import Batch
 from data_modules.chest_anatomy import EXOGENOUS, FIELD, Grid, Lung, draw_heart, draw_lung
 from data_modules.chest_film import film
 from data_modules.phantoms import Phantom, PhantomDataset, Values, check_subjects, scaled, take
+from data_modules.splits import Split
 from segcft.parents import Variable
 
 STRUCTURES = ["left_lung", "right_lung", "heart"]

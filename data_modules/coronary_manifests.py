@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 
 from data_modules.coronary_files import CENTRELINE_SUFFIXES
-from data_modules.splits import Split, hashed_splits
+from data_modules.splits import SPLITS, hashed_splits
 from data_modules.tables import bad_cell, header, numbers, read_columns, refuse
 
 FILES = ["image", "label", "centerline"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SEXES = {"f": 0.0, "female": 0.0, "0": 0.0, "m": 1.0, "male": 1.0, "1": 1.0}
 
 

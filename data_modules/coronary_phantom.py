@@ -7,11 +7,13 @@ noise); sizes and exogenous noise -> image and masks. A whole vessel's size is t
 import torch
 from torch import Tensor
 
-from data_modules.base import Batch, Split
+from data_modules.base import Batch
 from data_modules.coronary_anatomy import EXOGENOUS, LENGTH, STRUCTURES, WIDTH, Noise, Vessel
 from data_modules.coronary_causes import CoronaryCauses
 from data_modules.coronary_scan import grainy, paint
 from data_modules.phantoms import Phantom, PhantomDataset, Values, check_subjects, scaled, take
+from data_modules.splits import Split
+from data_modules.transforms import to_signed
 from segcft.parents import Variable
 
 WINDOW = (-200.0, 1000.0)  # HU that networks see as -1 and 1
@@ -73,10 +75,9 @@ class CoronaryPhantomDataset(PhantomDataset):
 
     def to_batch(self, indices: Tensor, levels: Tensor, labels: Tensor, values: Values) -> Batch:
         """See ``PhantomDataset.to_batch``."""
-        low, high = WINDOW
         kinds = torch.arange(1, len(STRUCTURES) + 1, dtype=torch.uint8).reshape(-1, *[1] * len(self.frame))
         return {
-            "image": ((levels[:, None].float() - low) * (2 / (high - low)) - 1).clamp(-1, 1),  # (B, 1, *S)
+            "image": to_signed(levels[:, None], WINDOW),  # (B, 1, *S)
             "mask": (labels[:, None] == kinds).float(),  # (B, K, *S)
             "index": indices,
             **values,

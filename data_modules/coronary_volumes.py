@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from data_modules.base import Split
 from data_modules.coronary_anatomy import LENGTH, WIDTH
 from data_modules.coronary_phantom import CoronaryPhantomDataset
 from data_modules.cpr import Centreline, Frames
+from data_modules.splits import Split
 
 Floats = NDArray[np.float64]
 

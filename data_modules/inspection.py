@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_modules.cache import IMAGES, MASKS, TABLE, Cache, digest, open_cache
+from data_modules.cache import IMAGES, MASKS, TABLE, Cache, open_cache
+from data_modules.splits import shared_patients
 from data_modules.statistics import attributes
-from segcft.files import staged, write_text
+from segcft.files import digest, staged, write_text
 
 COLOURS = ("#e8553d", "#3d8be8", "#f2c14e", "#58b368", "#b05cc6", "#40bfc1", "#9a6b4f", "#888888")
 SPLIT_COLOURS = {"train": "#3d6fb6", "val": "#e08a2e", "test": "#4a9d5b"}
@@ -49,12 +50,6 @@ def inspect(
     if found["shared_patients"]:
         raise ValueError(f"{cache}: patients in more than one split: {', '.join(found['shared_patients'][:5])}")
     return found
-
-
-def shared_patients(table: pd.DataFrame) -> list[str]:
-    """Patients that lie in more than one split; there must be none."""
-    splits = table.groupby("patient")["split"].nunique()
-    return [str(name) for name in splits.index[splits > 1]]
 
 
 def report(cache: Cache) -> str:

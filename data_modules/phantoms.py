@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable, Split
+from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable
+from data_modules.splits import SPLITS, Split
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 PIXELS_AT_ONCE = 2**17  # a chunk of images that fits the processor's cache
 
 Values = dict[str, Tensor]

@@ -28,14 +28,14 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from data_modules import cache as caches
 from data_modules.cache import FACTS, IMAGES, MASKS, QUARANTINE, TABLE, Cache, differences, partial_folder
 from data_modules.sources import Source
+from data_modules.splits import SPLITS
 from data_modules.statistics import statistics
-from segcft.files import write_text
+from segcft.files import digest, write_text
 
 log = logging.getLogger(__name__)
 
 PLAN, JOURNAL = "plan.json", "journal.jsonl"
 CHUNK = 32  # subjects between two lines of the journal
-SPLITS = ("train", "val", "test")
 NEEDED = ("id", "patient", "split", "image", "origin")
 
 
@@ -65,7 +65,7 @@ def prepare(
     with _alone(folder) as partial:
         if not _complete(folder, source, overwrite):  # another process may have made it meanwhile
             table = _checked(source.table(), source.name)
-            _begin(partial, json.loads(json.dumps(caches.make_plan(source, table))), overwrite)
+            _begin(partial, caches.make_plan(source, table), overwrite)
             _fill(partial, source, table, workers, on_error)
             _finish(partial, folder, table)
         return caches.open_cache(folder)
@@ -159,7 +159,7 @@ class _Entry(NamedTuple):
 
 
 def _journal(partial: Path) -> dict[int, _Entry]:
-    """Subjects that are done; those that failed are tried again, and a line cut short by a kill is dropped."""
+    """The last that is known of every subject; a line cut short by a kill is dropped."""
     path, entries = partial / JOURNAL, {}
     if not path.is_file():
         return {}
@@ -168,14 +168,18 @@ def _journal(partial: Path) -> dict[int, _Entry]:
             entry = _Entry(*json.loads(line))
         except (ValueError, TypeError):
             continue
-        if not entry.error:
-            entries[entry.place] = entry
+        entries[entry.place] = entry
     return entries
+
+
+def _done(journal: dict[int, _Entry]) -> dict[int, _Entry]:
+    """Subjects that were read, by place; those that failed are tried again."""
+    return {place: journal[place] for place in sorted(journal) if not journal[place].error}
 
 
 def _fill(partial: Path, source: Source, table: pd.DataFrame, workers: int, on_error: str) -> None:
     """Read what the journal does not hold; the journal is rewritten whole before and grows chunk by chunk."""
-    done = _journal(partial)
+    done = _done(_journal(partial))
     write_text(partial / JOURNAL, "".join(_line(entry) for entry in done.values()))
     missing = [place for place in range(len(table)) if place not in done]
     if done:
@@ -278,16 +282,17 @@ def _read(places: list[int]) -> list[_Entry]:
 def _finish(partial: Path, folder: Path, table: pd.DataFrame) -> None:
     """Table, quarantine and fingerprint; then the folder gets its name."""
     plan = json.loads((partial / PLAN).read_text(encoding="utf-8"))
-    read = _journal(partial)
-    kept = table.assign(row=np.arange(len(table), dtype=np.int64)).iloc[sorted(read)]
-    values = pd.DataFrame([read[place].values for place in sorted(read)], index=kept.index)
+    journal = _journal(partial)
+    read = _done(journal)
+    kept = table.assign(row=np.arange(len(table), dtype=np.int64)).iloc[list(read)]
+    values = pd.DataFrame([entry.values for entry in read.values()], index=kept.index)
     kept = pd.concat([kept.drop(columns=list(values.columns), errors="ignore"), values], axis=1)
     kept.to_parquet(partial / TABLE, index=False)
-    failures = _failures(partial, table)
+    failures = _failures(journal, table)
     failures.to_csv(partial / QUARANTINE, index=False)
     if not (kept["split"] == "train").any():
         raise ValueError(f"no training subject could be read, {len(failures)} failed; first: {failures['reason'][0]}")
-    hashes = {name: caches.digest(partial / name) for name in (IMAGES, MASKS, TABLE)}
+    hashes = {name: digest(partial / name) for name in (IMAGES, MASKS, TABLE)}
     facts = {"plan": plan, "quarantined": len(failures), **statistics(partial, kept, plan), "sha256": hashes}
     write_text(partial / FACTS, json.dumps(facts, indent=2) + "\n")
     if folder.exists():
@@ -304,9 +309,8 @@ def _tidy(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _failures(partial: Path, table: pd.DataFrame) -> pd.DataFrame:
+def _failures(journal: dict[int, _Entry], table: pd.DataFrame) -> pd.DataFrame:
     """What could not be read, and why."""
-    lines = [json.loads(line) for line in (partial / JOURNAL).read_text(encoding="utf-8").splitlines()]
-    reasons = {entry[0]: entry[2] for entry in lines if entry[2]}
-    failed = table.iloc[sorted(reasons)][["id", "patient", "split", "image"]]
-    return failed.assign(reason=[reasons[place] for place in sorted(reasons)])
+    failed = sorted(place for place, entry in journal.items() if entry.error)
+    listed = table.iloc[failed][["id", "patient", "split", "image"]]
+    return listed.assign(reason=[journal[place].error for place in failed])

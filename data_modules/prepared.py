@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from data_modules.base import Batch, DataModule, ImageDataset, Split
+from data_modules.base import Batch, DataModule, ImageDataset
 from data_modules.cache import Cache, key
 from data_modules.frames import field_of_view
 from data_modules.prepare import prepare
 from data_modules.sources import Source
+from data_modules.splits import Split
 from data_modules.statistics import attributes
-from data_modules.transforms import Augmentation
+from data_modules.transforms import Augmentation, to_signed
 from segcft.parents import Variable
 
 log = logging.getLogger(__name__)
@@ -154,13 +155,8 @@ class CachedImages(ImageDataset):
             pixels = masks.sum(tuple(range(2, masks.ndim)), dtype=np.float32) * np.float32(self.voxel)  # (B, K)
             areas = torch.from_numpy(pixels)
             values |= {name: areas[:, self.structures.index(structure)] for name, structure in self.measured.items()}
-        return {"image": self._signed(images), "mask": torch.from_numpy(masks).float(), "index": indices, **values}
-
-    def _signed(self, images: NDArray[np.generic]) -> Tensor:
-        """Levels -> [-1, 1] by the source's window, beyond it clipped."""
-        low, high = self.window
-        levels = torch.from_numpy(images).float()
-        return levels.sub_(low).mul_(2 / (high - low)).sub_(1).clamp_(-1, 1)
+        image = to_signed(torch.from_numpy(images), self.window)
+        return {"image": image, "mask": torch.from_numpy(masks).float(), "index": indices, **values}
 
     def _augment(
         self,

@@ -7,12 +7,19 @@ import numpy as np
 import pandas as pd
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def hashed_splits(patients: "pd.Series[str]", seed: int) -> "pd.Series[str]":
     """Split of every row by its patient, 80/10/10; the same on every machine, whatever the other rows are."""
     codes, names = pd.factorize(patients.to_numpy(object))
     return pd.Series(np.array([_hashed(seed, name) for name in names], object)[codes], patients.index, dtype="str")
+
+
+def shared_patients(table: pd.DataFrame) -> list[str]:
+    """Every ``patient`` that lies in more than one ``split``; there must be none."""
+    splits = table.groupby("patient")["split"].nunique()
+    return [str(name) for name in splits.index[splits > 1]]
 
 
 def refuse_shared(table: pd.DataFrame) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data_modules.cache import IMAGES
+
 LOOKED_AT = 1000  # training images whose intensities are counted, evenly spread
 LIBRARIES = ("numpy", "pandas", "opencv-python-headless", "pillow", "pydicom", "nibabel")
 PERCENTILES = (0.5, 5, 50, 95, 99.5)
@@ -39,7 +41,7 @@ def describe(values: "pd.Series[Any]") -> dict[str, float | int | None]:
 
 def _intensity(folder: Path, table: pd.DataFrame, plan: dict[str, Any]) -> dict[str, Any]:
     """Mean, deviation and percentiles of the levels of training images."""
-    images = np.load(folder / "images.npy", mmap_mode="r")
+    images = np.load(folder / IMAGES, mmap_mode="r")
     rows = table.loc[table["split"] == "train", "row"].to_numpy()
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).astype(np.int64))]
     levels = np.zeros(2**16, np.int64)

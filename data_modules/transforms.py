@@ -1,6 +1,7 @@
 """Images as networks see them: move between uint8 and [-1, 1], augment image and mask as one."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -11,15 +12,12 @@ import torch
 from torch import Tensor
 
 from data_modules.frames import Pixels
-from data_modules.frames import field_of_view as field_of_view  # for those who look here
-from data_modules.frames import pad_square as pad_square
-from data_modules.frames import resize as resize
-from data_modules.frames import resize_mask as resize_mask
 
 
-def to_signed(image: Tensor) -> Tensor:
-    """uint8 in 0..255 -> float32 in [-1, 1], same shape."""
-    return image.float() / 127.5 - 1
+def to_signed(image: Tensor, window: Sequence[float] = (0, 255)) -> Tensor:
+    """Levels -> float32 in [-1, 1] by the window that becomes -1 and 1, same shape; levels beyond it are clipped."""
+    low, high = window
+    return image.float().sub(low).mul_(2 / (high - low)).sub_(1).clamp_(-1, 1)
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -16,10 +16,12 @@ from data_modules.writers import mask_path, suffix, write_changed, write_mask
 from segcft import panels
 from segcft.counterfactual import Answer, CounterfactualModel
 from segcft.framing import Framing
+from segcft.judges import measure_masks
 from segcft.panels import View
 from segcft.requests import Request, beyond
 
 Row = dict[str, Any]
+Masks = dict[str, Tensor]  # structure -> probabilities, (1, 1, *frame)
 MISSED = 0.25  # share of a request: an answer that is further off is warned of
 
 
@@ -63,7 +65,8 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
     folder = job.files[file]
     folder.mkdir(parents=True, exist_ok=True)
     rows, views = [], []
-    before = job.model.measure(image)
+    factual = _masks(job.model, image)
+    before = _measured(job.model, factual, image)
     for number, (question, answer) in enumerate(zip(job.questions, answers, strict=True)):
         name = "counterfactual" if len(answers) == 1 else f"{number:03d}"
         change = framing.levels(answer.difference)
@@ -71,21 +74,35 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
         asked = " ".join(request.text for request in question.values())
         write_changed(file, change, target, job.window, f"Synthetic counterfactual by segcft, not acquired: {asked}")
         drawn = framing.image(picture.levels + change).to(job.options.device)  # what the file shows is measured
+        masks = _masks(job.model, drawn)
         if job.options.manifest:
-            _write_masks(job, file, target, framing, drawn)
-        answer = replace(answer, measured=job.model.measure(drawn))
-        views.append((answer, change, drawn))
+            _write_masks(masks, file, target, framing)
+        answer = replace(answer, measured=_measured(job.model, masks, drawn))
+        views.append((answer, change, masks))
         rows += _rows(job, file, target, asked, question, answer, before)
-    _draw(job, picture, framing, views, folder)
+    _draw(job, picture, framing, factual, views, folder)
     return rows
 
 
-def _write_masks(job: Plan, file: Path, target: Path, framing: Framing, image: Tensor) -> None:
+def _masks(model: CounterfactualModel, image: Tensor) -> Masks:
+    """What the segmentor sees in an image (1, C, *frame); nothing without a segmentor."""
+    if model.segmentor is None:
+        return {}
+    probabilities = model.segmentor.probabilities(image)
+    return {name: probabilities[:, k, None] for k, name in enumerate(model.segmentor.description.structures)}
+
+
+def _measured(model: CounterfactualModel, masks: Masks, image: Tensor) -> dict[str, Tensor]:
+    """Structural variables of an image by its masks, as ``CounterfactualModel.measure`` finds them."""
+    if model.segmentor is None:
+        return {}
+    return measure_masks(torch.cat(list(masks.values()), 1), image, model.segmentor.description)
+
+
+def _write_masks(masks: Masks, file: Path, target: Path, framing: Framing) -> None:
     """The segmentor's mask of every structure, beside the counterfactual file."""
-    assert job.model.segmentor is not None  # the plan has seen to it
-    masks = job.model.segmentor.probabilities(image)
-    for k, name in enumerate(job.model.segmentor.description.structures):
-        write_mask(file, framing.spread(masks[:, k, None]) > 0.5, mask_path(target, name))
+    for name, mask in masks.items():
+        write_mask(file, framing.spread(mask) > 0.5, mask_path(target, name))
 
 
 def _rows(
@@ -128,24 +145,25 @@ def _missed(answer: Answer, question: Iterable[str]) -> list[str]:
 
 
 def _draw(
-    job: Plan, picture: Picture, framing: Framing, answers: list[tuple[Answer, Any, Tensor]], folder: Path
+    job: Plan,
+    picture: Picture,
+    framing: Framing,
+    before: Masks,
+    answers: list[tuple[Answer, Any, Masks]],
+    folder: Path,
 ) -> None:
     """Panel of the only answer, or strip and animation of a sweep."""
-    model, levels = job.model, picture.levels.astype(np.float32)
+    levels = picture.levels.astype(np.float32)
     busiest = _busiest([change for _, change, _ in answers])
 
-    def view(image: Tensor, change: Any, deviation: Tensor | None) -> View:
-        outlines = {}
-        if model.segmentor is not None:
-            masks = model.segmentor.probabilities(image)
-            names = model.segmentor.description.structures
-            outlines = {name: _plane(framing.spread(masks[:, k, None]), busiest) for k, name in enumerate(names)}
+    def view(masks: Masks, change: Any, deviation: Tensor | None) -> View:
+        outlines = {name: _plane(framing.spread(mask), busiest) for name, mask in masks.items()}
         grey = (framing.window[1] - framing.window[0]) / 2
         deep = None if deviation is None else _plane(framing.spread(deviation), busiest) * grey
         return View(_plane(levels + change, busiest), _plane(change, busiest), outlines, deep)
 
-    factual = view(answers[0][0].factual_image, np.zeros_like(levels), None)
-    views = [view(drawn, change, answer.uncertainty) for answer, change, drawn in answers]
+    factual = view(before, np.zeros_like(levels), None)
+    views = [view(masks, change, answer.uncertainty) for answer, change, masks in answers]
     if len(views) == 1:
         title = " ".join(request.text for request in job.questions[0].values())
         figure = panels.panel(factual, views[0], framing.window, title, _numbers(job, answers[0][0]))

@@ -15,7 +15,7 @@ import torch
 
 from segcft import checkpoints, manifests
 from segcft.counterfactual import CounterfactualModel
-from segcft.files import staged_folder
+from segcft.files import digest, staged_folder
 from segcft.judges import Segmentor
 from segcft.mechanisms import StructuralCausalModel
 from segcft.parents import Variable
@@ -79,7 +79,7 @@ def export(arguments: list[str]) -> int:
     bundle = Bundle(options.name or out.resolve().name, options.intended_use, model, segmentor, seconds)
     table = performance(bundle, Path(options.metrics), options.method) if options.metrics else ""
     write(bundle, table, out)
-    print(f"{out}: SHA-256 of {manifests.MANIFEST} {manifests.digest(out / manifests.MANIFEST)}")
+    print(f"{out}: SHA-256 of {manifests.MANIFEST} {digest(out / manifests.MANIFEST)}")
     return 0
 
 

@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable, Split
+from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable
+from data_modules.splits import Split
 from segcft import checkpoints, metrics, plots
 from segcft.counterfactual import CounterfactualModel
 from segcft.files import staged, write_text
@@ -127,26 +128,37 @@ def gather(dataset: ImageDataset, description: DataDescription, judge: Segmentor
 def answer(model: CounterfactualModel, people: Subjects) -> Answers:
     """Counterfactuals under every do(), the way back, and the null intervention."""
     image, values = people.batch["image"], model.parents.take(people.batch)
-    images, returned = {}, {}
-    for name, target in people.do.items():
-        images[name], _ = predict(model, image, values, {name: target})
-        there = model.mechanism.counterfactual(values, {name: target})
-        returned[name], _ = predict(model, images[name], there, {name: values[name]})
-    null, loc = predict(model, image, values, {})
+    there = {name: model.act(values, {name: target}) for name, target in people.do.items()}
+    (*drawn, null), loc = predict(model, image, values, [*there.values(), values])
+    images, returned = dict(zip(there, drawn, strict=True)), {}
+    for name, cf_values in there.items():
+        back = model.act(cf_values, {name: values[name]})
+        (returned[name],), _ = predict(model, images[name], cf_values, [back])
     return Answers(images, returned, null, float((loc - image).abs().mean()))
 
 
 def predict(
-    model: CounterfactualModel, image: Tensor, values: Values, do: Values, size: int = 32
-) -> tuple[Tensor, Tensor]:
-    """Counterfactuals and factual means (N, C, *S), ``size`` subjects at a time, with deterministic abduction."""
-    images, means = [], []
+    model: CounterfactualModel, image: Tensor, values: Values, cf_values: list[Values], size: int = 32
+) -> tuple[list[Tensor], Tensor]:
+    """Images under every set of parents and factual means, (N, C, *S) each; one deterministic abduction for all.
+
+    Args:
+        model: The method.
+        image: Factual images, (N, C, *S).
+        values: Their parents in real units, (N,) each.
+        cf_values: Counterfactual parents, question by question.
+        size: Subjects at a time.
+    """
+    images: list[list[Tensor]] = [[] for _ in cf_values]
+    means = []
     for start in range(0, len(image), size):
         few = slice(start, start + size)
-        found = model(image[few], *({k: v[few] for k, v in part.items()} for part in (values, do)), temperature=0.0)
-        images.append(found.image)
-        means.append(found.abduction.pixels.loc)
-    return torch.cat(images), torch.cat(means)
+        abduction = model.abduct(image[few], {k: v[few] for k, v in values.items()}, temperature=0.0)
+        means.append(abduction.pixels.loc)
+        for place, asked in enumerate(cf_values):
+            found = model.answer(image[few], abduction, {k: v[few] for k, v in asked.items()})
+            images[place].append(found.image)
+    return [torch.cat(parts) for parts in images], torch.cat(means)
 
 
 def score(given: Answers, people: Subjects, judge: Segmentor) -> dict[str, Any]:

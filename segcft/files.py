@@ -1,5 +1,6 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and telling them apart."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -41,3 +42,9 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with staged(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

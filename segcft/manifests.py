@@ -1,9 +1,10 @@
 """Manifests: a folder that lists its files with size and SHA-256, and is opened only if every one of them is right."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+from segcft.files import digest
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -32,12 +33,6 @@ def verified(folder: Path, name: str) -> Path:
         if reason:
             raise ValueError(f"{folder / each} {reason}: the bundle is damaged or was changed")
     return folder / name
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _wrong(path: Path, listed: Any) -> str:

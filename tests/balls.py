@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable, Split
+from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable
+from data_modules.splits import Split
 from segcft.parents import Variable
 
 SPLITS = ("train", "val", "test")
