@@ -7,8 +7,9 @@ from typing import Self
 from torch import Tensor, nn
 
 from segcft import checkpoints
-from segcft.judges import Judge, Regressor, Segmentor
+from segcft.judges import Judge, Regressor, Segmentor, measure_masks
 from segcft.recipes import Recorded
+from segcft.shape import ShapeModel
 
 
 class Guidance(nn.Module, Recorded):
@@ -17,12 +18,17 @@ class Guidance(nn.Module, Recorded):
     Attributes:
         names: The variables it measures.
         seconds: Training seconds that the judge cost, by stage.
+        shape: How the structures' shape follows the parents; None to leave it free.
     """
 
     names: Sequence[str] = ()
     seconds: Mapping[str, float] = MappingProxyType({})
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape: ShapeModel | None = None
+
+    def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
         """Image (B, C, *S) -> guided variables in real units, (B,) each."""
         return {}
 
@@ -54,7 +60,7 @@ class JudgeGuidance(Guidance):
         """Stay in eval mode whatever the trainer asks for."""
         return super().train(False)
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
         """Measure all guided variables."""
         return self.judge.measure(image)
 
@@ -66,6 +72,23 @@ class RegressorGuidance(JudgeGuidance):
 
 
 class SegmentorGuidance(JudgeGuidance):
-    """Seg-CFT: a segmentor outlines each structure and its soft area is taken (Xia et al., 2025, arXiv:2509.24913)."""
+    """Seg-CFT: a segmentor outlines each structure and its soft area is taken (Xia et al., 2025, arXiv:2509.24913).
+
+    Args:
+        judge: The segmentor, or the checkpoint to read it from.
+        shape: Measure the structures' shape as well, for fine-tuning to hold them to it.
+    """
 
     kind = Segmentor
+
+    def __init__(self, judge: Judge | str, shape: bool = False) -> None:
+        super().__init__(judge)
+        self.shape = ShapeModel(self.judge.description) if shape else None
+
+    def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
+        """Measure all guided variables, and the shape by its own names."""
+        if self.shape is None:
+            return self.judge.measure(image)
+        assert isinstance(self.judge, Segmentor)
+        masks = self.judge.probabilities(image)
+        return measure_masks(masks, image, self.judge.description) | self.shape.measure(masks)
