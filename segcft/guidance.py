@@ -22,8 +22,13 @@ class Guidance(nn.Module, Recorded):
     names: Sequence[str] = ()
     seconds: Mapping[str, float] = MappingProxyType({})
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Image (B, C, *S) -> guided variables in real units, (B,) each."""
+    def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
+        """Guided variables in real units, (B,) each.
+
+        Args:
+            image: (B, C, *S).
+            factual: Image whose anatomy regions are laid into; ``image`` itself unless given.
+        """
         return {}
 
 
@@ -54,9 +59,9 @@ class JudgeGuidance(Guidance):
         """Stay in eval mode whatever the trainer asks for."""
         return super().train(False)
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
         """Measure all guided variables."""
-        return self.judge.measure(image)
+        return self.judge.measure(image, factual)
 
 
 class RegressorGuidance(JudgeGuidance):
@@ -66,6 +71,6 @@ class RegressorGuidance(JudgeGuidance):
 
 
 class SegmentorGuidance(JudgeGuidance):
-    """Seg-CFT: a segmentor outlines each structure and its soft area is taken (Xia et al., 2025, arXiv:2509.24913)."""
+    """Seg-CFT: a segmentor outlines each structure and is measured softly (Xia et al., 2025, arXiv:2509.24913)."""
 
     kind = Segmentor

@@ -96,7 +96,7 @@ class CounterfactualFineTuning(Task):
 
     def _judge(self, batch: Batch, answer: Counterfactual) -> tuple[Tensor, Tensor]:
         """Guidance loss and mean change."""
-        measured = self.guidance(answer.image)
+        measured = self.guidance(answer.image, batch["image"])
         guidance = guidance_loss(measured, answer.values, self.model.parents, self.weights)
         return guidance, minimality_loss(answer.image, batch["image"])
 
