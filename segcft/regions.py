@@ -105,5 +105,5 @@ def _directions(region: Region, anatomy: Tensor, spacing: Sequence[float]) -> Te
     centred = places - (share @ places.T)[:, :, None]  # (B, D, P)
     covariance = (centred * share[:, None]) @ centred.mT
     principal = torch.linalg.eigh(covariance).eigenvectors[..., -1]  # (B, D)
-    largest: Tensor = principal.gather(1, principal.abs().argmax(1, keepdim=True))
-    return largest.sign() * principal
+    directed: Tensor = principal * principal.gather(1, principal.abs().argmax(1, keepdim=True)).sign()
+    return directed

@@ -62,7 +62,7 @@ def test_regions_stay_where_the_factual_anatomy_put_them():
     upper = describe({"upper": Variable(structure="lumen", region=Region(0, 0.5, "y", "structure"))})
     assert value(measure_masks(moved, moved, upper, factual)) == 0, "all of it has left the upper half"
     own = measure_masks(moved, moved, upper)["upper"]
-    assert own.item() == pytest.approx(float(moved.sum()), rel=0.02), "half of it, of pixels of 2 mm^2"
+    assert own.item() == pytest.approx(moved.sum().item(), rel=0.02), "half of it, of pixels of 2 mm^2"
     (gradient,) = torch.autograd.grad(own, moved)
     assert gradient[0, 0, :15].allclose(torch.tensor(2.0)), "gradient of the area alone, none of the region"
     assert gradient[0, 0, 17:].abs().max() == 0

@@ -1,4 +1,4 @@
-"""Variables that only masks tell: any data module measures them, and the chest phantom intervenes on the heart's place."""
+"""Variables that only masks tell: any data module measures them; the chest phantom moves the heart."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from data_modules.base import ImageDataset
 from data_modules.chest_phantom import ChestPhantom
 from data_modules.coronary_phantom import CoronaryPhantom
 from data_modules.prepared import Prepared
-from data_modules.transforms import Augmentation
 from segcft.measurements import MEASUREMENTS
 from segcft.parents import Variable, measure_masks
 from segcft.regions import Region
@@ -111,21 +110,20 @@ def test_prepared_data_measure_what_the_table_lacks(tmp_path, dims):
 
 
 def test_augmentation_moves_what_is_measured(tmp_path):
-    variables = {"place": Variable(structure="left", measure="centroid_x")}
+    variables = {"reach": Variable(structure="left", measure="spread_x")}
     source = Discs(str(write(tmp_path / "in", 20)))
-    shifting = Augmentation(shift=0.2, probability=1.0) if "probability" in Augmentation.__doc__ else True
-    data = Prepared(source, variables, cache=str(tmp_path / "cache"), augment=shifting)
+    data = Prepared(source, variables, cache=str(tmp_path / "cache"), augment=True)
     dataset = data.dataset("train")
     moved = dataset.read(torch.arange(10))
     about = data.description
-    torch.testing.assert_close(moved["place"], measure_masks(moved["mask"], moved["image"], about)["place"])
+    torch.testing.assert_close(moved["reach"], measure_masks(moved["mask"], moved["image"], about)["reach"])
     plain = dataset.read_unchanged(torch.arange(10))
-    torch.testing.assert_close(plain["place"], dataset.attributes["place"][:10])
-    assert not torch.equal(moved["place"], plain["place"])
+    torch.testing.assert_close(plain["reach"], dataset.attributes["reach"][:10])
+    assert not torch.equal(moved["reach"], plain["reach"])
 
 
 def test_errors_name_the_variable(tmp_path):
-    with pytest.raises(ValueError, match="unknown variable 'weight'; this data set offers .*heart_area"):
+    with pytest.raises(ValueError, match=r"unknown variable 'weight'; this data set offers .*heart_area"):
         _ = ChestPhantom({"weight": Variable()}, 16, SUBJECTS).description
     with pytest.raises(ValueError, match="'x' measures 'liver', but the masks hold: left_lung"):
         _ = ChestPhantom({"x": Variable(structure="liver", measure="width")}, 16, SUBJECTS).description
