@@ -83,6 +83,8 @@ class AttributeDataset(Dataset[Batch]):
 class Rerenderable(ABC):
     """A data set that knows its own causal model and can draw the true counterfactual of a subject."""
 
+    measured: DataDescription | None = None  # as of ``ImageDataset``
+
     @abstractmethod
     def counterfactual(self, indices: Tensor, do: dict[str, Tensor]) -> Batch:
         """Subjects ``indices`` (B,) drawn again under ``do`` (B,) each, with the same exogenous noise.
@@ -91,8 +93,8 @@ class Rerenderable(ABC):
         """
 
     def can_draw(self, name: str) -> bool:
-        """Whether ``do`` may hold this variable."""
-        return True
+        """Whether ``do`` may hold this variable; by default any but those that only masks tell."""
+        return self.measured is None or name not in self.measured.parents.names
 
 
 class DataModule(LightningDataModule, ABC):

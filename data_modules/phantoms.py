@@ -58,14 +58,14 @@ class PhantomDataset(ImageDataset, Rerenderable):
 
     def can_draw(self, name: str) -> bool:
         """Causes and sizes, and what is measured if an exogenous noise moves it."""
-        return name in self.attributes and (name not in self._measured or self._noise_name(name) is not None)
+        return super().can_draw(name) or self._noise_name(name) is not None
 
     @property
     def _measured(self) -> list[str]:
         return self.measured.parents.names if self.measured else []
 
     def _noise_name(self, name: str) -> str | None:
-        return self.noise_of(self.measured.parents[name]) if self.measured else None
+        return self.noise_of(self.measured.parents[name]) if self.measured and name in self._measured else None
 
     def __len__(self) -> int:
         return self.subjects
