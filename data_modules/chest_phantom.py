@@ -46,6 +46,7 @@ MECHANISMS = {
     "heart_area": AreaMechanism(10500, 0.10, 0.05, 0.185),
 }
 NOISE_REACH = 2.2  # standard deviations
+HEART_PLACES = {"centroid_x": "heart_x", "centroid_y": "heart_y"}  # measure of the heart -> exogenous noise, both in mm
 
 
 def all_variables() -> dict[str, Variable]:
@@ -83,9 +84,10 @@ class ChestPhantomDataset(PhantomDataset):
         noise = [take(self._noise, part) for part in parts]
         return torch.cat([torch.stack([Lung.of(part, side).fill() for side in (0, 1)], 1) for part in noise])
 
-    def draw(self, indices: Tensor, values: Values) -> tuple[Tensor, Tensor]:
-        """Subjects at given values -> films and masks with a bit a structure, (B, S, S) uint8 each."""
+    def draw(self, indices: Tensor, values: Values, shifts: Values) -> tuple[Tensor, Tensor]:
+        """Subjects at given values, their heart shifted -> films and masks, a bit a structure, (B, S, S) uint8 each."""
         noise = take(self._noise, indices)
+        noise |= {name: noise[name] + shift for name, shift in shifts.items()}
         noise["lung_fill"] = self._lung_fill[indices]
         grid, given = Grid.of_size(self.size), {name: value.double() for name, value in values.items()}
         left, right = (draw_lung(noise, given[f"{STRUCTURES[i]}_area"], 1 - i, grid) for i in range(2))
@@ -93,6 +95,11 @@ class ChestPhantomDataset(PhantomDataset):
         image = film(noise, organs, given["sex"], given["age"], self.grain(indices))
         bits = [organ.inside.to(torch.uint8) << bit for bit, organ in enumerate(organs)]
         return image, bits[0] | bits[1] | bits[2]
+
+    def noise_of(self, variable: Variable) -> str | None:
+        """Where the heart lies can be intervened on: its outline moves as a whole."""
+        plain = variable.structure == "heart" and variable.region is None and not variable.over
+        return HEART_PLACES.get(variable.measure) if plain else None
 
     def to_batch(self, indices: Tensor, levels: Tensor, labels: Tensor, values: Values) -> Batch:
         """See ``PhantomDataset.to_batch``."""
@@ -141,7 +148,8 @@ class ChestPhantom(Phantom):
     """Chest phantoms of 400 mm square films.
 
     Args:
-        variables: Parents of the image; all five by default.
+        variables: Parents of the image; all five by default. Others may be measured on the masks, see ``Variable``;
+            of those, true counterfactuals exist for the heart's ``centroid_x`` and ``centroid_y``.
         size: Pixels along each side.
         subjects: Split -> number of subjects; 3000 train, 256 val and 256 test unless given.
         seed: Of the exogenous noise.

@@ -257,11 +257,11 @@ class CounterfactualModel(nn.Module, Recorded):
         particles = images.view(-1, samples, *image.shape[1:])  # (B, samples, C, *S)
         uncertainty = particles.std(1) if samples > 1 else None
         mean = particles.mean(1)
-        return Answer(mean, values, self.measure(mean), uncertainty, image, factual)
+        return Answer(mean, values, self.measure(mean, image), uncertainty, image, factual)
 
-    def measure(self, image: Tensor) -> dict[str, Tensor]:
-        """What the segmentor finds in images (B, C, *S), (B,) each; nothing without a segmentor."""
-        return {} if self.segmentor is None else self.segmentor.measure(image)
+    def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
+        """What the segmentor finds in images (B, C, *S), (B,) each, see ``Judge.measure``; nothing without one."""
+        return {} if self.segmentor is None else self.segmentor.measure(image, factual)
 
     def complete(self, image: Tensor, given: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
         """All parents of images (B, C, *S), (B,) each: those given, and structural ones measured.

@@ -7,7 +7,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from segcft import checkpoints
-from segcft.judges import Judge, Regressor, Segmentor, measure_masks
+from segcft.judges import Judge, Regressor, Segmentor
 from segcft.recipes import Recorded
 from segcft.shape import ShapeModel
 
@@ -29,7 +29,12 @@ class Guidance(nn.Module, Recorded):
         self.shape: ShapeModel | None = None
 
     def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """Image (B, C, *S) -> guided variables in real units, (B,) each."""
+        """Guided variables in real units, (B,) each, and the shape by its own names.
+
+        Args:
+            image: (B, C, *S).
+            factual: Image whose anatomy regions are laid into; ``image`` itself unless given.
+        """
         return {}
 
 
@@ -62,7 +67,7 @@ class JudgeGuidance(Guidance):
 
     def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
         """Measure all guided variables."""
-        return self.judge.measure(image)
+        return self.judge.measure(image, factual)
 
 
 class RegressorGuidance(JudgeGuidance):
@@ -72,7 +77,7 @@ class RegressorGuidance(JudgeGuidance):
 
 
 class SegmentorGuidance(JudgeGuidance):
-    """Seg-CFT: a segmentor outlines each structure and its soft area is taken (Xia et al., 2025, arXiv:2509.24913).
+    """Seg-CFT: a segmentor outlines each structure and is measured softly (Xia et al., 2025, arXiv:2509.24913).
 
     Args:
         judge: The segmentor, or the checkpoint to read it from.
@@ -88,7 +93,7 @@ class SegmentorGuidance(JudgeGuidance):
     def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
         """Measure all guided variables, and the shape by its own names."""
         if self.shape is None:
-            return self.judge.measure(image)
+            return self.judge.measure(image, factual)
         assert isinstance(self.judge, Segmentor)
         masks = self.judge.probabilities(image)
-        return measure_masks(masks, image, self.judge.description) | self.shape.measure(masks)
+        return self.judge.measure_outlines(masks, image, factual) | self.shape.measure(masks)

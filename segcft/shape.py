@@ -7,9 +7,10 @@ with its own noise, shape = f(pa) + noise; so a counterfactual shape is the fact
 import torch
 from torch import Tensor, nn
 
+from segcft.measurements import AXES, shape_descriptors
 from segcft.parents import DataDescription, Values
 
-_AXES = "xyz"
+FINEST = 0.25  # pixels, and 5 % of a spread: what varies less than that is not worth a loss
 
 
 class ShapeModel(nn.Module):
@@ -23,16 +24,20 @@ class ShapeModel(nn.Module):
 
     coefficients: Tensor
     scale: Tensor
+    is_spread: Tensor
 
     def __init__(self, description: DataDescription) -> None:
         super().__init__()
         self.parents, self.spacing = description.parents, description.spacing
-        axes = _AXES[: description.spatial_dims]
-        kinds = [f"{kind}_{axis}" for kind in ("centroid", "spread") for axis in axes]
+        axes = AXES[: description.spatial_dims]
+        kinds = [f"{kind}_{axis}" for kind in ("centroid", "spread") for axis in axes]  # as shape_descriptors has them
         self.names = [f"{structure}_{kind}" for structure in description.structures for kind in kinds]
         features = self.features(dict.fromkeys(self.parents.names, torch.zeros(1))).shape[1]
         self.register_buffer("coefficients", torch.full((features, len(self.names)), torch.nan))
-        self.register_buffer("scale", torch.ones(len(self.names)))
+        finest = [FINEST * edge for edge in reversed(self.spacing)] + [FINEST / 5] * len(axes)
+        self.register_buffer("scale", torch.tensor(finest * len(description.structures)))
+        is_spread = torch.tensor(["spread" in kind for kind in kinds] * len(description.structures))
+        self.register_buffer("is_spread", is_spread, persistent=False)
 
     @property
     def fitted(self) -> bool:
@@ -41,22 +46,9 @@ class ShapeModel(nn.Module):
 
     def measure(self, mask: Tensor) -> dict[str, Tensor]:
         """Probabilities (B, K, *S) -> centroids in mm from the first edge, and spreads in log mm, (B,) each."""
-        found = []
-        weight = mask.float()
-        total = weight.flatten(2).sum(2) + 1e-3  # (B, K)
-        axes = range(mask.dim() - 1, 1, -1)  # x is the last
-        places = [self._places(mask, axis) for axis in axes]
-        centroids = [(weight * place).flatten(2).sum(2) / total for place in places]
-        for place, centroid, edge in zip(places, centroids, reversed(self.spacing), strict=True):
-            away = (place - centroid.view(*centroid.shape, *[1] * len(self.spacing))).square()
-            found.append(((weight * away).flatten(2).sum(2) / total + edge**2 / 12).log() / 2)
-        columns = torch.stack([*centroids, *found], dim=2).flatten(1)  # (B, K * 2 D)
-        return dict(zip(self.names, columns.unbind(1), strict=True))
-
-    def _places(self, mask: Tensor, axis: int) -> Tensor:
-        size = mask.shape[axis]
-        centres = (torch.arange(size, device=mask.device) + 0.5) * self.spacing[axis - 2]
-        return centres.view(size, *[1] * (mask.dim() - 1 - axis))
+        found = shape_descriptors(mask, self.spacing)
+        found = torch.where(self.is_spread, found.clamp(min=1e-3).log(), found)
+        return dict(zip(self.names, found.unbind(1), strict=True))
 
     def features(self, values: Values) -> Tensor:
         """Parents in real units, (B,) each -> 1, the encoded parents and the squares of the continuous, (B, F)."""
@@ -72,7 +64,7 @@ class ShapeModel(nn.Module):
         ridge = 1e-4 * len(features) * torch.eye(features.shape[1], dtype=torch.float64, device=features.device)
         solved = torch.linalg.solve(features.T @ features + ridge, features.T @ shapes)
         self.coefficients.copy_(solved)
-        self.scale.copy_(shapes.std(0).clamp(min=1e-6))
+        self.scale.copy_(torch.maximum(self.scale, shapes.std(0).float()))
 
     def counterfactual(self, measured: Values, values: Values, cf_values: Values) -> dict[str, Tensor]:
         """Shape of the same subjects under other parents, (B,) each."""
