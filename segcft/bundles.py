@@ -203,7 +203,7 @@ def _data(bundle: Bundle) -> str:
     about, size = bundle.model.description, " x ".join(map(str, bundle.resolution))
     spacing = " x ".join(f"{step:g}" for step in about.spacing)
     rows = [
-        f"| {name} | {variable.kind} | {variable.unit or '-'} | {_range(variable)} | {variable.structure or '-'} |"
+        f"| {name} | {variable.kind} | {variable.unit or '-'} | {_range(variable)} | {variable.measured_as or '-'} |"
         for name, variable in about.parents.variables.items()
     ]
     return "\n".join(

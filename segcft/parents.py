@@ -70,6 +70,20 @@ class Variable:
         return bool(self.structure) and self.measure == "area" and self.region is None and not self.over
 
     @property
+    def measured_as(self) -> str:
+        """What is measured of which structure, in words; empty where nothing is.
+
+        >>> Variable(structure="heart", measure="width", over="left_lung+right_lung").measured_as
+        'width of heart over left_lung+right_lung'
+        """
+        if not self.structure:
+            return ""
+        part = self.region
+        where = f" from {part.low:g} to {part.high:g} of the {part.of}, {part.axis}" if part else ""
+        within = f" within {part.within}" if part and part.within else ""
+        return f"{self.measure} of {self.structure}{where}{within}" + (f" over {self.over}" if self.over else "")
+
+    @property
     def dim(self) -> int:
         """Number of entries in the parents' vector."""
         return len(self.categories) if self.kind == "categorical" else 1
