@@ -37,6 +37,7 @@ def test_help_lists_every_target():
         "pretrain",
         "segcft",
         "evaluate",
+        "benchmark",
         "tensorboard",
     ):
         assert target in listed
