@@ -14,6 +14,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 # Without cached bytecode every command spends half a minute importing.
 export PYTHONDONTWRITEBYTECODE :=
 
+SEEDS ?=
 CONFOUNDED := segmentor_confounded regressor_confounded regcft_confounded segcft_confounded
 STAGES := attributes segmentor evaluator regressor pretrain nocft regcft segcft $(CONFOUNDED)
 # X_confounded.yaml says only in what it differs from X.yaml, which is read before it.
@@ -24,7 +25,7 @@ PAIRS = @OMP_NUM_THREADS=1 TERM=dumb $(MAKE) --no-print-directory -j2
 needs = @test -f $(RUNS)/$(1)/last.ckpt || { echo "$(RUNS)/$(1)/last.ckpt is missing: run 'make $(1) EXPERIMENT=$(EXPERIMENT)' first" >&2; exit 2; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-slow all demo evaluate tensorboard clean $(STAGES)
+.PHONY: help setup lint test test-slow all demo evaluate benchmark tensorboard clean $(STAGES)
 
 help:  ## List the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -110,6 +111,9 @@ all: $(READY)  ## Every stage of EXPERIMENT, two at a time, then evaluate
 
 demo: $(READY)  ## All of the chest phantom: about 9 minutes on 2 cores
 	@$(MAKE) --no-print-directory all EXPERIMENT=chest_phantom
+
+benchmark: $(READY)  ## Every method with several SEEDS="0 1 2", two stages at a time; goes on where it stopped; docs/results.md
+	$(BIN)/python -m benchmarks.study $(EXPERIMENT) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 tensorboard: $(READY)  ## Watch the experiment's runs
 	$(BIN)/tensorboard --logdir logs/$(EXPERIMENT) --host 127.0.0.1

@@ -186,7 +186,9 @@ def _table(results: dict[str, Any], found: dict[str, Any], method: str, bundle: 
     rows = []
     for name, effect in found["effectiveness"].items():
         unchanged = results["identity"]["effectiveness"][name]["mape"]
-        mape = f"{effect['mape']:.1f} | {unchanged:.1f} | {results['evaluator_floor'][name]:.1f}"
+        known = effect["mape"] is not None  # null of a variable that is no size
+        mape = f"{effect['mape']:.1f} | {unchanged:.1f}" if known else "- | -"
+        mape += f" | {results['evaluator_floor'][name]:.1f}"
         error = f"{effect['mae']:.3g} {bundle.model.parents[name].unit}".rstrip()
         leakage = max(found["leakage"][name].values(), default=0.0)
         rows.append(f"| {name} | {mape} | {error} | {effect['slope']:.2f} | {leakage:.1f} |")

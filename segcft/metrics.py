@@ -1,47 +1,17 @@
-"""Numbers that say whether a counterfactual is right: pure functions of images and measurements.
+"""Numbers that say whether a counterfactual is right: pure functions of images and measurements, a subject a number.
 
-Axioms after Monteiro et al. (2023, arXiv:2303.01274); leakage and locality are what structure-specific means.
+Axioms after Monteiro et al. (2023, arXiv:2303.01274); leakage and locality are what structure-specific means. Every
+function keeps subjects apart, so that ``statistics`` can resample them.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class Effectiveness(NamedTuple):
-    """Distance between what was asked for and what an evaluator measures.
-
-    Attributes:
-        mape: Mean absolute error in percent of the target.
-        mae: Mean absolute error in the variable's unit.
-        slope: Achieved over requested change, by least squares; 1 is perfect, 0 is no change.
-    """
-
-    mape: float
-    mae: float
-    slope: float
-
-
-def effectiveness(measured: Tensor, target: Tensor, measured_before: Tensor, before: Tensor) -> Effectiveness:
-    """How well do(variable = target) worked, all (N,) in real units.
-
-    Args:
-        measured: Evaluator on the counterfactual images.
-        target: What was asked for.
-        measured_before: Evaluator on the factual images.
-        before: The factual value.
-    """
-    error, requested = (measured - target).abs(), target - before
-    achieved = measured - measured_before
-    slope = (achieved * requested).sum() / requested.square().sum().clamp(min=1e-12)
-    return Effectiveness(float(100 * (error / target.abs().clamp(min=1e-12)).mean()), float(error.mean()), float(slope))
-
-
-def leakage(measured: Tensor, measured_before: Tensor) -> float:
-    """Mean absolute change, in percent, of a structure that was not intervened on, (N,) each."""
-    return float(100 * ((measured - measured_before).abs() / measured_before.abs().clamp(min=1e-12)).mean())
+def percent(difference: Tensor, reference: Tensor) -> Tensor:
+    """|difference| in percent of |reference|, (N,) each."""
+    return 100 * difference.abs() / reference.abs().clamp(min=1e-12)
 
 
 def dilate(mask: Tensor, pixels: int) -> Tensor:
@@ -56,20 +26,64 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (flat * chosen).sum(1) / chosen.sum(1).clamp(min=1)
 
 
-def change_outside(image: Tensor, cf_image: Tensor, neighbourhood: Tensor) -> float:
-    """Locality: mean |x* - x| outside the neighbourhood (B, *S) of the structure, images (B, C, *S)."""
-    return float(masked_mean((cf_image - image).abs().mean(1), ~neighbourhood).mean())
+def change(image: Tensor, cf_image: Tensor) -> Tensor:
+    """Minimality: mean |x* - x| over the whole image, (B, C, *S) -> (B,)."""
+    return (cf_image - image).abs().flatten(1).mean(1)
 
 
-def truth_errors(cf_image: Tensor, truth: Tensor, neighbourhood: Tensor) -> dict[str, float]:
-    """Distance to the true counterfactual: whole image, neighbourhood, PSNR in dB, SSIM; images in [-1, 1]."""
+def change_outside(image: Tensor, cf_image: Tensor, neighbourhood: Tensor) -> Tensor:
+    """Locality: mean |x* - x| outside the neighbourhood (B, *S) of the structure, images (B, C, *S) -> (B,)."""
+    return masked_mean((cf_image - image).abs().mean(1), ~neighbourhood)
+
+
+def truth_errors(cf_image: Tensor, truth: Tensor, neighbourhood: Tensor) -> dict[str, Tensor]:
+    """Distance to the true counterfactual, (B,) each: whole image, neighbourhood (B, *S), PSNR in dB, SSIM.
+
+    Args:
+        cf_image: Answers, (B, C, *S) in [-1, 1].
+        truth: True counterfactuals, of the same shape.
+        neighbourhood: Where the truth changed.
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim  # lazily: slow to import
 
     error = cf_image - truth
-    psnr = 10 * torch.log10(4 / error.square().flatten(1).mean(1).clamp(min=1e-10))
+    similarity = ssim(cf_image, truth, data_range=2.0, reduction="none")
     return {
-        "mae": float(error.abs().mean()),
-        "mae_neighbourhood": float(masked_mean(error.abs().mean(1), neighbourhood).mean()),
-        "psnr": float(psnr.mean()),
-        "ssim": float(torch.as_tensor(ssim(cf_image, truth, data_range=2.0))),
+        "mae": error.abs().flatten(1).mean(1),
+        "mae_neighbourhood": masked_mean(error.abs().mean(1), neighbourhood),
+        "psnr": 10 * torch.log10(4 / error.square().flatten(1).mean(1).clamp(min=1e-10)),
+        "ssim": torch.as_tensor(similarity).reshape(len(cf_image), -1).mean(1),
     }
+
+
+def mask_difference(mask: Tensor, other: Tensor) -> Tensor:
+    """Positions that only one of two boolean masks (B, *S) holds, (B,)."""
+    return (mask ^ other).flatten(1).float().sum(1)
+
+
+def old_border(image: Tensor, mask: Tensor, cf_mask: Tensor, reach: int = 2) -> Tensor:
+    """Contrast across that part of a structure's former border which the counterfactual's structure has left, (B,).
+
+    The derivative of ``image`` along the inward normal of ``mask`` (the gradient of the mask, blurred), averaged over
+    the border outside ``cf_mask`` grown by ``reach``. Texture and ribs cross a border either way and average out; an
+    edge does not. Of the factual image this is the contrast that was there, of a counterfactual what is left of it:
+    their ratio is 1 where the old outline still shows through as a veil or ghost, and 0 where it is gone.
+
+    Args:
+        image: (B, C, *S).
+        mask: Structure in the factual image, (B, *S), bool.
+        cf_mask: Structure in the counterfactual, (B, *S), bool.
+        reach: Pixels around ``cf_mask`` that belong to its own border; the blurred normal is 2 wide.
+
+    Returns:
+        In image units a pixel; NaN where the structure has left no border.
+    """
+    axes = tuple(range(1, mask.dim()))
+    pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[mask.dim() - 1]
+    blurred = pool(mask[:, None].float(), 3, stride=1, padding=1, count_include_pad=False)[:, 0]
+    normal = torch.stack(torch.gradient(blurred, dim=axes))  # (axes, B, *S), towards the inside
+    slope = torch.stack(torch.gradient(image.mean(1), dim=axes))
+    left = ~dilate(cf_mask, reach)
+    length = (normal.square().sum(0).sqrt() * left).flatten(1).sum(1)
+    contrast = ((normal * slope).sum(0) * left).flatten(1).sum(1)
+    return torch.where(length > 1, contrast / length, torch.nan)

@@ -29,15 +29,15 @@ def comparison(
     from matplotlib.lines import Line2D
 
     rows = [(name, subject) for name, target in do.items() for subject in typical(target, batch[name])]
-    known = bool(do) and do.keys() <= truth.keys()
+    units, known = judge.description.parents, bool(do) and do.keys() <= truth.keys()
     titles = [*(["true counterfactual"] if known else []), *images]
     figure = Figure(figsize=(3.8 * len(titles) + 2.8, 2.05 * len(rows) + 0.7), layout="constrained")
     axes = figure.subplots(len(rows), 1 + 2 * len(titles), squeeze=False)
     for row, (name, subject) in zip(axes, rows, strict=True):
         answers = [*([truth[name]["image"]] if known else []), *(given[name] for given in images.values())]
         drawn = _draw_row(row, batch["image"][subject], [given[subject] for given in answers], judge)
-        change = 100 * float(do[name][subject] / batch[name][subject] - 1)
-        row[0].set_ylabel(f"do({name})\n{change:+.0f} %", fontsize=9)
+        before, target = float(batch[name][subject]), float(do[name][subject])
+        row[0].set_ylabel(f"do({name})\n{before:.3g} to {target:.3g} {units[name].unit}".rstrip(), fontsize=9)
     for axis, title in zip(axes[0], ["factual", *(t for method in titles for t in (method, "change"))], strict=True):
         axis.set_title(title.replace("_", " "), fontsize=10)
     figure.colorbar(drawn, ax=axes[:, -1], shrink=0.5, label="change (the image's range is 2)")
@@ -58,12 +58,12 @@ def _draw_row(row: Any, factual: Tensor, answers: list[Tensor], judge: Segmentor
 
 def typical(target: Tensor, before: Tensor) -> list[int]:
     """Subjects with the median request below and above their own value, (N,) each."""
-    ratio = target / before
+    request = target - before
     subjects = []
-    for wanted in (ratio < 1, ratio > 1):
+    for wanted in (request < 0, request > 0):
         found = torch.nonzero(wanted).flatten()
         if len(found):
-            subjects.append(int(found[ratio[found].argsort()[len(found) // 2]]))
+            subjects.append(int(found[request[found].argsort()[len(found) // 2]]))
     return subjects
 
 

@@ -183,7 +183,7 @@ def test_every_stage_of_the_coronary_phantom_passes_fast_dev_run(tmp_path, monke
 def test_no_yaml_is_forgotten():
     for folder in ROOT.iterdir():
         own = CONFOUNDED if folder.name == "chest_phantom" else []
-        assert {path.stem for path in folder.glob("*.yaml")} == {"data", "evaluate", *ALL, *own}, folder
+        assert {path.stem for path in folder.glob("*.yaml")} - {"benchmark"} == {"data", "evaluate", *ALL, *own}, folder
 
 
 def test_confounded_judges_guide_fine_tuning_and_all_are_compared(at_work, tmp_path):
@@ -220,6 +220,7 @@ def test_evaluate_writes_numbers_tables_and_a_picture(at_work, tmp_path):
     assert set(found["evaluator_floor"]) == areas
     for result in (found["identity"], *found["methods"].values()):
         assert set(result) == set(found["identity"])
+        assert set(result["amplification"]["heart_area"]) == areas - {"heart_area"}
         for part in ("effectiveness", "leakage", "locality", "reversibility", "truth"):
             assert set(result[part]) == areas
         assert set(result["effectiveness"]["heart_area"]) == {"mape", "mae", "slope"}
@@ -228,10 +229,22 @@ def test_evaluate_writes_numbers_tables_and_a_picture(at_work, tmp_path):
         assert result["composition"] <= 1e-4
     assert found["identity"]["effectiveness"]["heart_area"]["slope"] == 0
     assert found["identity"]["locality"]["heart_area"] == 0
-    assert len(pd.read_csv(out / "table.csv")) == 4 * 3
+    identity, perfect = (found["metrics"][name]["heart_area"] for name in ("identity", "true_counterfactual"))
+    for metric, value in {"truth_ratio": 1, "mask_ratio": 1, "nearer": 0, "leakage": 0, "change": 0}.items():
+        assert identity[metric] == {"value": value, "low": value, "high": value}
+    assert perfect["truth_ratio"]["value"] == 0
+    assert perfect["mape"]["value"] == pytest.approx(found["evaluator_floor"]["heart_area"])
+    assert found["guides"] == {"no_cft": None, "reg_cft": "Regressor", "seg_cft": "Segmentor"}
+    assert found["metrics"]["no_cft"]["heart_area"]["gap"]["value"] is None
+    assert set(found["differences"]) == {"identity", "true_counterfactual", "no_cft", "reg_cft"}
+    assert len(pd.read_csv(out / "table.csv")) == 5 * 3
+    subjects = pd.read_csv(out / "subjects.csv")
+    assert len(subjects) == 5 * 3 * 8
+    mape = subjects.groupby(["method", "do"])["error_percent"].mean()["seg_cft", "heart_area"]
+    assert mape == pytest.approx(found["methods"]["seg_cft"]["effectiveness"]["heart_area"]["mape"], rel=1e-4)
     asked = pd.read_csv(out / "interventions.csv")
     assert set(asked["variable"]) == areas
-    assert (out / "table.md").read_text().startswith("| method | do | MAPE %")
+    assert "| method | loop | do | MAPE %" in (out / "table.md").read_text()
     assert Image.open(out / "figure.png").size[0] > 600
     assert not list(out.glob(".*")), "no temporary file is left"
     assert main(arguments) == 0

@@ -1,0 +1,122 @@
+"""Results as files: metrics.json for programs, table.csv for spreadsheets, table.md for people."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from segcft.evaluation.questions import Subjects
+from segcft.evaluation.summary import COLUMNS, Estimates
+from segcft.files import staged, write_text
+from segcft.statistics import Estimate
+
+REALISM = {"frechet": ("Fréchet", "{:.2f}"), "kernel": ("kernel", "{:.3f}")}
+TABLES = {
+    "Does it do what was asked?": ("mape", "mae", "mae_sd", "slope", "guide", "gap"),
+    "Does the rest stay?": (
+        *("leakage", "leakage_mean", "amplification", "outside", "change", "old_edge"),
+        *("reversibility", "composition", "reconstruction"),
+    ),
+    "Is it true, and does it look real?": (
+        *("truth_ratio", "truth_ratio_neighbourhood", "nearer", "mask_ratio", "truth_psnr", "truth_ssim"),
+        *("frechet", "kernel"),
+    ),
+}
+
+
+def table(metrics: Estimates, loops: Mapping[str, int], floor: Mapping[str, float]) -> pd.DataFrame:
+    """One row per method and question; of each metric the value, and ``_low`` and ``_high`` of its interval."""
+    rows = []
+    for method, found in metrics.items():
+        for do, values in found.items():
+            row: dict[str, Any] = {"method": method, "loop": loops.get(method, 0), "do": do}
+            for name, estimate in values.items():
+                row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+            rows.append(row | {"evaluator_floor": floor[do]})
+    return pd.DataFrame(rows)
+
+
+def markdown(
+    metrics: Estimates,
+    loops: Mapping[str, int],
+    floor: Mapping[str, float],
+    warnings: list[str],
+    differences: Estimates | None = None,
+) -> str:
+    """The tables for people, 95 % intervals in brackets; warnings first."""
+    parts = ["".join(f"🔴 **WARNING: {line}**\n\n" for line in warnings)]
+    for place, (title, names) in enumerate(TABLES.items()):
+        parts += ["" if not place else f"\n**{title}**\n\n", _grid(metrics, loops, names, {} if place else floor)]
+    if differences:
+        names = ("mape", "mae_sd", "slope", "leakage", "outside", "truth_ratio", "mask_ratio", "old_edge")
+        last = list(metrics)[-1]
+        parts += [f"\n**Paired differences, each minus {last}**\n\n", _grid(differences, loops, names, {})]
+    return "".join(parts)
+
+
+def cell(estimate: Estimate, style: str) -> str:
+    """``1.9 (1.7-2.2)``; no brackets without an interval, a dash without a value."""
+    if not math.isfinite(estimate.value):
+        return "-"
+    value, low, high = (_signless(style.format(number)) for number in estimate)
+    if not math.isfinite(estimate.low) or value == low == high:
+        return value
+    return f"{value} ({low} to {high})" if low.startswith("-") else f"{value} ({low}-{high})"
+
+
+def _signless(text: str) -> str:
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def _style(name: str) -> tuple[str, str]:
+    return REALISM[name] if name in REALISM else (COLUMNS[name].title, COLUMNS[name].style)
+
+
+def _grid(metrics: Estimates, loops: Mapping[str, int], names: tuple[str, ...], floor: Mapping[str, float]) -> str:
+    """Columns that hold nothing are left out."""
+    every = [values for found in metrics.values() for values in found.values()]
+    shown = [name for name in names if any(name in v and math.isfinite(v[name].value) for v in every)]
+    heads = ["method", "loop", "do", *(_style(name)[0] for name in shown), *(["floor %"] if floor else [])]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    for method, found in metrics.items():
+        for do, values in found.items():
+            loop = f"{loops[method]} rounds" if loops.get(method) else "off"
+            cells = [method, loop, do, *(cell(values.get(name, nothing), _style(name)[1]) for name in shown)]
+            lines.append("| " + " | ".join([*cells, *([f"{floor[do]:.1f}"] if floor else [])]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def interventions(people: Subjects) -> pd.DataFrame:
+    """The questions that were asked, so that another method can be asked the same."""
+    frames = []
+    for name, target in people.do.items():
+        unit = people.description.parents[name].unit
+        columns = {"subject": people.batch["index"].tolist(), "variable": name, "unit": unit}
+        frames.append(pd.DataFrame({**columns, "factual": people.batch[name].tolist(), "target": target.tolist()}))
+    return pd.concat(frames)
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: estimates as ``{value, low, high}``, numbers that are not finite as null."""
+    if isinstance(value, Estimate):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(plain(content), indent=2) + "\n")
+
+
+def write_figure(path: Path, figure: Any, dpi: int = 110) -> None:
+    """Write a PNG whole or not at all."""
+    with staged(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi)

@@ -1,0 +1,131 @@
+"""From images to one row a question and subject: everything that is known of an answer, before any mean is taken."""
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from data_modules.base import Batch
+from segcft import metrics
+from segcft.evaluation.questions import Answers, Subjects, measure
+from segcft.judges import Segmentor
+from segcft.parents import Variable
+
+
+def is_size(variable: Variable) -> bool:
+    """Whether per cent of a value make sense: an area or volume, which cannot be negative."""
+    return variable.measure == "area" and not variable.over and variable.low >= 0
+
+
+def rows(given: Answers, people: Subjects, judge: Segmentor) -> pd.DataFrame:
+    """Every question of one method, a row a subject.
+
+    Columns: ``do``, ``subject``; ``factual``, ``target``, ``before``, ``measured`` (by the evaluator) and ``error`` in
+    the variable's unit; ``error_percent`` of the target (sizes alone), ``error_sd`` in % of the training deviation,
+    ``judged`` the former where it makes sense, else the latter, ``guided`` the same by the method's own guide;
+    ``change_NAME`` of every other variable, signed, in % (of the deviation if it is no size), ``shift_NAME`` in
+    training deviations, ``asked_sd`` the request in the same; mean absolute changes of the image ``outside`` the
+    structure, ``change``, ``reversibility``, ``composition``, ``reconstruction``; ``truth_*`` and ``mask_error`` to the
+    true counterfactual, ``*_unchanged`` those of the factual image; ``edge_before`` and ``edge_after`` across the
+    border that a shrinking structure left. NaN where unknown.
+    """
+    return pd.concat([_question(name, given, people, judge) for name in given.images], ignore_index=True)
+
+
+def _question(name: str, given: Answers, people: Subjects, judge: Segmentor) -> pd.DataFrame:
+    image, cf_image, target = people.batch["image"], given.images[name], people.do[name]
+    measured, masks = measure(judge, cf_image, people.masks)
+    channels = judge.description.channels_of(judge.description.parents[name].structure)
+    before, after = (some[:, channels].any(1) for some in (people.masks, masks))
+    near = metrics.dilate(before | after, reach(image))
+    columns: dict[str, Tensor] = {
+        "factual": people.batch[name],
+        "target": target,
+        "before": people.measured[name],
+        "measured": measured[name],
+        **_errors(people.description.parents[name], measured[name], target, given.guided.get(name)),
+        **_off_target(name, people, measured),
+        "outside": metrics.change_outside(image, cf_image, near),
+        "change": metrics.change(image, cf_image),
+        **_axioms(name, given, image),
+        **_edges(image, cf_image, before, after, target < people.batch[name]),
+        **_truth(name, people, cf_image, channels, before, after),
+    }
+    frame = pd.DataFrame({key: value.double().tolist() for key, value in columns.items()})
+    frame.insert(0, "subject", people.batch["index"].tolist())
+    frame.insert(0, "do", name)
+    return frame
+
+
+def _errors(variable: Variable, measured: Tensor, target: Tensor, guided: Tensor | None) -> dict[str, Tensor]:
+    """Distances to the target, the evaluator's and the guide's."""
+    unknown = torch.full_like(target, torch.nan)
+    size = is_size(variable)
+    deviations = 100 * (measured - target).abs() / variable.std
+    shares = metrics.percent(measured - target, target) if size else unknown
+    found = {"error": (measured - target).abs(), "error_percent": shares, "error_sd": deviations}
+    found["judged"] = shares if size else deviations
+    if guided is None:
+        return {**found, "guided": unknown}
+    by_guide = metrics.percent(guided - target, target) if size else 100 * (guided - target).abs() / variable.std
+    return {**found, "guided": by_guide}
+
+
+def _off_target(name: str, people: Subjects, measured: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How much every other variable moved, and how much was asked of this one."""
+    parents = people.description.parents
+    found = {"asked_sd": (people.do[name] - people.batch[name]) / parents[name].std}
+    for other in people.do:
+        moved, before = measured[other] - people.measured[other], people.measured[other]
+        shares = moved / before.abs().clamp(min=1e-12) if is_size(parents[other]) else moved / parents[other].std
+        unknown = torch.full_like(moved, torch.nan)
+        found[f"change_{other}"] = unknown if other == name else 100 * shares
+        found[f"shift_{other}"] = unknown if other == name else moved / parents[other].std
+    return found
+
+
+def _axioms(name: str, given: Answers, image: Tensor) -> dict[str, Tensor]:
+    unknown = torch.full((len(image),), torch.nan)
+    return {
+        "reversibility": metrics.change(image, given.returned[name]) if name in given.returned else unknown,
+        "composition": unknown if given.null is None else metrics.change(image, given.null),
+        "reconstruction": unknown if given.reconstruction is None else given.reconstruction,
+    }
+
+
+def _edges(image: Tensor, cf_image: Tensor, before: Tensor, after: Tensor, shrinks: Tensor) -> dict[str, Tensor]:
+    """Contrast across the border that was left, signed so that the factual one is positive."""
+    there, still = (metrics.old_border(shown, before, after, reach(image) + 1) for shown in (image, cf_image))
+    there, still = (torch.where(shrinks, contrast, torch.nan) for contrast in (there, still))
+    return {"edge_before": there.abs(), "edge_after": still * there.sign()}
+
+
+def _truth(
+    name: str, people: Subjects, cf_image: Tensor, channels: list[int], before: Tensor, after: Tensor
+) -> dict[str, Tensor]:
+    """Distances to the true counterfactual, this answer's and the unchanged image's."""
+    if name not in people.truth:
+        return {}
+    truth, image = people.truth[name], people.batch["image"]
+    near = _true_neighbourhood(people.batch, truth, channels)
+    found = metrics.truth_errors(cf_image, truth["image"], near)
+    nothing = metrics.truth_errors(image, truth["image"], near)
+    wanted = truth["mask"][:, channels].amax(1) > 0.5
+    return {
+        **{f"truth_{key}": value for key, value in found.items()},
+        "truth_mae_unchanged": nothing["mae"],
+        "truth_mae_neighbourhood_unchanged": nothing["mae_neighbourhood"],
+        "truth_ratio": found["mae"] / nothing["mae"].clamp(min=1e-12),
+        "nearer": (found["mae"] < nothing["mae"]).float(),
+        "mask_error": metrics.mask_difference(after, wanted),
+        "mask_error_unchanged": metrics.mask_difference(before, wanted),
+    }
+
+
+def reach(image: Tensor) -> int:
+    """Margin around a structure in pixels: 3 at 64, in proportion elsewhere."""
+    return max(1, round(3 * image.shape[-1] / 64))
+
+
+def _true_neighbourhood(batch: Batch, truth: Batch, channels: list[int]) -> Tensor:
+    before, after = (some["mask"][:, channels].amax(1) > 0.5 for some in (batch, truth))
+    return metrics.dilate(before | after, reach(batch["image"]))

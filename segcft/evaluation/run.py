@@ -1,0 +1,217 @@
+"""``segcft evaluate``."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from data_modules.base import DataModule
+from data_modules.splits import Split
+from segcft import checkpoints, plots
+from segcft.evaluation import reports
+from segcft.evaluation.questions import (
+    Answers,
+    Method,
+    Subjects,
+    answer,
+    gather,
+    opened,
+    perfect,
+    unchanged,
+)
+from segcft.evaluation.rows import rows
+from segcft.evaluation.summary import Estimates, health, off_target, summarise
+from segcft.files import write_text
+from segcft.judges import Segmentor
+from segcft.mechanisms import opened as opened_mechanism
+from segcft.realism import features, frechet, kernel_distance
+from segcft.statistics import Estimate, estimate, resamples
+
+TRUTH = "true_counterfactual"  # as a method
+
+
+def evaluate(
+    data: DataModule,
+    evaluator: str,
+    methods: dict[str, str | Method],
+    out: str,
+    experiment: str = "default",
+    subjects: int = 128,
+    split: Split = "test",
+    seed: int = 0,
+    strict: bool = False,
+    mechanism: str | None = None,
+    gap: float = 3.0,
+    references: int = 512,
+) -> dict[str, Any]:
+    """Measure effectiveness, leakage, locality, the axioms, realism and, where known, distance to the truth.
+
+    Args:
+        data: Data module; its split must offer the variables that the models were trained with.
+        evaluator: Checkpoint of a segmentor that guided none of the methods.
+        methods: Name -> checkpoint of a counterfactual model, or ``{checkpoint: PATH, corrections: ROUNDS}``; paired
+            differences are taken to the last one.
+        out: Folder for metrics.json, subjects.csv, table.csv, table.md, interventions.csv and figure.png.
+        experiment: Name written into metrics.json.
+        subjects: Number of subjects, the first ones of a seeded permutation.
+        split: Split to look at; choices are made on val, never on test.
+        seed: Of the subjects and their targets.
+        strict: Refuse targets outside the training range instead of warning.
+        mechanism: Checkpoint of ``TrainAttributes`` that replaces every model's own mechanism.
+        gap: Warn where the evaluator's error exceeds that of a method's own guide by these points and the floor.
+        references: Training images that answers should look like.
+
+    Raises:
+        ValueError: If a checkpoint is missing, of the wrong kind, or does not fit the data.
+    """
+    asked = {name: Method(method) if isinstance(method, str) else method for name, method in methods.items()}
+    causal = opened_mechanism(mechanism)
+    contenders = {name: opened(method, causal) for name, method in asked.items()}
+    judge = checkpoints.load(evaluator, Segmentor).eval()
+    for contender in contenders.values():
+        contender.model.check_fit(data.description)
+    with torch.inference_mode():
+        people = gather(data, data.dataset(split), judge, subjects, seed)
+        for contender in contenders.values():
+            contender.model.parents.check(people.do, strict)
+        answers = {"identity": unchanged(people), **({TRUTH: perfect(people)} if people.truth else {})}
+        answers |= {name: answer(contender, people) for name, contender in contenders.items()}
+        frame = _frame(answers, people, judge, {name: method.corrections for name, method in asked.items()})
+        looks = _realism(answers, data, judge, references, seed)
+        figure = plots.comparison(
+            people.batch, people.do, people.truth, {name: answers[name].images for name in asked}, judge
+        )
+    paths = [evaluator, *(method.checkpoint for method in asked.values()), *([mechanism] if mechanism else [])]
+    results = {
+        "experiment": experiment,
+        "seed": seed,
+        "split": split,
+        "subjects": len(people.batch["image"]),
+        "seconds": {stage: spent for path in paths for stage, spent in checkpoints.seconds(path).items()},
+        "loops": {name: method.corrections for name, method in asked.items()},
+        "guides": {name: type(c.guide).__name__ if c.guide else None for name, c in contenders.items()},
+        **conclusions(frame, looks, _floor(people, frame), gap, list(asked)),
+    }
+    _write(Path(out), results, frame, people, figure)
+    return results
+
+
+def _frame(answers: dict[str, Answers], people: Subjects, judge: Segmentor, loops: dict[str, int]) -> pd.DataFrame:
+    parts = []
+    for name, given in answers.items():
+        part = rows(given, people, judge)
+        part.insert(0, "loop", loops.get(name, 0))
+        part.insert(0, "method", name)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _floor(people: Subjects, frame: pd.DataFrame) -> dict[str, float]:
+    """The evaluator's own error in %: on true counterfactuals where they exist, else on factual images."""
+    found = {}
+    for name in people.do:
+        part = frame[(frame["method"] == (TRUTH if people.truth else "identity")) & (frame["do"] == name)]
+        if people.truth:
+            found[name] = float(part["judged"].mean())
+            continue
+        error = (part["before"] - part["factual"]).abs()
+        of_size = bool(part["error_percent"].notna().any())
+        scale = part["factual"].abs().clip(lower=1e-12) if of_size else people.description.parents[name].std
+        found[name] = float((100 * error / scale).mean())
+    return found
+
+
+def _realism(
+    answers: dict[str, Answers], data: DataModule, judge: Segmentor, references: int, seed: int
+) -> dict[str, dict[str, dict[str, Estimate]]]:
+    """Distances of every method's answers to training images; the row of the unchanged images is the floor."""
+    dataset = data.dataset("train")
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:references]
+    real = features(judge, dataset.read(chosen)["image"])
+    if len(real) < 2:
+        return {}
+    found: dict[str, dict[str, dict[str, Estimate]]] = {}
+    for name, given in answers.items():
+        found[name] = {}
+        for do, image in given.images.items():
+            seen = features(judge, image)
+            weights = torch.from_numpy(resamples([range(len(seen))]))
+            exact = Estimate(frechet(seen, real), math.nan, math.nan)  # its bootstrap is biased upwards: no interval
+            found[name][do] = {"frechet": exact, "kernel": estimate(kernel_distance(seen, real, weights).numpy())}
+    return found
+
+
+def conclusions(
+    frame: pd.DataFrame, looks: Estimates, floor: dict[str, float], gap: float, methods: list[str]
+) -> dict[str, Any]:
+    """Everything in metrics.json that follows from the rows.
+
+    Args:
+        frame: Rows of every method, ``identity`` first.
+        looks: Realism: method -> do -> metric.
+        floor: The evaluator's own error by variable, in %.
+        gap: Points beyond the floor by which guide and evaluator may differ.
+        methods: Names of the trained ones.
+    """
+    summary = summarise(frame)
+    for method, found in looks.items():
+        for do, values in found.items():
+            summary["metrics"][method][do] |= values
+    results = {name: _result(frame[frame["method"] == name], found) for name, found in summary["metrics"].items()}
+    return {
+        "evaluator_floor": floor,
+        "identity": results["identity"],
+        TRUTH: results.get(TRUTH),
+        "methods": {name: results[name] for name in methods},
+        "metrics": summary["metrics"],
+        "differences": summary["differences"],
+        "health": health(summary["metrics"], floor, gap),
+    }
+
+
+def _result(frame: pd.DataFrame, found: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
+    """One method's numbers by kind, without intervals."""
+    off = {do: off_target(frame[frame["do"] == do]) for do in found}
+    known = math.isfinite(next(iter(found.values()))["truth_mae"].value)
+
+    def by(kind: str) -> dict[str, dict[str, float]]:
+        return {do: {other: values[kind] for other, values in moved.items()} for do, moved in off.items()}
+
+    def only(names: dict[str, str]) -> dict[str, dict[str, float]]:
+        return {do: {key: values[name].value for key, name in names.items()} for do, values in found.items()}
+
+    truth = {key: f"truth_{key}" for key in ("mae", "mae_neighbourhood", "psnr", "ssim")}
+    first = next(iter(found.values()))
+    return {
+        "effectiveness": only({key: key for key in ("mape", "mae", "slope")}),
+        "leakage": by("leakage"),
+        "leakage_signed": by("signed"),
+        "amplification": by("amplification"),
+        "locality": {do: values["outside"].value for do, values in found.items()},
+        "composition": first["composition"].value,
+        "reversibility": {do: values["reversibility"].value for do, values in found.items()},
+        "reconstruction": first["reconstruction"].value,
+        "truth": only(truth) if known else {},
+    }
+
+
+def _write(out: Path, results: dict[str, Any], frame: pd.DataFrame, people: Subjects, figure: Any) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    metrics, loops, floor, warnings = (
+        *(results[key] for key in ("metrics", "loops", "evaluator_floor")),
+        results["health"]["warnings"],
+    )
+    text = reports.markdown(metrics, loops, floor, warnings, results["differences"])
+    reports.write_json(out / "metrics.json", results)
+    write_text(out / "subjects.csv", frame.to_csv(index=False, float_format="%.6g"))
+    write_text(out / "table.csv", reports.table(metrics, loops, floor).to_csv(index=False))
+    write_text(out / "table.md", text)
+    write_text(out / "interventions.csv", reports.interventions(people).to_csv(index=False))
+    reports.write_figure(out / "figure.png", figure)
+    print(text)
+    for line in warnings:
+        print(f"WARNING: {line}", file=sys.stderr)
+    print(f"{sum(results['seconds'].values()):.0f} s of training; figure and tables: {out}")

@@ -1,0 +1,77 @@
+"""Watch, while fine-tuning, whether the guide is being gamed: an independent judge looks at the same answers."""
+
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from segcft import checkpoints
+from segcft.interventions import fixed_do
+from segcft.judges import Judge, Segmentor
+from segcft.tasks.base import Batch
+from segcft.tasks.finetune import CounterfactualFineTuning
+
+
+class GuideGap(Callback):
+    """Logs ``val/gap_NAME`` in training deviations: the evaluator's mean error minus the guide's, on the same answers.
+
+    It grows where counterfactuals please the guide more than they should. List it under ``trainer.callbacks``; No-CFT
+    has no guide and is not watched.
+
+    Args:
+        evaluator: Checkpoint of a segmentor that guides nothing.
+        tolerance: Warn when a gap exceeds the smallest one so far by this, in training deviations.
+        batches: Validation batches to look at.
+    """
+
+    def __init__(self, evaluator: str, tolerance: float = 0.15, batches: int = 4) -> None:
+        self.judge: Judge = checkpoints.load(evaluator, Segmentor).eval().requires_grad_(False)
+        self.tolerance, self.batches = tolerance, batches
+        self.smallest: dict[str, float] = {}
+        self._gaps: dict[str, list[Tensor]] = {}
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew."""
+        self._gaps = {}
+        self.judge.to(pl_module.device)
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Ask what validation asks, and let both judges measure the answers."""
+        if not isinstance(pl_module, CounterfactualFineTuning) or not pl_module.guidance.names:
+            return
+        if batch_idx >= self.batches:
+            return
+        do = fixed_do(batch, pl_module.asked)
+        answer = pl_module.model(batch["image"], batch, do, temperature=0.0)
+        guided, judged = pl_module.guidance(answer.image), self.judge.measure(answer.image)
+        for name in set(guided) & set(judged) & set(do):
+            asked, scale = ~do[name].isnan(), pl_module.model.parents[name].std
+            wrong = (judged[name] - do[name]).abs() - (guided[name] - do[name]).abs()
+            self._gaps.setdefault(name, []).append(wrong[asked] / scale)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log, and warn once the gap has grown."""
+        for name in sorted(self._gaps):
+            gap = torch.cat(self._gaps[name]).mean()
+            pl_module.log(f"val/gap_{name}", gap, sync_dist=True)
+            if trainer.sanity_checking or gap.isnan():
+                continue
+            best = self.smallest[name] = min(self.smallest.get(name, float(gap)), float(gap))
+            if float(gap) > best + self.tolerance:
+                warnings.warn(
+                    f"the gap between evaluator and guide grew to {float(gap):.2f} deviations of {name} from "
+                    f"{best:.2f}: counterfactuals please the guide more than they should",
+                    stacklevel=2,
+                )
