@@ -19,7 +19,7 @@ from data_modules.splits import Split
 from segcft import checkpoints, metrics, plots
 from segcft.counterfactual import CounterfactualModel
 from segcft.files import staged, write_text
-from segcft.judges import Segmentor, measure_masks
+from segcft.judges import SegmentationModel, measure_masks
 from segcft.mechanisms import opened
 from segcft.parents import DataDescription
 
@@ -57,7 +57,7 @@ class Answers:
 
 def evaluate(
     data: DataModule,
-    evaluator: str,
+    evaluator: str | SegmentationModel,
     methods: dict[str, str],
     out: str,
     experiment: str = "default",
@@ -71,7 +71,7 @@ def evaluate(
 
     Args:
         data: Data module; its split must offer the variables that the models were trained with.
-        evaluator: Checkpoint of a segmentor that guided none of the methods.
+        evaluator: A segmentor that guided none of the methods, or its checkpoint.
         methods: Name -> checkpoint of a counterfactual model.
         out: Folder for metrics.json, table.csv, table.md, interventions.csv and figure.png.
         experiment: Name written into metrics.json.
@@ -86,7 +86,8 @@ def evaluate(
     """
     causal = opened(mechanism)
     models = {n: checkpoints.load(p, CounterfactualModel).replaced(None, causal).eval() for n, p in methods.items()}
-    judge = checkpoints.load(evaluator, Segmentor).eval()
+    judge = (checkpoints.load(evaluator, SegmentationModel) if isinstance(evaluator, str) else evaluator).eval()
+    judge.attach(data.description)
     for model in models.values():
         model.check_fit(data.description)
     with torch.inference_mode():
@@ -100,7 +101,7 @@ def evaluate(
             "seed": seed,
             "split": split,
             "subjects": len(people.batch["image"]),
-            "seconds": _seconds([evaluator, *methods.values(), *([mechanism] if mechanism else [])]),
+            "seconds": _seconds([p for p in (evaluator, *methods.values(), mechanism) if isinstance(p, str)]),
             "evaluator_floor": floor(people, judge),
             "identity": score(unchanged, people, judge),
             "methods": {name: score(given, people, judge) for name, given in answers.items()},
@@ -110,7 +111,9 @@ def evaluate(
     return results
 
 
-def gather(dataset: ImageDataset, description: DataDescription, judge: Segmentor, subjects: int, seed: int) -> Subjects:
+def gather(
+    dataset: ImageDataset, description: DataDescription, judge: SegmentationModel, subjects: int, seed: int
+) -> Subjects:
     """Choose subjects and targets by ``seed``: each subject is asked for every variable of another subject."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(dataset), generator=generator)[:subjects]
@@ -161,7 +164,7 @@ def predict(
     return [torch.cat(parts) for parts in images], torch.cat(means)
 
 
-def score(given: Answers, people: Subjects, judge: Segmentor) -> dict[str, Any]:
+def score(given: Answers, people: Subjects, judge: SegmentationModel) -> dict[str, Any]:
     """All metrics of one method."""
     image, result = people.batch["image"], _empty_result()
     for name, target in people.do.items():
@@ -185,7 +188,7 @@ def score(given: Answers, people: Subjects, judge: Segmentor) -> dict[str, Any]:
     return result
 
 
-def floor(people: Subjects, judge: Segmentor) -> dict[str, float]:
+def floor(people: Subjects, judge: SegmentationModel) -> dict[str, float]:
     """The evaluator's own MAPE: on true counterfactuals where they exist, else on factual images."""
     found = {}
     for name, target in people.do.items():
@@ -202,13 +205,13 @@ def _empty_result() -> dict[str, Any]:
     return {**kinds, "composition": math.nan, "reversibility": {}, "reconstruction": math.nan, "truth": {}}
 
 
-def _measure(judge: Segmentor, image: Tensor, size: int = 64) -> tuple[Values, Tensor]:
+def _measure(judge: SegmentationModel, image: Tensor, size: int = 64) -> tuple[Values, Tensor]:
     """Values (N,) each and hard masks (N, K, *S)."""
     soft = torch.cat([judge.probabilities(part) for part in torch.split(image, size)])
     return measure_masks(soft, image, judge.description), soft > 0.5
 
 
-def _channel(judge: Segmentor, name: str) -> int:
+def _channel(judge: SegmentationModel, name: str) -> int:
     return judge.description.structures.index(judge.description.parents.structural[name])
 
 

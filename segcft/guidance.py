@@ -1,13 +1,18 @@
-"""Guidance: the frozen judge that measures a counterfactual and passes the gradient on to the HVAE."""
+"""Guidance: the judge that measures a counterfactual and passes the gradient on to the HVAE."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Self
+from typing import Self, cast
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from segcft import checkpoints
-from segcft.judges import Judge, Regressor, Segmentor
+from segcft.judges import Judge, Regressor, SegmentationModel
+from segcft.losses import segmentation_loss
+from segcft.parents import DataDescription
 from segcft.recipes import Recorded
 
 
@@ -15,15 +20,36 @@ class Guidance(nn.Module, Recorded):
     """Measures the guided variables; a guidance without a judge measures nothing (No-CFT).
 
     Attributes:
-        names: The variables it measures.
+        names: The variables it measures; known once it is attached.
         seconds: Training seconds that the judge cost, by stage.
     """
 
     names: Sequence[str] = ()
     seconds: Mapping[str, float] = MappingProxyType({})
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Image (B, C, *S) -> guided variables in real units, (B,) each."""
+    def attach(self, description: DataDescription) -> None:
+        """Tell judges that were made elsewhere what the data measure; the task does it before it begins.
+
+        Raises:
+            ValueError: If such a judge does not fit the data.
+        """
+
+    def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
+        """Guided variables in real units, (B,) each.
+
+        Args:
+            image: Counterfactual images, (B, C, *S) in [-1, 1].
+            factual: The images they are made of, (B, C, *S); for measurements that need them.
+        """
+        return {}
+
+    def learn(self, batch: Mapping[str, Tensor], cf_image: Tensor) -> dict[str, Tensor]:
+        """Losses by which the judge itself goes on learning, scalars to be added up; none of a frozen one.
+
+        Args:
+            batch: Factual ``image`` (B, C, *S) and ``mask`` (B, K, *S).
+            cf_image: Their counterfactuals, (B, C, *S); no gradient reaches them.
+        """
         return {}
 
 
@@ -36,6 +62,9 @@ class JudgeGuidance(Guidance):
 
     Args:
         judge: The judge, or the checkpoint to read it from.
+
+    Raises:
+        ValueError: If the checkpoint cannot be read, or the judge is of the wrong kind.
     """
 
     kind: type[Judge] = Judge
@@ -45,18 +74,28 @@ class JudgeGuidance(Guidance):
         if isinstance(judge, str):
             self.seconds = checkpoints.seconds(judge)
             judge = checkpoints.load(judge, self.kind)
+        if not isinstance(judge, self.kind):
+            raise ValueError(f"{type(self).__name__} needs a {self.kind.__name__}, got a {type(judge).__name__}")
         self.judge = judge
         self.judge.requires_grad_(False)
-        self.names = list(self.judge.description.parents.structural)
+        self._name()
         self.eval()
+
+    def attach(self, description: DataDescription) -> None:
+        """Tell the judge; one that knows its data keeps what it knows."""
+        self.judge.attach(description)
+        self._name()
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode whatever the trainer asks for."""
         return super().train(False)
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
         """Measure all guided variables."""
-        return self.judge.measure(image)
+        return self.judge.measure(image, factual)
+
+    def _name(self) -> None:
+        self.names = list(self.judge.description.parents.structural) if self.judge.attached else []
 
 
 class RegressorGuidance(JudgeGuidance):
@@ -68,4 +107,114 @@ class RegressorGuidance(JudgeGuidance):
 class SegmentorGuidance(JudgeGuidance):
     """Seg-CFT: a segmentor outlines each structure and its soft area is taken (Xia et al., 2025, arXiv:2509.24913)."""
 
-    kind = Segmentor
+    kind = SegmentationModel
+
+
+class CoTrainedGuidance(SegmentorGuidance):
+    """A segmentor that goes on learning while it guides, so that it keeps up with the images it has to judge.
+
+    A frozen segmentor never saw a counterfactual, and an HVAE that is trained against it may find changes that move
+    its outlines and nothing else. This one learns from factual images and their masks, as it was trained, and to give
+    the same outlines of a counterfactual whose contrast, brightness and noise are slightly changed: the target is its
+    own answer to the unchanged image (Laine and Aila, 2017, arXiv:1610.02242), for nobody has outlined that.
+
+    Both learn in one step and neither cheats for the other: a counterfactual is measured with detached weights, and
+    the judge's losses see detached counterfactuals. Normalisation statistics and dropout stay frozen.
+
+    Args:
+        judge: The segmentor to begin with, or its checkpoint.
+        consistency: Weight of the agreement on counterfactuals, relative to the loss on factual images.
+        perturbation: Standard deviation of the change of contrast (factor), brightness and noise (image units).
+    """
+
+    judge: SegmentationModel
+
+    def __init__(self, judge: Judge | str, consistency: float = 1.0, perturbation: float = 0.1) -> None:
+        super().__init__(judge)
+        self.judge.requires_grad_(True)
+        self.consistency, self.perturbation = consistency, perturbation
+
+    def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
+        """Measure with weights that no gradient reaches."""
+        weights = {f"judge.{name}": weight.detach() for name, weight in self.judge.named_parameters()}
+        measured: dict[str, Tensor] = functional_call(_Measurement(self.judge), weights, (image, factual))
+        return measured
+
+    def learn(self, batch: Mapping[str, Tensor], cf_image: Tensor) -> dict[str, Tensor]:
+        """``judge_mask``: cross-entropy and Dice on factual images; ``judge_consistency``: on counterfactual ones."""
+        image = cf_image.detach()
+        with torch.no_grad():
+            steady = torch.sigmoid(self.judge(image).float())  # (B, K, *S)
+        found = torch.sigmoid(self.judge(self._perturbed(image)).float())
+        return {
+            "judge_mask": segmentation_loss(self.judge(batch["image"]), batch["mask"]),
+            "judge_consistency": self.consistency * (found - steady).square().mean(),
+        }
+
+    def _perturbed(self, image: Tensor) -> Tensor:
+        """Another contrast and brightness for each image, and noise, (B, C, *S)."""
+        each = (len(image), *[1] * (image.dim() - 1))
+        contrast, brightness = self.perturbation * torch.randn(2, *each, device=image.device)
+        noise = self.perturbation * torch.randn_like(image)
+        changed: Tensor = (1 + contrast) * image + brightness + noise
+        return changed.clamp(-1, 1)
+
+
+class EnsembleGuidance(Guidance):
+    """Several judges whose errors differ: what fools one of them does not fool their mean.
+
+    Args:
+        members: What each measures is averaged over those that measure it.
+
+    Raises:
+        ValueError: If there is none.
+    """
+
+    def __init__(self, members: list[Guidance]) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("members: an ensemble needs at least one guidance")
+        self.members = nn.ModuleList(members)
+        self.seconds = dict(sum((Counter(member.seconds) for member in members), Counter()))
+        self._name()
+
+    def attach(self, description: DataDescription) -> None:
+        """Tell every member."""
+        for member in self._each():
+            member.attach(description)
+        self._name()
+
+    def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
+        """Mean of the members' measurements."""
+        return {name: torch.stack(each).mean(0) for name, each in self._measured(image, factual).items()}
+
+    def disagreement(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
+        """Standard deviation over the members in real units, (B,) each; 0 where one alone measures."""
+        measured = self._measured(image, factual)
+        return {name: torch.stack(each).std(0, correction=0) for name, each in measured.items()}
+
+    def learn(self, batch: Mapping[str, Tensor], cf_image: Tensor) -> dict[str, Tensor]:
+        """Losses of the members that learn, each under its own number."""
+        learning = [member.learn(batch, cf_image) for member in self._each()]
+        return {f"{name}_{k}": loss for k, losses in enumerate(learning) for name, loss in losses.items()}
+
+    def _each(self) -> list[Guidance]:
+        return cast(list[Guidance], list(self.members))
+
+    def _measured(self, image: Tensor, factual: Tensor | None) -> dict[str, list[Tensor]]:
+        each = [member(image, factual) for member in self._each()]
+        return {name: [measured[name] for measured in each if name in measured] for name in self.names}
+
+    def _name(self) -> None:
+        self.names = list(dict.fromkeys(name for member in self._each() for name in member.names))
+
+
+class _Measurement(nn.Module):
+    """Measuring as a module's forward pass, for ``functional_call``."""
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__()
+        self.judge = judge
+
+    def forward(self, image: Tensor, factual: Tensor | None) -> dict[str, Tensor]:
+        return self.judge.measure(image, factual)

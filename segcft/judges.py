@@ -16,28 +16,80 @@ class Judge(nn.Module, Recorded):
     """Measures every structural variable of an image.
 
     Args:
-        description: What the data measure; carried so that a judge can be used away from its data.
+        description: What the data measure; carried so that a judge can be used away from its data. One that was made
+            elsewhere may do without until ``attach``.
+
+    Raises:
+        ValueError: If no variable names a structure.
     """
 
-    def __init__(self, description: DataDescription) -> None:
+    description: DataDescription
+
+    def __init__(self, description: DataDescription | None) -> None:
         super().__init__()
-        self.description = description
+        if description is not None:
+            Judge.attach(self, description)
+
+    @property
+    def attached(self) -> bool:
+        """Whether it knows what the data measure."""
+        return "description" in self.__dict__
+
+    def attach(self, description: DataDescription) -> None:
+        """Tell a judge that was built without its data what they measure; one that knows keeps what it knows.
+
+        Raises:
+            ValueError: If no variable names a structure.
+        """
+        if self.attached:
+            return
         if not description.parents.structural:
             raise ValueError("no variable names a structure: there is nothing to measure")
+        self.description = description
 
-    def measure(self, image: Tensor) -> dict[str, Tensor]:
-        """Image (B, C, *S) in [-1, 1] -> structural variables in real units, (B,) each."""
+    def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
+        """Structural variables in real units, (B,) each.
+
+        Args:
+            image: What to measure, (B, C, *S) in [-1, 1].
+            factual: The factual image of the same subjects, (B, C, *S); for measurements that need it.
+        """
         raise NotImplementedError
 
 
-class Segmentor(Judge):
-    """One logit map per structure, so that structures may overlap in projection.
+class SegmentationModel(Judge):
+    """Anything that outlines the structures: one logit map each, (B, C, *S) -> (B, K, *S); masks may overlap.
+
+    Args:
+        description: Structures, spacing and variables; see ``Judge``.
+        temperature: Divides the logits before a soft area is taken; below 1 it removes the bias of many faint pixels.
+    """
+
+    def __init__(self, description: DataDescription | None, temperature: float) -> None:
+        super().__init__(description)
+        self.temperature = temperature
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, *S) in [-1, 1] -> logits (B, K, *S), structures in the order of the description."""
+        raise NotImplementedError
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """(B, C, *S) -> sharpened probability of every structure, (B, K, *S), in fp32."""
+        return torch.sigmoid(self(image).float() / self.temperature)
+
+    def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
+        """Soft areas or volumes of the structures that are variables."""
+        return measure_masks(self.probabilities(image), image, self.description)
+
+
+class Segmentor(SegmentationModel):
+    """A network of ours with one logit map per structure, so that structures may overlap in projection.
 
     Args:
         description: Structures, spacing and variables.
         network: ``monai.NAME`` (2-D and 3-D) or ``smp.NAME`` (segmentation-models-pytorch, 2-D).
         options: Further arguments of that network.
-        temperature: Divides the logits before a soft area is taken; below 1 it removes the bias of many faint pixels.
+        temperature: See ``SegmentationModel``.
 
     Raises:
         ValueError: If the network is unknown or cannot be built with these options.
@@ -50,23 +102,14 @@ class Segmentor(Judge):
         options: dict[str, Any] | None = None,
         temperature: float = 0.5,
     ) -> None:
-        super().__init__(description)
+        super().__init__(description, temperature)
         outputs = len(description.structures)
         self.network = segmentation_network(network, description.spatial_dims, description.channels, outputs, options)
-        self.temperature = temperature
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *S) -> logits (B, K, *S)."""
         logits: Tensor = self.network(image)
         return logits
-
-    def probabilities(self, image: Tensor) -> Tensor:
-        """(B, C, *S) -> sharpened probability of every structure, (B, K, *S), in fp32."""
-        return torch.sigmoid(self(image).float() / self.temperature)
-
-    def measure(self, image: Tensor) -> dict[str, Tensor]:
-        """Soft areas or volumes of the structures that are variables."""
-        return measure_masks(self.probabilities(image), image, self.description)
 
 
 class Regressor(Judge):
@@ -96,7 +139,7 @@ class Regressor(Judge):
         standardised: Tensor = self.head(F.silu(self.trunk(image)).flatten(2).mean(2))
         return standardised
 
-    def measure(self, image: Tensor) -> dict[str, Tensor]:
+    def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
         """Predictions in real units."""
         predicted, parents = self(image).float(), self.description.parents
         return {name: predicted[:, k] * parents[name].std + parents[name].mean for k, name in enumerate(self.names)}

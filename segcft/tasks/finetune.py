@@ -55,6 +55,7 @@ class CounterfactualFineTuning(Task):
     ) -> None:
         super().__init__(stage, optimisation)
         self.model = checkpoints.load(pretrained, CounterfactualModel).replaced(prediction, opened(mechanism))
+        guidance.attach(description)
         self.guidance, self.constraint = guidance, constraint or ElboConstraint()
         self.weights, self.guidance_weight, self.minimality = weights or {}, guidance_weight, minimality
         self.earlier_seconds = {**checkpoints.seconds(pretrained), **guidance.seconds}
@@ -76,12 +77,14 @@ class CounterfactualFineTuning(Task):
         """Ask a random question of every subject and judge the answer."""
         answer = self.model(batch["image"], batch, self.questions.draw(batch, self.asked, self.model.parents))
         guidance, change = self._judge(batch, answer)
-        nelbo = answer.abduction.elbo.nelbo().mean()
-        loss: Tensor = self.guidance_weight * guidance + self.minimality * change + self.constraint(nelbo)
+        nelbo, learning = answer.abduction.elbo.nelbo().mean(), self.guidance.learn(batch, answer.image)
+        loss: Tensor = (
+            sum(learning.values()) + self.guidance_weight * guidance + self.minimality * change + self.constraint(nelbo)
+        )
         self.constraint.ascend(nelbo)
         multiplier = self.constraint.multiplier
         terms = {"guidance": guidance, "nelbo": nelbo, "change": change, "multiplier": multiplier, "loss": loss}
-        self.show("train", terms, batch)
+        self.show("train", {**terms, **learning}, batch)
         return loss
 
     def evaluate(self, batch: Batch, stage: str) -> None:
