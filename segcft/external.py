@@ -21,7 +21,7 @@ class InputConvention:
     Attributes:
         levels: What -1 and 1 of our images stand for, for instance the HU of the data's window.
         window: Levels that the network was trained on, values beyond are clipped; the whole of ``levels`` by default.
-        values: What the network reads at both ends of the window, for instance [0, 1] or [0, 255]; or ``zscore``: mean
+        range: What the network reads at both ends of the window, for instance [0, 1] or [0, 255]; or ``zscore``: mean
             0 and deviation 1 of every image.
         channels: Channels that the network reads; a grey image is repeated.
         size: Edge lengths *S that the network reads, linearly resized to and fro; those of the image by default.
@@ -29,7 +29,7 @@ class InputConvention:
 
     levels: tuple[float, float] = (-1.0, 1.0)
     window: tuple[float, float] | None = None
-    values: tuple[float, float] | Literal["zscore"] = (-1.0, 1.0)
+    range: tuple[float, float] | Literal["zscore"] = (-1.0, 1.0)
     channels: int = 1
     size: tuple[int, ...] | None = None
 
@@ -44,11 +44,11 @@ class InputConvention:
         bottom, top = self.window or self.levels
         share = (low + (image + 1) / 2 * (high - low) - bottom) / (top - bottom)
         share = share if self.window is None else share.clamp(0, 1)
-        if self.values == "zscore":
+        if self.range == "zscore":
             axes = tuple(range(1, image.dim()))
             given = (share - share.mean(axes, keepdim=True)) / share.std(axes, keepdim=True).clamp(min=1e-6)
         else:
-            given = self.values[0] + share * (self.values[1] - self.values[0])
+            given = self.range[0] + share * (self.range[1] - self.range[0])
         if given.shape[1] == 1:
             given = given.expand(-1, self.channels, *given.shape[2:])
         return _resized(given, self.size)

@@ -57,7 +57,7 @@ class ImportedNetwork(ExternalNetwork):
             raise ValueError(f"network: {network!r} is no torch.nn.Module")
         try:
             self.module: nn.Module = factory(**(options or {}))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
             raise ValueError(f"network: {network} cannot be built with options {options}: {error}") from error
         if weights is not None:
             _load_weights(self.module, Path(weights))
@@ -205,7 +205,9 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(f"{path} holds more than a state_dict, or is damaged: refused, for it may run code") from error
-    state = next((state[key] for key in ("state_dict", "model") if key in state), state) if state else state
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds {type(state).__name__}, no state_dict")
+    state = next((state[key] for key in ("state_dict", "model") if key in state), state)
     try:
         module.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

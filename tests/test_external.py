@@ -178,10 +178,10 @@ def test_conventions_of_the_output_agree(how, temperature, tmp_path):
     ("convention", "low", "high"),
     [
         ({}, -1, 1),
-        ({"values": (0, 1)}, 0, 1),
-        ({"values": (0, 255)}, 0, 255),
-        ({"levels": (-200, 600), "values": (-200, 600)}, -200, 600),
-        ({"levels": (-200, 600), "window": (0, 400), "values": (0, 1)}, 0, 1),
+        ({"range": (0, 1)}, 0, 1),
+        ({"range": (0, 255)}, 0, 255),
+        ({"levels": (-200, 600), "range": (-200, 600)}, -200, 600),
+        ({"levels": (-200, 600), "window": (0, 400), "range": (0, 1)}, 0, 1),
     ],
 )
 def test_input_conventions_map_both_ends(convention, low, high):
@@ -190,12 +190,12 @@ def test_input_conventions_map_both_ends(convention, low, high):
 
 
 def test_window_zscore_channels_and_size():
-    ct = InputConvention(levels=(-200, 600), window=(0, 400), values=(0, 1))
+    ct = InputConvention(levels=(-200, 600), window=(0, 400), range=(0, 1))
     assert ct(torch.zeros(1, 1, 2, 2)).unique().tolist() == [0.5]  # 200 HU
     image = torch.rand(3, 1, 8, 8, 8)
-    scored = InputConvention(values="zscore", channels=3, size=(4, 4, 4))
+    scored = InputConvention(range="zscore", channels=3, size=(4, 4, 4))
     assert scored(image).shape == (3, 3, 4, 4, 4)
-    found = InputConvention(values="zscore")(image)
+    found = InputConvention(range="zscore")(image)
     torch.testing.assert_close(found.mean((1, 2, 3, 4)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(found.std((1, 2, 3, 4)), torch.ones(3))
 

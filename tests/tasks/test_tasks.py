@@ -145,8 +145,10 @@ def test_an_ensemble_with_a_segmentor_made_elsewhere_guides_and_evaluates(traine
     monkeypatch.chdir(folder)
     network = load("checkpoints/balls/segmentor/last.ckpt", Segmentor).eval().network
     torch.jit.trace(network, torch.zeros(1, 1, *[16] * dims)).save("elsewhere.ts")
-    judge = "{class_path: ExternalSegmentor, init_args: {network: elsewhere.ts, channels: {left: 0, right: 1}}}"
-    judge = judge.replace("ExternalSegmentor", "segcft.external.ExternalSegmentor")
+    judge = (
+        "{class_path: segcft.external.ExternalSegmentor, init_args: {network: elsewhere.ts, "
+        "channels: {left: 0, right: 1}, input: {window: [-1, 1], range: [-1, 1]}}}"
+    )
     members = (
         "{class_path: SegmentorGuidance, init_args: {judge: checkpoints/balls/segmentor/last.ckpt}}",
         f"{{class_path: SegmentorGuidance, init_args: {{judge: {judge}}}}}",
