@@ -14,8 +14,10 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 # Without cached bytecode every command spends half a minute importing.
 export PYTHONDONTWRITEBYTECODE :=
 
-STAGES := attributes segmentor evaluator regressor pretrain nocft regcft segcft
-FIT = $(CLI) fit --config $(CONFIGS)/data.yaml --config $(CONFIGS)/$@.yaml $(ARGS)
+CONFOUNDED := segmentor_confounded regressor_confounded regcft_confounded segcft_confounded
+STAGES := attributes segmentor evaluator regressor pretrain nocft regcft segcft $(CONFOUNDED)
+# X_confounded.yaml says only in what it differs from X.yaml, which is read before it.
+FIT = $(CLI) fit $(foreach name,data $(@:_confounded=) $(filter $(CONFOUNDED),$@),--config $(CONFIGS)/$(name).yaml) $(ARGS)
 # One thread a stage and two stages at once use two cores better than two threads; TERM=dumb: lines, no moving bars.
 PAIRS = @OMP_NUM_THREADS=1 TERM=dumb $(MAKE) --no-print-directory -j2
 # $(call needs,stage): stop with the command that makes a missing checkpoint
@@ -25,7 +27,7 @@ needs = @test -f $(RUNS)/$(1)/last.ckpt || { echo "$(RUNS)/$(1)/last.ckpt is mis
 .PHONY: help setup lint test test-slow all demo evaluate tensorboard clean $(STAGES)
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
 	@echo; echo "EXPERIMENT=$(EXPERIMENT); others: $(notdir $(wildcard experiments/*))"
 
 setup: $(READY)  ## Create .venv with pinned packages and the project, editable; nothing to do when done
@@ -76,6 +78,22 @@ regcft: $(READY)  ## Fine-tune under the regressor
 segcft: $(READY)  ## Fine-tune under the segmentor
 	$(call needs,pretrain)
 	$(call needs,segmentor)
+	$(FIT)
+
+segmentor_confounded: $(READY)  ## Train a judge of Seg-CFT on correlated areas (chest phantom)
+	$(FIT)
+
+regressor_confounded: $(READY)  ## Train a judge of Reg-CFT on correlated areas (chest phantom)
+	$(FIT)
+
+regcft_confounded: $(READY)  ## Fine-tune under regressor_confounded
+	$(call needs,pretrain)
+	$(call needs,regressor_confounded)
+	$(FIT)
+
+segcft_confounded: $(READY)  ## Fine-tune under segmentor_confounded
+	$(call needs,pretrain)
+	$(call needs,segmentor_confounded)
 	$(FIT)
 
 evaluate: $(READY)  ## Compare the methods: metrics.json, table.md, figure.png under results/EXPERIMENT

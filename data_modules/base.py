@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.splits import Split
-from segcft.parents import DataDescription, Variable
+from segcft.measurements import MEASUREMENTS
+from segcft.parents import DataDescription, Variable, measure_masks
 
 Batch = dict[str, Tensor]
 
@@ -21,9 +23,11 @@ class ImageDataset(Dataset[Batch], ABC):
 
     Attributes:
         attributes: Every variable of every subject, name -> (N,) float32 in real units, known without reading images.
+        measured: Describes the variables among them that only their masks told; None if there are none.
     """
 
     attributes: dict[str, Tensor]
+    measured: DataDescription | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -37,6 +41,19 @@ class ImageDataset(Dataset[Batch], ABC):
             ``image`` (B, C, *S) float32 in [-1, 1]; ``mask`` (B, K, *S) float32 in {0, 1}, a channel a structure;
             ``index`` (B,); and every variable by its name, (B,) float32 in real units.
         """
+
+    def read_unchanged(self, indices: Tensor) -> Batch:
+        """As ``read``, without augmentation."""
+        return self.read(indices)
+
+    def measure(self, description: DataDescription, at_once: int = 64) -> None:
+        """Add the variables of ``description`` to ``attributes``: measured on the masks of every subject."""
+        parts = []
+        for indices in torch.split(torch.arange(len(self)), at_once):
+            batch = self.read_unchanged(indices)
+            parts.append(measure_masks(batch["mask"], batch["image"], description))
+        columns = {name: torch.cat([part[name] for part in parts]) for name in description.parents.names}
+        self.attributes, self.measured = {**self.attributes, **columns}, description
 
     def __getitem__(self, index: int) -> Batch:
         return {name: value[0] for name, value in self.read(torch.tensor([index])).items()}
@@ -66,6 +83,8 @@ class AttributeDataset(Dataset[Batch]):
 class Rerenderable(ABC):
     """A data set that knows its own causal model and can draw the true counterfactual of a subject."""
 
+    measured: DataDescription | None = None  # as of ``ImageDataset``
+
     @abstractmethod
     def counterfactual(self, indices: Tensor, do: dict[str, Tensor]) -> Batch:
         """Subjects ``indices`` (B,) drawn again under ``do`` (B,) each, with the same exogenous noise.
@@ -73,12 +92,17 @@ class Rerenderable(ABC):
         NaN in ``do`` leaves that subject's variable as it is. The batch is shaped as ``ImageDataset.read``'s.
         """
 
+    def can_draw(self, name: str) -> bool:
+        """Whether ``do`` may hold this variable; by default any but those that only masks tell."""
+        return self.measured is None or name not in self.measured.parents.names
+
 
 class DataModule(LightningDataModule, ABC):
     """Loaders, seeds and the description of the data; a data set adds ``dataset``, ``structures`` and ``spacing``.
 
     Args:
-        variables: Parents of the image, name -> declaration (kind, unit, structure); statistics are measured.
+        variables: Parents of the image, name -> declaration (kind, unit, structure, measure); statistics are measured,
+            and so is, on the masks, every variable with a structure that the data set does not offer by its name.
         batch_size: Images a step and a process.
         num_workers: Loader processes; 0 reads in the training process.
 
@@ -101,10 +125,26 @@ class DataModule(LightningDataModule, ABC):
         """Open one split."""
 
     def dataset(self, split: Split) -> ImageDataset:
-        """One split, opened once."""
+        """One split, opened once.
+
+        Raises:
+            ValueError: If a variable is neither offered nor measured on a structure.
+        """
         if split not in self._datasets:
-            self._datasets[split] = self.make_dataset(split)
+            dataset = self.make_dataset(split)
+            derived = {name: v for name, v in self.variables.items() if name not in dataset.attributes}
+            for name, variable in derived.items():
+                if not variable.structure:
+                    offered = ", ".join(dataset.attributes)
+                    raise ValueError(f"unknown variable {name!r}; this data set offers {offered}, or name a structure")
+            if derived:
+                dataset.measure(self.describe(derived))
+            self._datasets[split] = dataset
         return self._datasets[split]
+
+    def describe(self, variables: dict[str, Variable]) -> DataDescription:
+        """Some variables of these images."""
+        return DataDescription(variables, self.structures, self.spacing, self.channels)
 
     @cached_property
     def description(self) -> DataDescription:
@@ -112,13 +152,13 @@ class DataModule(LightningDataModule, ABC):
         attributes = self.dataset("train").attributes
         fitted = {}
         for name, variable in self.variables.items():
-            if name not in attributes:
-                raise ValueError(f"unknown variable {name!r}; this data set offers {', '.join(attributes)}")
             try:
                 fitted[name] = variable.fitted(attributes[name])
             except ValueError as error:
                 raise ValueError(f"variable {name!r}, training split: {error}") from error
-        return DataDescription(fitted, self.structures, self.spacing, self.channels)
+            if not variable.unit and variable.structure and not variable.is_size and not variable.over:
+                fitted[name] = replace(fitted[name], unit=MEASUREMENTS[variable.measure].units[len(self.spacing)])
+        return self.describe(fitted)
 
     def loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
         """Batches of one split; the incomplete last one is dropped only while shuffling."""

@@ -79,27 +79,33 @@ EXOGENOUS: dict[str, tuple[float, float, int]] = {
 
 @dataclass(frozen=True)
 class Grid:
-    """Pixel centres of a square film.
+    """Pixel centres of a square film, or where their tissue would lie in a subject of median lungs.
 
     Attributes:
-        x: Columns, (S,) float64, mm from the midline of the field.
-        y: Rows, (S,) float64, mm from the upper edge.
+        x: Columns, (W,) float64 or (B, W), mm from the midline of the field.
+        y: Rows, (H,) float64 or (B, H), mm from the upper edge.
+        pixel: Edge of a pixel, mm.
     """
 
     x: Tensor
     y: Tensor
+    pixel: float
 
     @classmethod
     def of_size(cls, size: int) -> "Grid":
         """Film of ``size`` x ``size`` pixels."""
         centres = (torch.arange(size, dtype=torch.float64) + 0.5) * (FIELD / size)
-        return cls(centres - FIELD / 2, centres)
+        return cls(centres - FIELD / 2, centres, FIELD / size)
+
+    def halves(self) -> "list[Grid]":
+        """The patient's right and left, which are the image's left and right."""
+        middle = len(self.x) // 2
+        return [Grid(x, self.y, self.pixel) for x in (self.x[:middle], self.x[middle:])]
 
     @property
     def blur(self) -> float:
         """Width over which an edge is spread: a pixel, and the detector's own blur, mm."""
-        pixel = FIELD / len(self.x)
-        return float((pixel**2 + 2.0**2) ** 0.5) * 1.15
+        return float((self.pixel**2 + 2.0**2) ** 0.5) * 1.15
 
 
 def rows(values: Tensor) -> Tensor:
@@ -216,13 +222,8 @@ class Organ:
 
 def draw_lung(noise: Noise, area: Tensor, side: int, grid: Grid) -> Organ:
     """One lung of exactly ``area`` mm^2 (B,); it grows away from its apex and medial wall."""
-    sign = (RIGHT, LEFT)[side]
-    ratio = area / noise["lung_fill"][:, side]
-    width = (ratio / noise["lung_aspect"][:, side]) ** 0.5 * (ratio / 26000) ** -0.05  # grows downwards more
-    height = ratio / width
-    anchor = noise["midline"] + sign * noise["hilum_gap"][:, side]
-    u = sign * (grid.x - anchor[:, None]) / width[:, None]  # (B, S)
-    v = (grid.y - noise["apex_y"][:, side, None]) / height[:, None]  # (B, S)
+    width, height = _lung_box(noise, area, side)
+    u, v = _lung_coordinates(noise, (width, height), side, grid)
     lateral, medial, lower = Lung.of(noise, side).depths(u, v, width, height)  # (B, S, S)
     depth = torch.minimum(torch.minimum(lateral, medial), lower)
     thickness = (
@@ -230,6 +231,44 @@ def draw_lung(noise: Noise, area: Tensor, side: int, grid: Grid) -> Organ:
     )
     thickness = thickness * rows(0.72 + 0.28 * (v / 0.35).clamp(0, 1))
     return Organ(depth > 0, step(depth, grid.blur), thickness)
+
+
+def lung_at_rest(noise: Noise, area: Tensor, median: float, side: int, grid: Grid) -> Grid:
+    """Carry pixels back from a lung of ``area`` mm^2 (B,) to the same subject's lung of ``median`` mm^2.
+
+    What is drawn as a function of these columns and rows moves with the lung's own coordinates; beyond its lateral and
+    lower edge it moves along with that edge, and medially and above the apex it stays.
+
+    Args:
+        noise: Exogenous variables and ``lung_fill``.
+        area: Of the lung, mm^2, (B,).
+        median: Area of the lung in which nothing is moved, mm^2.
+        side: 0 right, 1 left.
+        grid: That half of the film.
+
+    Returns:
+        Columns (B, W) and rows (B, H) at rest.
+    """
+    box, rest = _lung_box(noise, area, side), _lung_box(noise, torch.full_like(area, median), side)
+    u, v = _lung_coordinates(noise, box, side, grid)
+    grown = [(now - before)[:, None] for now, before in zip(box, rest, strict=True)]  # mm, (B, 1)
+    x = grid.x - (RIGHT, LEFT)[side] * u.clamp(0, 1) * grown[0]
+    return Grid(x, grid.y - v.clamp(0, 1) * grown[1], grid.pixel)
+
+
+def _lung_box(noise: Noise, area: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Width and height of a lung of ``area`` mm^2, mm, (B,) each."""
+    ratio = area / noise["lung_fill"][:, side]
+    width = (ratio / noise["lung_aspect"][:, side]) ** 0.5 * (ratio / 26000) ** -0.05  # grows downwards more
+    return width, ratio / width
+
+
+def _lung_coordinates(noise: Noise, box: tuple[Tensor, Tensor], side: int, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Columns and rows in units of the lung's width and height, (B, W) and (B, H)."""
+    sign = (RIGHT, LEFT)[side]
+    anchor = noise["midline"] + sign * noise["hilum_gap"][:, side]
+    u = sign * (grid.x - anchor[:, None]) / box[0][:, None]
+    return u, (grid.y - noise["apex_y"][:, side, None]) / box[1][:, None]
 
 
 def heart_fill(egg: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The film of a schematic chest: attenuation of every tissue added up along the beam, then exposure, grain, 256 levels.
 
-See ``chest_anatomy`` for the conventions. Nothing here depends on an area except through the three organs handed in:
-ribs, vessels, texture and grain stay where they are when a structure grows.
+See ``chest_anatomy`` for the conventions. Nothing here depends on an area except through what is handed in: the three
+organs, and where the tissue of each half of the film lies at rest. Without the latter, ribs, vessels and texture stay
+where they are when a structure grows; the detector's grain always does.
 """
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from data_modules.chest_anatomy import VESSELS, WAVES, Grid, Noise, Organ, columns, pixels, rows, step, swell
 
 
-def film(noise: Noise, organs: list[Organ], sex: Tensor, age: Tensor, grain: Tensor) -> Tensor:
+def film(
+    noise: Noise, organs: list[Organ], sex: Tensor, age: Tensor, grain: Tensor, rest: list[Grid] | None = None
+) -> Tensor:
     """Expose one film a subject.
 
     Args:
@@ -19,6 +22,7 @@ def film(noise: Noise, organs: list[Organ], sex: Tensor, age: Tensor, grain: Ten
         sex: 0 female, 1 male, (B,) float64.
         age: Years, (B,) float64.
         grain: Uniform noise in [0, 1), (B, S, S) float32.
+        rest: The film's right and left half carried back to lungs at rest; None carries nothing.
 
     Returns:
         Grey levels, air 0 and bone bright, (B, S, S) uint8.
@@ -27,17 +31,21 @@ def film(noise: Noise, organs: list[Organ], sex: Tensor, age: Tensor, grain: Ten
     left, right, heart = organs
     calcium = 1.15 - 0.006 * (age - 20)  # bone fades with age, (B,)
     cage = noise["rib_contrast"] * calcium
-    vessels = _vessels(noise, grid)  # (B, S, S)
+    halves = rest or grid.halves()
+    vessels = _vessels(noise, halves)  # (B, S, S)
     behind = 1 - 0.70 * heart.cover * (0.6 + 0.4 * heart.thickness)  # the heart displaces air
     air = (left.cover * left.thickness + right.cover * right.thickness) * (1 - vessels) * behind
     body = _body(noise, grid)  # (B, S, S), 1 in the chest
     air = air * body.clamp(max=1)
-    bones = _ribs(noise, cage, grid) + _clavicles(noise, cage, grid) + _shoulders(noise, cage, grid)
+    bones = _ribs(noise, cage, halves) + _clavicles(noise, cage, grid) + _shoulders(noise, cage, grid)
     solid = 0.64 * body + _breasts(noise, sex, grid) + bones * body
     solid = solid + (_mediastinum(noise, age, grid) + _spine(noise, calcium, grid)) * (1 - 0.6 * heart.cover)
     solid = solid + 0.12 * heart.cover * (0.35 + 0.65 * heart.thickness)
     solid = solid - _stomach(noise, grid) * (1 - left.cover) * (1 - 0.7 * heart.cover)
-    return _develop(noise, solid - pixels(noise["air"]) * air + _texture(noise, grid) * solid, grain)
+    texture = _texture(noise, grid)
+    if rest:
+        _carry(texture, noise, rest, [right, left])
+    return _develop(noise, solid - pixels(noise["air"]) * air + texture * solid, grain)
 
 
 def _body(noise: Noise, grid: Grid) -> Tensor:
@@ -66,30 +74,30 @@ def _breasts(noise: Noise, sex: Tensor, grid: Grid) -> Tensor:
     return total * pixels(noise["breast_tissue"] * (1 - sex))
 
 
-def _ribs(noise: Noise, contrast: Tensor, grid: Grid) -> Tensor:
+def _ribs(noise: Noise, contrast: Tensor, halves: list[Grid]) -> Tensor:
     """Posterior ribs falling laterally, and fainter anterior ends falling medially, (B, S, S)."""
+    lit = [_rib_side(noise, side, half) for side, half in enumerate(halves)]  # no rib crosses the midline
+    return torch.cat(lit, 2) * pixels(contrast)
+
+
+def _rib_side(noise: Noise, side: int, grid: Grid) -> Tensor:
+    """Ribs of one half of the film, (B, H, W)."""
     middle, pitch = noise["midline"][:, None], noise["rib_pitch"]
-    x, y = grid.x - middle, grid.y
-    patient_left = (x > 0).double()
-    pick = [noise[name][:, :1] + (noise[name][:, 1:] - noise[name][:, :1]) * patient_left for name in _RIBS]
-    drop, cage, phase = pick  # (B, S) each: the two sides differ
-    wall = 0.40 + 0.60 * (1 - (1 - ((y - 36) / 190).clamp(0, 1)) ** 2.2)  # the cage widens downwards, (S,)
-    out = columns(x.abs() / cage) / rows(wall.expand(len(x), -1))  # (B, S, S), 1 at the chest wall
+    x, y = (grid.x - middle).abs(), grid.y.expand(len(middle), -1)
+    drop, cage, phase = (noise[name][:, :1] + (noise[name][:, 1:] - noise[name][:, :1]) * side for name in _RIBS)
+    wall = 0.40 + 0.60 * (1 - (1 - ((y - 36) / 190).clamp(0, 1)) ** 2.2)  # the cage widens downwards, (B, H)
+    out = columns(x / cage) / rows(wall)  # (B, H, W), 1 at the chest wall
     arch = out * (out * out * 0.75 + 0.25) * columns(drop) - out * (1 - out) * 16
     stretch = 1 / pixels(pitch)
-    shift = rows(y.expand(len(x), -1)) * stretch + columns(phase)
+    shift = rows(y) * stretch + columns(phase)
     posterior = _bars(shift - arch * stretch, pixels(pitch), 6.2, grid)
     front = (1 - out) * 58
     anterior = _bars(shift * 0.94 + 0.5 - front * stretch, pixels(pitch), 7.0, grid)
-    seen = rows(
-        ((y - 42) / 12).clamp(0, 1) * (1 - 0.8 * ((y - 215) / 60).clamp(0, 1)) * (1 - ((y - 285) / 30).clamp(0, 1))
-        + 0 * middle
-    )
+    seen = ((y - 42) / 12).clamp(0, 1) * (1 - 0.8 * ((y - 215) / 60).clamp(0, 1)) * (1 - ((y - 285) / 30).clamp(0, 1))
     edge = ((1.04 - out) * 12).clamp_(0, 1)
-    ends = edge * ((out - 0.42) * 4).clamp_(0, 1) * rows(((y - 84) / 30).clamp(0, 1) + 0 * middle)
+    ends = edge * ((out - 0.42) * 4).clamp_(0, 1) * rows(((y - 84) / 30).clamp(0, 1))
     lit = posterior * edge * (1 + 0.5 * out * out) + 0.45 * anterior * ends
-    clear = columns(((x.abs() - 8) / 14).clamp(0, 1))  # of the spine
-    return lit * seen * clear * pixels(contrast)
+    return lit * rows(seen) * columns(((x - 8) / 14).clamp(0, 1))  # clear of the spine
 
 
 _RIBS = ("rib_drop", "rib_cage", "rib_phase")
@@ -170,16 +178,23 @@ def _stomach(noise: Noise, grid: Grid) -> Tensor:
     return swell(depth, 0.9) * pixels(0.20 * noise["stomach"].clamp(0))
 
 
-def _vessels(noise: Noise, grid: Grid) -> Tensor:
+def _vessels(noise: Noise, halves: list[Grid]) -> Tensor:
     """Lung vessels leaving the hila and their branches, as a share of the air they replace, (B, S, S)."""
-    size, tall = len(grid.x), (grid.y > 30) & (grid.y < 290)  # no vessel reaches further
-    first, last = int((~tall).int().argmin()), size - int((~tall).int().flip(0).argmin())
-    total = torch.zeros(len(noise["midline"]), size, size)
-    for side, half in enumerate((slice(0, size // 2), slice(size // 2, size))):  # no vessel crosses the midline
-        x = (-1.0, 1.0)[side] * (grid.x[half] - noise["midline"][:, None]) - 40  # (B, S / 2), lateral of the hilum
-        y = (grid.y[first:last] - 160).expand(len(x), -1)
-        total[:, first:last, half] = _vessel_tree(noise, side, x, y, grid.blur)
-    return total * pixels(noise["vessel_tone"])
+    trees = []
+    for side, half in enumerate(halves):  # no vessel crosses the midline
+        within = _spanned(((half.y > 30) & (half.y < 290)).view(-1, half.y.shape[-1]).any(0))  # none reaches further
+        x = (-1.0, 1.0)[side] * (half.x - noise["midline"][:, None]) - 40  # (B, S / 2), lateral of the hilum
+        y = (half.y[..., within] - 160).expand(len(x), -1)
+        tree = torch.zeros(len(x), half.y.shape[-1], half.x.shape[-1])
+        tree[:, within] = _vessel_tree(noise, side, x, y, half.blur)
+        trees.append(tree)
+    return torch.cat(trees, 2) * pixels(noise["vessel_tone"])
+
+
+def _spanned(some: Tensor) -> slice:
+    """From the first to the last true entry, (S,) bool; nothing if there is none."""
+    at = some.nonzero()[:, 0].tolist()
+    return slice(at[0], at[-1] + 1) if at else slice(0, 0)
 
 
 def _vessel_tree(noise: Noise, side: int, x: Tensor, y: Tensor, blur: float) -> Tensor:
@@ -219,12 +234,22 @@ def _add_vessel(
     total += line * pixels(0.9 * half / spread)
 
 
+def _carry(texture: Tensor, noise: Noise, rest: list[Grid], lungs: list[Organ]) -> None:
+    """Replace what ``texture`` (B, S, S) shows inside the lungs (right, left) by what moves with them."""
+    middle = rest[0].x.shape[-1]
+    for half, grid, lung in zip((slice(None, middle), slice(middle, None)), rest, lungs, strict=True):
+        within = _spanned(lung.cover[:, :, half].amax((0, 2)) > 0)
+        window = (slice(None), within, half)
+        moved = _texture(noise, Grid(grid.x, grid.y[:, within], grid.pixel))
+        texture[window] += lung.cover[window] * (moved - texture[window])
+
+
 def _texture(noise: Noise, grid: Grid) -> Tensor:
-    """Slow variation of the tissue: a sum of plane waves, built from rows and columns, (B, S, S)."""
-    total = torch.zeros(len(noise["midline"]), len(grid.y), len(grid.x))
+    """Slow variation of the tissue: a sum of plane waves, built from rows and columns, (B, H, W)."""
+    total = torch.zeros(len(noise["midline"]), grid.y.shape[-1], grid.x.shape[-1])
     for n in range(WAVES):
         long = 40 + 160 * (n / WAVES) ** 2  # mm
-        x = noise["wave_x"][:, n, None] * 6.283 / long * grid.x  # (B, S)
+        x = noise["wave_x"][:, n, None] * 6.283 / long * grid.x  # (B, W)
         y = noise["wave_y"][:, n, None] * 6.283 / long * grid.y + 6.283 * noise["wave_phase"][:, n, None]
         total += columns(x.cos()) * rows(y.cos() * long / 100)
         total -= columns(x.sin()) * rows(y.sin() * long / 100)

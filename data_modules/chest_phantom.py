@@ -5,12 +5,13 @@ sex, age -> three areas (log-linear, each with its own noise); areas, sex, age, 
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from data_modules.base import Batch
-from data_modules.chest_anatomy import EXOGENOUS, FIELD, Grid, Lung, draw_heart, draw_lung
+from data_modules.chest_anatomy import EXOGENOUS, FIELD, Grid, Lung, draw_heart, draw_lung, lung_at_rest
 from data_modules.chest_film import film
 from data_modules.phantoms import Phantom, PhantomDataset, Values, check_subjects, scaled, take
 from data_modules.splits import Split
@@ -46,6 +47,12 @@ MECHANISMS = {
     "heart_area": AreaMechanism(10500, 0.10, 0.05, 0.185),
 }
 NOISE_REACH = 2.2  # standard deviations
+HEART_PLACES = {"centroid_x": "heart_x", "centroid_y": "heart_y"}  # measure of the heart -> exogenous noise, both in mm
+# Of the areas' noise when fully confounded, in the order of MECHANISMS. Sex and age move all three alike, so a table of
+# areas shows .99 between the lungs and -.77 between a lung and the heart.
+CONFOUNDED = ((1.0, 0.99, -0.99), (0.99, 1.0, -0.99), (-0.99, -0.99, 1.0))
+
+Texture = Literal["fixed", "carried"]
 
 
 def all_variables() -> dict[str, Variable]:
@@ -62,18 +69,31 @@ class ChestPhantomDataset(PhantomDataset):
         size: Pixels along each side of the film, at least 16.
         subjects: Number of subjects N.
         seed: Of the exogenous noise.
+        texture: What ribs, lung vessels and the lungs' slow texture do when a lung grows: ``fixed`` stays where it is,
+            ``carried`` moves with the lung's own coordinates.
+        confounding: How far the areas' noise is correlated, from 0 (independent) to 1 (``CONFOUNDED``); what each area
+            is distributed like, given sex and age, stays the same.
 
     Raises:
-        ValueError: If the split is unknown, ``size`` < 16, ``subjects`` < 1 or ``seed`` < 0.
+        ValueError: If the split or ``texture`` is unknown, ``size`` < 16, ``subjects`` < 1, ``seed`` < 0 or
+            ``confounding`` is not in [0, 1].
     """
 
-    def __init__(self, split: Split, size: int, subjects: int, seed: int = 0) -> None:
-        _check(size)
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        subjects: int,
+        seed: int = 0,
+        texture: Texture = "fixed",
+        confounding: float = 0.0,
+    ) -> None:
+        _check(size, texture, confounding)
         super().__init__(split, (size, size), subjects, seed)
-        self.size = size
+        self.size, self.texture = size, texture
         causes = 2 + len(MECHANISMS)  # uniform noise of the variables
         uniform = self.uniform(causes + sum(count for _, _, count in EXOGENOUS.values()))
-        self.attributes = _variables(uniform[:, :causes])
+        self.attributes = _variables(torch.cat([uniform[:, :2], confounded(uniform[:, 2:causes], confounding)], 1))
         self._noise = scaled(uniform[:, causes:], EXOGENOUS)
 
     @cached_property
@@ -83,16 +103,31 @@ class ChestPhantomDataset(PhantomDataset):
         noise = [take(self._noise, part) for part in parts]
         return torch.cat([torch.stack([Lung.of(part, side).fill() for side in (0, 1)], 1) for part in noise])
 
-    def draw(self, indices: Tensor, values: Values) -> tuple[Tensor, Tensor]:
-        """Subjects at given values -> films and masks with a bit a structure, (B, S, S) uint8 each."""
+    def draw(self, indices: Tensor, values: Values, shifts: Values) -> tuple[Tensor, Tensor]:
+        """Subjects at given values, their heart shifted -> films and masks, a bit a structure, (B, S, S) uint8 each."""
         noise = take(self._noise, indices)
+        noise |= {name: noise[name] + shift for name, shift in shifts.items()}
         noise["lung_fill"] = self._lung_fill[indices]
         grid, given = Grid.of_size(self.size), {name: value.double() for name, value in values.items()}
         left, right = (draw_lung(noise, given[f"{STRUCTURES[i]}_area"], 1 - i, grid) for i in range(2))
         organs = [left, right, draw_heart(noise, given["heart_area"], grid)]
-        image = film(noise, organs, given["sex"], given["age"], self.grain(indices))
+        rest = self._rest(noise, given, grid) if self.texture == "carried" else None
+        image = film(noise, organs, given["sex"], given["age"], self.grain(indices), rest)
         bits = [organ.inside.to(torch.uint8) << bit for bit, organ in enumerate(organs)]
         return image, bits[0] | bits[1] | bits[2]
+
+    def noise_of(self, variable: Variable) -> str | None:
+        """Where the heart lies can be intervened on: its outline moves as a whole."""
+        plain = variable.structure == "heart" and variable.region is None and not variable.over
+        return HEART_PLACES.get(variable.measure) if plain else None
+
+    def _rest(self, noise: Values, given: Values, grid: Grid) -> list[Grid]:
+        """Right and left half of the film, carried back to lungs of median size."""
+        names = [f"{STRUCTURES[1 - side]}_area" for side in (0, 1)]
+        return [
+            lung_at_rest(noise, given[name], MECHANISMS[name].base, side, half)
+            for side, (name, half) in enumerate(zip(names, grid.halves(), strict=True))
+        ]
 
     def to_batch(self, indices: Tensor, levels: Tensor, labels: Tensor, values: Values) -> Batch:
         """See ``PhantomDataset.to_batch``."""
@@ -121,9 +156,35 @@ class ChestPhantomDataset(PhantomDataset):
         return values
 
 
-def _check(size: int) -> None:
+def confounded(uniform: Tensor, confounding: float) -> Tensor:
+    """Gaussian copula: independent uniform noise of the three areas -> correlated, each column still uniform.
+
+    Args:
+        uniform: (N, 3) float64, in [0, 1).
+        confounding: 0 returns the noise as it is; between 0 and 1 every correlation is that part of ``CONFOUNDED``.
+
+    Returns:
+        (N, 3) float64; the first column is unchanged but for rounding.
+    """
+    if not confounding:
+        return uniform
+    correlations = torch.tensor(CONFOUNDED, dtype=torch.float64) * confounding
+    root = torch.linalg.cholesky(correlations.fill_diagonal_(1))
+    normal = torch.special.ndtri(uniform.clamp(1e-15, 1 - 1e-15))
+    mixed = [
+        sum(weight * column for weight, column in zip(row, normal.unbind(1), strict=True)) for row in root.tolist()
+    ]
+    noise: Tensor = torch.special.ndtr(torch.stack(mixed, 1))
+    return noise
+
+
+def _check(size: int, texture: str, confounding: float) -> None:
     if size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}")
+    if texture not in get_args(Texture):
+        raise ValueError(f"unknown texture {texture!r}; the phantom has {', '.join(get_args(Texture))}")
+    if not 0 <= confounding <= 1:
+        raise ValueError(f"confounding must lie in [0, 1], got {confounding:g}")
 
 
 def _variables(uniform: Tensor) -> dict[str, Tensor]:
@@ -141,15 +202,19 @@ class ChestPhantom(Phantom):
     """Chest phantoms of 400 mm square films.
 
     Args:
-        variables: Parents of the image; all five by default.
+        variables: Parents of the image; all five by default. Others may be measured on the masks, see ``Variable``;
+            of those, true counterfactuals exist for the heart's ``centroid_x`` and ``centroid_y``.
         size: Pixels along each side.
         subjects: Split -> number of subjects; 3000 train, 256 val and 256 test unless given.
         seed: Of the exogenous noise.
         batch_size: Images a step and a process.
         num_workers: Loader processes, which share the films drawn here; reading is a gather, so 0 is fastest.
+        texture: ``fixed`` or ``carried``, see ``ChestPhantomDataset``.
+        confounding: How far the areas' noise is correlated, 0 to 1, in every split.
 
     Raises:
-        ValueError: If ``size`` < 16, a split is unknown or holds no subject, or ``seed`` < 0.
+        ValueError: If ``size`` < 16, a split or ``texture`` is unknown, a split holds no subject, ``seed`` < 0 or
+            ``confounding`` is not in [0, 1].
     """
 
     structures = STRUCTURES
@@ -162,14 +227,18 @@ class ChestPhantom(Phantom):
         seed: int = 0,
         batch_size: int = 32,
         num_workers: int = 0,
+        texture: Texture = "fixed",
+        confounding: float = 0.0,
     ) -> None:
         super().__init__(variables or all_variables(), batch_size, num_workers)
         self.size, self.seed = size, seed
+        self.texture: Texture = texture
+        self.confounding = confounding
         self.subjects = {"train": 3000, "val": 256, "test": 256} | (subjects or {})
-        _check(size)
+        _check(size, texture, confounding)
         check_subjects(self.subjects, seed)
         self.spacing = [FIELD / size] * 2
 
     def make_dataset(self, split: Split) -> ChestPhantomDataset:
         """Draw the noise of one split; its films follow when they are first read."""
-        return ChestPhantomDataset(split, self.size, self.subjects[split], self.seed)
+        return ChestPhantomDataset(split, self.size, self.subjects[split], self.seed, self.texture, self.confounding)

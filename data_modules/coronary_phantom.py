@@ -60,7 +60,7 @@ class CoronaryPhantomDataset(PhantomDataset):
         sizes = {name: self.causes.sizes(values, name) for name in STRUCTURES}
         return noise, Vessel.of(noise, sizes, s, len(self.frame))
 
-    def draw(self, indices: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+    def draw(self, indices: Tensor, values: Values, shifts: Values) -> tuple[Tensor, Tensor]:
         """Subjects at given values -> images (B, *S) int16, HU, and label maps (B, *S) uint8."""
         s, *across = (
             (torch.arange(side, dtype=torch.float64) + 0.5) * (field / side) - origin

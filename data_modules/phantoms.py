@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable
 from data_modules.splits import SPLITS, Split
+from segcft.parents import Variable, measure_masks
 
 PIXELS_AT_ONCE = 2**17  # a chunk of images that fits the processor's cache
 
@@ -37,8 +38,11 @@ class PhantomDataset(ImageDataset, Rerenderable):
         self.split, self.frame, self.subjects, self.seed = split, frame, subjects, seed
 
     @abstractmethod
-    def draw(self, indices: Tensor, values: Values) -> tuple[Tensor, Tensor]:
-        """Subjects ``indices`` (B,) at given values -> levels and labels, (B, *S) integers each."""
+    def draw(self, indices: Tensor, values: Values, shifts: Values) -> tuple[Tensor, Tensor]:
+        """Subjects ``indices`` (B,) at given values -> levels and labels, (B, *S) integers each.
+
+        ``shifts`` (B,) are added to the exogenous noise of that name, one that ``noise_of`` knows.
+        """
 
     @abstractmethod
     def to_batch(self, indices: Tensor, levels: Tensor, labels: Tensor, values: Values) -> Batch:
@@ -47,6 +51,21 @@ class PhantomDataset(ImageDataset, Rerenderable):
     @abstractmethod
     def intervened(self, observed: Values, do: Values) -> Values:
         """Abduction and action: the variables under ``do``, (B,) each, from those observed."""
+
+    def noise_of(self, variable: Variable) -> str | None:
+        """Exogenous noise whose shift shifts a measured variable by as much and nothing else; None if there is none."""
+        return None
+
+    def can_draw(self, name: str) -> bool:
+        """Causes and sizes, and what is measured if an exogenous noise moves it."""
+        return super().can_draw(name) or self._noise_name(name) is not None
+
+    @property
+    def _measured(self) -> list[str]:
+        return self.measured.parents.names if self.measured else []
+
+    def _noise_name(self, name: str) -> str | None:
+        return self.noise_of(self.measured.parents[name]) if self.measured and name in self._measured else None
 
     def __len__(self) -> int:
         return self.subjects
@@ -64,26 +83,44 @@ class PhantomDataset(ImageDataset, Rerenderable):
     def counterfactual(self, indices: Tensor, do: Values) -> Batch:
         """Subjects ``indices`` (B,) drawn again under ``do`` (B,) each, with the same exogenous noise.
 
-        NaN leaves that subject's variable as it is; what is not intervened on follows its causes.
+        NaN leaves that subject's variable as it is; what is not intervened on follows its causes, and what is measured
+        on the masks is measured again.
 
         Raises:
-            ValueError: If ``do`` names an unknown variable, does not hold one value a subject, or asks for sizes that
-                cannot be; or if an index is out of range.
+            ValueError: If ``do`` names a variable that is unknown or cannot be drawn, does not hold one value a
+                subject, or asks for sizes that cannot be; or if an index is out of range.
         """
         indices = self._checked(indices)
         observed = take(self.attributes, indices)
         for name, asked in do.items():
             if name not in observed:
                 raise ValueError(f"unknown variable {name!r}; the phantom has {', '.join(observed)}")
+            if not self.can_draw(name):
+                raise ValueError(f"{name!r} is measured, and no exogenous noise of the phantom moves it alone")
             if asked.shape != indices.shape:
                 raise ValueError(f"do({name}) holds {tuple(asked.shape)} values for {tuple(indices.shape)} subjects")
-        values = self.intervened(observed, do)
-        return self.to_batch(indices, *self._drawn(indices, values), values)
+        causes = {name: asked for name, asked in do.items() if name not in self._measured}
+        values = self.intervened({k: v for k, v in observed.items() if k not in self._measured}, causes)
+        batch = self._redrawn(indices, values, {})
+        shifts = {}
+        for name in do.keys() - causes.keys():
+            noise, asked = self._noise_name(name), do[name].to(batch[name])
+            assert noise is not None, "can_draw has seen to it"
+            shifts[noise] = torch.where(asked.isnan(), 0, asked - batch[name]).double()
+        return self._redrawn(indices, values, shifts) if shifts else batch
+
+    def _redrawn(self, indices: Tensor, values: Values, shifts: Values) -> Batch:
+        """A batch at given values, with shifted noise; regions stay where the factual masks put them."""
+        batch = self.to_batch(indices, *self._drawn(indices, values, shifts), values)
+        if self.measured is None:
+            return batch
+        anatomy = self.read(indices)["mask"] if self.measured.follows_anatomy else None
+        return batch | measure_masks(batch["mask"], batch["image"], self.measured, anatomy)
 
     @cached_property
     def observed(self) -> tuple[Tensor, Tensor]:
         """Every subject as observed: levels and labels, (N, *S) each."""
-        return self._drawn(torch.arange(len(self)), self.attributes)
+        return self._drawn(torch.arange(len(self)), self.attributes, {})
 
     def uniform(self, count: int) -> Tensor:
         """``count`` uniform draws of every subject, (N, count) float64."""
@@ -97,10 +134,10 @@ class PhantomDataset(ImageDataset, Rerenderable):
     def _generator(self, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, SPLITS.index(self.split), index, stream])
 
-    def _drawn(self, indices: Tensor, values: Values) -> tuple[Tensor, Tensor]:
-        """Any number of subjects, a chunk at a time; ``values`` are those of ``indices``."""
+    def _drawn(self, indices: Tensor, values: Values, shifts: Values) -> tuple[Tensor, Tensor]:
+        """Any number of subjects, a chunk at a time; ``values`` and ``shifts`` are those of ``indices``."""
         parts = torch.split(torch.arange(len(indices)), max(1, PIXELS_AT_ONCE // int(np.prod(self.frame))))
-        drawn = [self.draw(indices[part], take(values, part)) for part in parts]
+        drawn = [self.draw(indices[part], take(values, part), take(shifts, part)) for part in parts]
         levels, labels = (torch.cat(part) for part in zip(*drawn, strict=True))
         return levels, labels
 

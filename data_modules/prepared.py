@@ -1,7 +1,6 @@
 """Any source, read through its cache: the data module of every data set that lies on disk."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from data_modules.sources import Source
 from data_modules.splits import Split
 from data_modules.statistics import attributes
 from data_modules.transforms import Augmentation, to_signed
-from segcft.parents import Variable
+from segcft.parents import DataDescription, Variable, measure_masks
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +28,9 @@ CACHES = Path("data/cache")
 class Prepared(DataModule):
     """A source's subjects from its cache, which is made on first use.
 
-    Every numeric column of the cache's table may be a variable; a variable with a ``structure`` is that structure's
-    area or volume. A subject that lacks a used variable or the mask of a used structure is left out, and counted in
-    the log.
+    Every numeric column of the cache's table may be a variable; a variable of another name that has a ``structure`` is
+    measured on the masks in the cache. A subject that lacks a used variable or the mask of a used structure is left
+    out, and counted in the log.
 
     Args:
         source: The data set as it lies on disk.
@@ -45,7 +44,7 @@ class Prepared(DataModule):
         num_workers: Loader processes.
 
     Raises:
-        ValueError: If a variable or structure is not offered, an area is declared with another unit, the cache is
+        ValueError: If a variable or structure is not offered, a size is declared with another unit, the cache is
             stale, or a subject cannot be read while it is made.
     """
 
@@ -73,7 +72,7 @@ class Prepared(DataModule):
         if self.augmentation and (source.dtype != "uint8" or len(source.frame) != 2):
             raise ValueError(f"augment works on 8-bit films; {source.name} holds {source.dtype} of {source.frame}")
         for name, variable in variables.items():
-            if variable.structure and variable.unit not in ("", source.unit):
+            if variable.is_size and variable.unit not in ("", source.unit):
                 raise ValueError(f"variable {name!r}: {source.name} measures in {source.unit!r}, not {variable.unit!r}")
         self._cache: Cache | None = None
 
@@ -88,7 +87,8 @@ class Prepared(DataModule):
         """The subjects of one split that have all that is used."""
         table = self.cache.table
         here = table[table["split"] == split]
-        used = [*self._offered(table), *(_measure_of(name, table) for name in self.structures)]
+        offered = self._offered(table)
+        used = [*offered, *(_measure_of(name, table) for name in self.structures)]
         kept = here.dropna(subset=used)
         lacking = {name: int(here[name].isna().sum()) for name in used}
         missing = ", ".join(f"{name} of {count}" for name, count in lacking.items() if count) or "nothing"
@@ -97,17 +97,19 @@ class Prepared(DataModule):
         if not len(kept):
             raise ValueError(f"{self.folder}: no subject is left for {split}: {note}")
         augmentation = self.augmentation if split == "train" else None
-        measured = {name: v.structure for name, v in self.variables.items() if v.structure}
-        return CachedImages(self.cache, kept, list(self.variables), self.structures, measured, augmentation, self.seed)
+        measurable = {name: v for name, v in self.variables.items() if v.structure}
+        masked = self.describe(measurable) if measurable else None
+        return CachedImages(self.cache, kept, offered, self.structures, masked, augmentation, self.seed)
 
     def _offered(self, table: pd.DataFrame) -> list[str]:
+        """Variables that are columns; the others are measured."""
         for name, variable in self.variables.items():
-            if variable.structure and variable.structure not in self.structures:
-                raise ValueError(f"variable {name!r} measures {variable.structure!r}, not among {self.structures}")
+            if variable.structure and name not in table:
+                continue
             if name not in table or not pd.api.types.is_numeric_dtype(table[name]):
                 offered = attributes(table)
                 raise ValueError(f"unknown variable {name!r}; {self.source.name} offers {', '.join(offered)}")
-        return list(self.variables)
+        return [name for name in self.variables if name in table]
 
 
 class CachedImages(ImageDataset):
@@ -118,7 +120,7 @@ class CachedImages(ImageDataset):
         table: Rows of its table.
         variables: Columns to offer.
         structures: Mask channels, in order.
-        measured: Variable -> structure, measured anew where augmentation moves the masks.
+        masked: Variables that are measured anew where augmentation moves the masks.
         augmentation: Random changes of every reading; None leaves images as they are.
         seed: Decides the augmentation, together with the loader process and the order of reading.
     """
@@ -129,17 +131,16 @@ class CachedImages(ImageDataset):
         table: pd.DataFrame,
         variables: list[str],
         structures: list[str],
-        measured: Mapping[str, str] | None = None,
+        masked: DataDescription | None = None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
-        self.cache, self.structures, self.measured = cache, structures, dict(measured or {})
+        self.cache, self.structures, self.masked = cache, structures, masked
         self.attributes = {name: torch.from_numpy(table[name].to_numpy(np.float32, copy=True)) for name in variables}
         self.rows = table["row"].to_numpy(np.int64)
         self.augmentation, self.seed, self._reads = augmentation, seed, 0
         shapes = table[["image_height", "image_width"]] if {"image_height", "image_width"} <= set(table) else None
         self.shapes = None if shapes is None else shapes.to_numpy(np.int64)  # of the films before padding, (N, 2)
-        self.voxel = float(np.prod(cache.facts["plan"]["spacing"]))
         self.window = cache.facts["plan"]["window"]
 
     def __len__(self) -> int:
@@ -147,16 +148,22 @@ class CachedImages(ImageDataset):
 
     def read(self, indices: Tensor) -> Batch:
         """Subjects ``indices`` (B,) as one batch, see ``ImageDataset.read``."""
+        return self._read(indices, self.augmentation)
+
+    def read_unchanged(self, indices: Tensor) -> Batch:
+        """As the cache holds them."""
+        return self._read(indices, None)
+
+    def _read(self, indices: Tensor, augmentation: Augmentation | None) -> Batch:
         places = indices.numpy()
         images, masks = self.cache.images[self.rows[places]], self.cache.read_masks(self.rows[places], self.structures)
         values = {name: column[indices] for name, column in self.attributes.items()}
-        if self.augmentation is not None:
-            images, masks = self._augment(self.augmentation, places, images, masks)
-            pixels = masks.sum(tuple(range(2, masks.ndim)), dtype=np.float32) * np.float32(self.voxel)  # (B, K)
-            areas = torch.from_numpy(pixels)
-            values |= {name: areas[:, self.structures.index(structure)] for name, structure in self.measured.items()}
-        image = to_signed(torch.from_numpy(images), self.window)
-        return {"image": image, "mask": torch.from_numpy(masks).float(), "index": indices, **values}
+        if augmentation is not None:
+            images, masks = self._augment(augmentation, places, images, masks)
+        image, mask = to_signed(torch.from_numpy(images), self.window), torch.from_numpy(masks).float()
+        if augmentation is not None and self.masked is not None:
+            values |= measure_masks(mask, image, self.masked)
+        return {"image": image, "mask": mask, "index": indices, **values}
 
     def _augment(
         self,

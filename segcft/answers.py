@@ -16,8 +16,8 @@ from data_modules.writers import mask_path, suffix, write_changed, write_mask
 from segcft import panels
 from segcft.counterfactual import Answer, CounterfactualModel
 from segcft.framing import Framing
-from segcft.judges import measure_masks
 from segcft.panels import View
+from segcft.parents import measure_masks
 from segcft.requests import Request, beyond
 
 Row = dict[str, Any]
@@ -66,7 +66,7 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
     folder.mkdir(parents=True, exist_ok=True)
     rows, views = [], []
     factual = _masks(job.model, image)
-    before = _measured(job.model, factual, image)
+    before = _measured(job.model, factual, image, factual)
     for number, (question, answer) in enumerate(zip(job.questions, answers, strict=True)):
         name = "counterfactual" if len(answers) == 1 else f"{number:03d}"
         change = framing.levels(answer.difference)
@@ -77,7 +77,7 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
         masks = _masks(job.model, drawn)
         if job.options.manifest:
             _write_masks(masks, file, target, framing)
-        answer = replace(answer, measured=_measured(job.model, masks, drawn))
+        answer = replace(answer, measured=_measured(job.model, masks, drawn, factual))
         views.append((answer, change, masks))
         rows += _rows(job, file, target, asked, question, answer, before)
     _draw(job, picture, framing, factual, views, folder)
@@ -92,11 +92,12 @@ def _masks(model: CounterfactualModel, image: Tensor) -> Masks:
     return {name: probabilities[:, k, None] for k, name in enumerate(model.segmentor.description.structures)}
 
 
-def _measured(model: CounterfactualModel, masks: Masks, image: Tensor) -> dict[str, Tensor]:
+def _measured(model: CounterfactualModel, masks: Masks, image: Tensor, factual: Masks) -> dict[str, Tensor]:
     """Structural variables of an image by its masks, as ``CounterfactualModel.measure`` finds them."""
     if model.segmentor is None:
         return {}
-    return measure_masks(torch.cat(list(masks.values()), 1), image, model.segmentor.description)
+    seen, anatomy = (torch.cat(list(some.values()), 1) for some in (masks, factual))
+    return measure_masks(seen, image, model.segmentor.description, anatomy)
 
 
 def _write_masks(masks: Masks, file: Path, target: Path, framing: Framing) -> None:

@@ -14,7 +14,7 @@ from segcft.judges import SegmentationModel
 from segcft.latents import Abduction
 from segcft.mechanisms import Independent, Mechanism
 from segcft.parents import DataDescription, Values
-from segcft.prediction import Gated, Prediction
+from segcft.prediction import Drawn, Gated, Prediction
 from segcft.recipes import Recorded
 from segcft.requests import Request, targets
 
@@ -29,11 +29,13 @@ class Counterfactual(NamedTuple):
         image: Counterfactual image, (B, C, *S) in [-1, 1].
         values: Its parents in real units, (B,) each.
         abduction: The factual image's latents, pixel distribution and ELBO.
+        cost: Of the way it was drawn, a scalar, see ``prediction``.
     """
 
     image: Tensor
     values: dict[str, Tensor]
     abduction: Abduction
+    cost: Tensor
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,12 @@ class CounterfactualModel(nn.Module, Recorded):
         return mechanism.counterfactual(values, do)
 
     def answer(
-        self, image: Tensor, abduction: Abduction, cf_values: dict[str, Tensor], mediation: Mediation = "total"
+        self,
+        image: Tensor,
+        abduction: Abduction,
+        cf_values: dict[str, Tensor],
+        mediation: Mediation = "total",
+        corrections: int = 0,
     ) -> Counterfactual:
         """Prediction: one decoder pass, for any number of questions about one abduction.
 
@@ -164,9 +171,32 @@ class CounterfactualModel(nn.Module, Recorded):
             cf_values: Counterfactual parents in real units, (B,) each.
             mediation: Whether the image follows them itself, through its latents or both; see ``HVAE.predict``. Of the
                 exogenous prior, ``total`` is ``direct`` and ``indirect`` changes nothing.
+            corrections: Times to measure the answer by the segmentor and ask again for what is missing.
+
+        Raises:
+            ValueError: If corrections are wanted of a model without a segmentor.
         """
-        cf_pixels = self.hvae.predict(abduction, self.parents.encode(cf_values), mediation)
-        return Counterfactual(self.prediction(image, abduction.pixels, cf_pixels), cf_values, abduction)
+        asked = self.parents.encode(cf_values)
+        drawn = self._draw(image, abduction, asked, mediation)
+        for _ in range(corrections):
+            asked = self._corrected(asked, cf_values, abduction, drawn.image, image)
+            drawn = self._draw(image, abduction, asked, mediation)
+        return Counterfactual(drawn.image, cf_values, abduction, drawn.cost)
+
+    def _draw(self, image: Tensor, abduction: Abduction, pa: Tensor, mediation: Mediation) -> Drawn:
+        drawn: Drawn = self.prediction(image, abduction.pixels, self.hvae.predict(abduction, pa, mediation))
+        return drawn
+
+    def _corrected(
+        self, asked: Tensor, cf_values: Values, abduction: Abduction, cf_image: Tensor, image: Tensor
+    ) -> Tensor:
+        """Ask for more, by what the segmentor misses in the answer, of whatever was to move, (B, P)."""
+        if self.segmentor is None:
+            raise ValueError("corrections need the segmentor that guided the model; the checkpoint holds none")
+        wanted = self.parents.encode(cf_values)
+        found = self.parents.encode({**cf_values, **self.segmentor.measure(cf_image)})
+        missing = (wanted - found).clamp(-1, 1)  # deviations
+        return asked + torch.where(wanted == abduction.pa, 0.0, missing)
 
     def counterfactual(
         self, image: Tensor, parents: Mapping[str, Tensor | float] | None = None, do: Do | None = None, **options: Any
@@ -227,11 +257,11 @@ class CounterfactualModel(nn.Module, Recorded):
         particles = images.view(-1, samples, *image.shape[1:])  # (B, samples, C, *S)
         uncertainty = particles.std(1) if samples > 1 else None
         mean = particles.mean(1)
-        return Answer(mean, values, self.measure(mean), uncertainty, image, factual)
+        return Answer(mean, values, self.measure(mean, image), uncertainty, image, factual)
 
-    def measure(self, image: Tensor) -> dict[str, Tensor]:
-        """What the segmentor finds in images (B, C, *S), (B,) each; nothing without a segmentor."""
-        return {} if self.segmentor is None else self.segmentor.measure(image)
+    def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
+        """What the segmentor finds in images (B, C, *S), (B,) each, see ``Judge.measure``; nothing without one."""
+        return {} if self.segmentor is None else self.segmentor.measure(image, factual)
 
     def complete(self, image: Tensor, given: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
         """All parents of images (B, C, *S), (B,) each: those given, and structural ones measured.

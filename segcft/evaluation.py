@@ -19,9 +19,9 @@ from data_modules.splits import Split
 from segcft import checkpoints, metrics, plots
 from segcft.counterfactual import CounterfactualModel
 from segcft.files import staged, write_text
-from segcft.judges import SegmentationModel, measure_masks
+from segcft.judges import SegmentationModel
 from segcft.mechanisms import opened
-from segcft.parents import DataDescription
+from segcft.parents import DataDescription, measure_masks
 
 Values = dict[str, Tensor]
 
@@ -33,7 +33,7 @@ class Subjects:
     Attributes:
         batch: Images, masks and parents, (N, ...) each.
         do: Variable -> targets in real units, (N,).
-        truth: Variable -> true counterfactual batch; empty where the data cannot draw it.
+        truth: Variable -> true counterfactual batch; missing where the data cannot draw it.
         measured: Evaluator's values on the factual images, (N,) each.
         masks: Evaluator's masks of the factual images, (N, K, *S), bool.
     """
@@ -123,7 +123,8 @@ def gather(
         do[name] = batch[name][torch.randperm(len(chosen), generator=generator)]
     truth = {}
     if isinstance(dataset, Rerenderable):
-        truth = {name: dataset.counterfactual(chosen, {name: values}) for name, values in do.items()}
+        drawn = [name for name in do if dataset.can_draw(name)]
+        truth = {name: dataset.counterfactual(chosen, {name: do[name]}) for name in drawn}
     measured, masks = _measure(judge, batch["image"])
     return Subjects(batch, do, truth, measured, masks)
 
@@ -168,20 +169,20 @@ def score(given: Answers, people: Subjects, judge: SegmentationModel) -> dict[st
     """All metrics of one method."""
     image, result = people.batch["image"], _empty_result()
     for name, target in people.do.items():
-        measured, masks = _measure(judge, given.images[name])
+        measured, masks = _measure(judge, given.images[name], people.masks)
         found = metrics.effectiveness(measured[name], target, people.measured[name], people.batch[name])
         result["effectiveness"][name] = found._asdict()
         result["leakage"][name] = {
             other: metrics.leakage(measured[other], people.measured[other]) for other in people.do if other != name
         }
-        channel = _channel(judge, name)
-        near = metrics.dilate(people.masks[:, channel] | masks[:, channel], _reach(image))
+        channels = judge.description.channels_of(judge.description.parents[name].structure)
+        near = metrics.dilate((people.masks | masks)[:, channels].any(1), _reach(image))
         result["locality"][name] = metrics.change_outside(image, given.images[name], near)
         back = given.returned.get(name, image)
         result["reversibility"][name] = float((back - image).abs().mean())
         if name in people.truth:
             truth = people.truth[name]
-            near = _true_neighbourhood(people.batch, truth, channel)
+            near = _true_neighbourhood(people.batch, truth, channels)
             result["truth"][name] = metrics.truth_errors(given.images[name], truth["image"], near)
     result["composition"] = float((given.null - image).abs().mean())
     result["reconstruction"] = given.reconstruction
@@ -193,7 +194,7 @@ def floor(people: Subjects, judge: SegmentationModel) -> dict[str, float]:
     found = {}
     for name, target in people.do.items():
         if name in people.truth:
-            measured, wanted = _measure(judge, people.truth[name]["image"])[0], target
+            measured, wanted = _measure(judge, people.truth[name]["image"], people.masks)[0], target
         else:
             measured, wanted = people.measured, people.batch[name]
         found[name] = metrics.effectiveness(measured[name], wanted, people.measured[name], people.batch[name]).mape
@@ -205,14 +206,12 @@ def _empty_result() -> dict[str, Any]:
     return {**kinds, "composition": math.nan, "reversibility": {}, "reconstruction": math.nan, "truth": {}}
 
 
-def _measure(judge: SegmentationModel, image: Tensor, size: int = 64) -> tuple[Values, Tensor]:
-    """Values (N,) each and hard masks (N, K, *S)."""
+def _measure(
+    judge: SegmentationModel, image: Tensor, factual_masks: Tensor | None = None, size: int = 64
+) -> tuple[Values, Tensor]:
+    """Values (N,) each and hard masks (N, K, *S); regions lie in the factual masks, the same for every method."""
     soft = torch.cat([judge.probabilities(part) for part in torch.split(image, size)])
-    return measure_masks(soft, image, judge.description), soft > 0.5
-
-
-def _channel(judge: SegmentationModel, name: str) -> int:
-    return judge.description.structures.index(judge.description.parents.structural[name])
+    return measure_masks(soft, image, judge.description, factual_masks), soft > 0.5
 
 
 def _reach(image: Tensor) -> int:
@@ -220,8 +219,8 @@ def _reach(image: Tensor) -> int:
     return max(1, round(3 * image.shape[-1] / 64))
 
 
-def _true_neighbourhood(batch: Batch, truth: Batch, channel: int) -> Tensor:
-    before, after = batch["mask"][:, channel] > 0.5, truth["mask"][:, channel] > 0.5
+def _true_neighbourhood(batch: Batch, truth: Batch, channels: list[int]) -> Tensor:
+    before, after = (some["mask"][:, channels].amax(1) > 0.5 for some in (batch, truth))
     return metrics.dilate(before | after, _reach(batch["image"]))
 
 
@@ -245,7 +244,7 @@ def table(results: dict[str, Any]) -> pd.DataFrame:
             row |= {"leakage": max(result["leakage"][name].values(), default=0.0), "outside": result["locality"][name]}
             row |= {"reversibility": result["reversibility"][name], "composition": result["composition"]}
             row |= {"reconstruction": result["reconstruction"]}
-            if result["truth"]:
+            if name in result["truth"]:
                 row |= {f"truth_{key}": value for key, value in result["truth"][name].items()}
                 row["truth_ratio"] = row["truth_mae"] / results["identity"]["truth"][name]["mae"]
             rows.append(row)

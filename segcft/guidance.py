@@ -14,6 +14,7 @@ from segcft.judges import Judge, Regressor, SegmentationModel
 from segcft.losses import segmentation_loss
 from segcft.parents import DataDescription
 from segcft.recipes import Recorded
+from segcft.shape import ShapeModel
 
 
 class Guidance(nn.Module, Recorded):
@@ -22,10 +23,15 @@ class Guidance(nn.Module, Recorded):
     Attributes:
         names: The variables it measures; known once it is attached.
         seconds: Training seconds that the judge cost, by stage.
+        shape: How the structures' shape follows the parents; None to leave it free.
     """
 
     names: Sequence[str] = ()
     seconds: Mapping[str, float] = MappingProxyType({})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape: ShapeModel | None = None
 
     def attach(self, description: DataDescription) -> None:
         """Tell judges that were made elsewhere what the data measure; the task does it before it begins.
@@ -35,11 +41,11 @@ class Guidance(nn.Module, Recorded):
         """
 
     def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """Guided variables in real units, (B,) each.
+        """Guided variables in real units, (B,) each, and the shape by its own names.
 
         Args:
             image: Counterfactual images, (B, C, *S) in [-1, 1].
-            factual: The images they are made of, (B, C, *S); for measurements that need them.
+            factual: Images whose anatomy regions are laid into, (B, C, *S); ``image`` itself unless given.
         """
         return {}
 
@@ -105,9 +111,36 @@ class RegressorGuidance(JudgeGuidance):
 
 
 class SegmentorGuidance(JudgeGuidance):
-    """Seg-CFT: a segmentor outlines each structure and its soft area is taken (Xia et al., 2025, arXiv:2509.24913)."""
+    """Seg-CFT: a segmentor outlines each structure and is measured softly (Xia et al., 2025, arXiv:2509.24913).
 
+    Args:
+        judge: The segmentor, or the checkpoint to read it from.
+        shape: Measure the structures' shape as well, for fine-tuning to hold them to it.
+    """
+
+    judge: SegmentationModel
     kind = SegmentationModel
+
+    def __init__(self, judge: Judge | str, shape: bool = False) -> None:
+        super().__init__(judge)
+        self.wants_shape = shape
+        self._outline()
+
+    def attach(self, description: DataDescription) -> None:
+        """Tell the judge; one that knows its data keeps what it knows."""
+        super().attach(description)
+        self._outline()
+
+    def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
+        """Measure all guided variables, and the shape by its own names."""
+        if self.shape is None:
+            return self.judge.measure(image, factual)
+        masks = self.judge.probabilities(image)
+        return self.judge.measure_outlines(masks, image, factual) | self.shape.measure(masks)
+
+    def _outline(self) -> None:
+        if self.wants_shape and self.shape is None and self.judge.attached:
+            self.shape = ShapeModel(self.judge.description)
 
 
 class CoTrainedGuidance(SegmentorGuidance):
@@ -123,21 +156,22 @@ class CoTrainedGuidance(SegmentorGuidance):
 
     Args:
         judge: The segmentor to begin with, or its checkpoint.
+        shape: See ``SegmentorGuidance``.
         consistency: Weight of the agreement on counterfactuals, relative to the loss on factual images.
         perturbation: Standard deviation of the change of contrast (factor), brightness and noise (image units).
     """
 
-    judge: SegmentationModel
-
-    def __init__(self, judge: Judge | str, consistency: float = 1.0, perturbation: float = 0.1) -> None:
-        super().__init__(judge)
+    def __init__(
+        self, judge: Judge | str, shape: bool = False, consistency: float = 1.0, perturbation: float = 0.1
+    ) -> None:
+        super().__init__(judge, shape)
         self.judge.requires_grad_(True)
         self.consistency, self.perturbation = consistency, perturbation
 
     def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
         """Measure with weights that no gradient reaches."""
-        weights = {f"judge.{name}": weight.detach() for name, weight in self.judge.named_parameters()}
-        measured: dict[str, Tensor] = functional_call(_Measurement(self.judge), weights, (image, factual))
+        weights = {f"guidance.judge.{name}": weight.detach() for name, weight in self.judge.named_parameters()}
+        measured: dict[str, Tensor] = functional_call(_Measurement(self), weights, (image, factual))
         return measured
 
     def learn(self, batch: Mapping[str, Tensor], cf_image: Tensor) -> dict[str, Tensor]:
@@ -162,6 +196,8 @@ class CoTrainedGuidance(SegmentorGuidance):
 
 class EnsembleGuidance(Guidance):
     """Several judges whose errors differ: what fools one of them does not fool their mean.
+
+    It leaves the shape free, whatever its members measure.
 
     Args:
         members: What each measures is averaged over those that measure it.
@@ -212,9 +248,9 @@ class EnsembleGuidance(Guidance):
 class _Measurement(nn.Module):
     """Measuring as a module's forward pass, for ``functional_call``."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, guidance: SegmentorGuidance) -> None:
         super().__init__()
-        self.judge = judge
+        self.guidance = guidance
 
     def forward(self, image: Tensor, factual: Tensor | None) -> dict[str, Tensor]:
-        return self.judge.measure(image, factual)
+        return SegmentorGuidance.forward(self.guidance, image, factual)

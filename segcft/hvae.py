@@ -233,6 +233,7 @@ class HVAE(nn.Module, Recorded):
         parents = self.embed(pa)
         state = memory = self.start.expand(len(pa), *self.start.shape[1:])
         latents: list[Tensor] = []
+        states: list[Tensor] = []
         for depth in reversed(range(len(self.stages))):
             if depth + 1 < len(self.stages):
                 state, memory = (
@@ -246,8 +247,9 @@ class HVAE(nn.Module, Recorded):
                     state, memory = block.absorb(state, memory, latents[-1], features, parents)
                 else:
                     state = block(state, parents)
+            states.append(state)
         loc, raw_scale = self.head(state).chunk(2, dim=1)
-        return latents, self.likelihood.pixels(loc, raw_scale)
+        return latents, self.likelihood.pixels(loc, raw_scale)._replace(states=tuple(states))
 
     def _blocks(self, depth: int) -> nn.ModuleList:
         blocks = self.decoder[depth]

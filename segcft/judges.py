@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segcft.measurements import area
-from segcft.parents import DataDescription
+from segcft.parents import DataDescription, measure_masks
 from segcft.recipes import Recorded
 
 
@@ -51,8 +50,8 @@ class Judge(nn.Module, Recorded):
         """Structural variables in real units, (B,) each.
 
         Args:
-            image: What to measure, (B, C, *S) in [-1, 1].
-            factual: The factual image of the same subjects, (B, C, *S); for measurements that need it.
+            image: (B, C, *S) in [-1, 1].
+            factual: Image whose anatomy regions are laid into, (B, C, *S); ``image`` itself unless given.
         """
         raise NotImplementedError
 
@@ -75,11 +74,23 @@ class SegmentationModel(Judge):
 
     def probabilities(self, image: Tensor) -> Tensor:
         """(B, C, *S) -> sharpened probability of every structure, (B, K, *S), in fp32."""
-        return torch.sigmoid(self(image).float() / self.temperature)
+        return self.sharpened(self(image))
+
+    def sharpened(self, logits: Tensor) -> Tensor:
+        """Logits -> probabilities of the same shape, in fp32."""
+        return torch.sigmoid(logits.float() / self.temperature)
 
     def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """Soft areas or volumes of the structures that are variables."""
-        return measure_masks(self.probabilities(image), image, self.description)
+        """Soft measurements."""
+        return self.measure_outlines(self.probabilities(image), image, factual)
+
+    def measure_outlines(self, masks: Tensor, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
+        """The same of outlines (B, K, *S) known already; the factual image is only outlined if a region needs it."""
+        anatomy = None
+        if factual is not None and self.description.follows_anatomy:
+            with torch.no_grad():
+                anatomy = self.probabilities(factual)
+        return measure_masks(masks, image, self.description, anatomy)
 
 
 class Segmentor(SegmentationModel):
@@ -140,16 +151,9 @@ class Regressor(Judge):
         return standardised
 
     def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """Predictions in real units."""
+        """Predictions in real units; of regions, it has learnt those of the image that it sees."""
         predicted, parents = self(image).float(), self.description.parents
         return {name: predicted[:, k] * parents[name].std + parents[name].mean for k, name in enumerate(self.names)}
-
-
-def measure_masks(masks: Tensor, image: Tensor, description: DataDescription) -> dict[str, Tensor]:
-    """Masks (B, K, *S), hard or soft -> structural variables in real units, (B,) each."""
-    areas = area(masks, image, description.spacing)
-    channel = {structure: k for k, structure in enumerate(description.structures)}
-    return {name: areas[:, channel[structure]] for name, structure in description.parents.structural.items()}
 
 
 def segmentation_network(

@@ -12,10 +12,17 @@ from segcft.recipes import Recorded
 
 
 class Pixels(NamedTuple):
-    """Independent location-scale distribution of every pixel, (B, C, *S) each."""
+    """Independent location-scale distribution of every pixel, (B, C, *S) each.
+
+    Attributes:
+        loc: Mean.
+        log_scale: Logarithm of the deviation.
+        states: What the decoder derived them from, its state after every stage, coarsest first.
+    """
 
     loc: Tensor
     log_scale: Tensor
+    states: tuple[Tensor, ...] = ()
 
 
 class Likelihood(nn.Module, Recorded, ABC):

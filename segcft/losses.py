@@ -22,7 +22,7 @@ def guidance_loss(measured: Values, target: Values, parents: Parents, weights: M
         parents: Units and deviations.
         weights: Factor per variable, 1 where it is not named.
     """
-    names = list(measured)
+    names = [name for name in parents.structural if name in measured]
     if not names:
         return torch.zeros(())
     distance = (parents.standardise(measured, names) - parents.standardise(target, names)).abs().mean(0)

@@ -12,7 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from segcft.measurements import AXES, MEASUREMENTS
 from segcft.recipes import Recorded
+from segcft.regions import Region, weights
 
 QUANTILES = 41  # kept of every variable
 Values = Mapping[str, Tensor]  # variable name -> (B,) in the variable's own unit
@@ -25,13 +27,18 @@ class Variable:
     Attributes:
         kind: ``continuous`` (standardised), ``binary`` (0 or 1 becomes -1 or 1), ``categorical`` (an index, one-hot).
         unit: Unit of the values in tables and results, for instance ``mm^2``.
-        structure: Structure whose area (2-D) or volume (3-D) this variable is; empty for sex, age and the like.
+        structure: Structure that this variable measures, or the union of several: ``left_lung+right_lung``; empty for
+            sex, age and the like.
         categories: Names of the categories, in the order of their indices.
         low: Smallest value in the training split.
         high: Largest value in the training split.
         mean: Mean over the training split.
         std: Standard deviation over the training split.
         quantiles: Of a continuous variable over the training split, at equal steps from 0 to 1; empty if unknown.
+        measure: What is measured of the structure, by its name in ``measurements.MEASUREMENTS``; ``area`` is the
+            volume in 3-D.
+        region: Part of the structure that is looked at; all of it unless given.
+        over: Structure, or union, whose same measurement (without the region) this one is divided by.
     """
 
     kind: Literal["continuous", "binary", "categorical"] = "continuous"
@@ -43,12 +50,24 @@ class Variable:
     mean: float = 0.0
     std: float = 1.0
     quantiles: tuple[float, ...] = ()
+    measure: str = "area"
+    region: Region | None = None
+    over: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "categories", tuple(self.categories))
         object.__setattr__(self, "quantiles", tuple(self.quantiles))
         if self.kind == "categorical" and len(self.categories) < 2:
             raise ValueError(f"a categorical variable needs at least two categories, got {self.categories}")
+        if self.structure and self.measure not in MEASUREMENTS:
+            raise ValueError(f"unknown measure {self.measure!r}; there are {', '.join(MEASUREMENTS)}")
+        if not self.structure and (self.measure != "area" or self.region or self.over):
+            raise ValueError("measure, region and over say what is measured of a structure, and none is named")
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it is the area or volume of a whole structure, which data sets bring along."""
+        return bool(self.structure) and self.measure == "area" and self.region is None and not self.over
 
     @property
     def dim(self) -> int:
@@ -188,16 +207,16 @@ class DataDescription(Recorded):
         channels: Image channels C.
 
     Raises:
-        ValueError: If a variable measures a structure that the masks do not hold.
+        ValueError: If a variable measures a structure that the masks do not hold, or something that images of these
+            dimensions do not have.
     """
 
     def __init__(
         self, variables: dict[str, Variable], structures: list[str], spacing: list[float], channels: int = 1
     ) -> None:
         for name, variable in variables.items():
-            if variable.structure and variable.structure not in structures:
-                known = ", ".join(structures)
-                raise ValueError(f"variable {name!r} measures {variable.structure!r}, but the masks hold: {known}")
+            if variable.structure:
+                _check_measurable(name, variable, structures, len(spacing))
         self.parents = Parents(variables)
         self.structures, self.spacing, self.channels = list(structures), list(spacing), channels
 
@@ -205,3 +224,68 @@ class DataDescription(Recorded):
     def spatial_dims(self) -> int:
         """2 or 3."""
         return len(self.spacing)
+
+    @property
+    def follows_anatomy(self) -> bool:
+        """Whether a variable's region depends on the factual masks."""
+        regions = [variable.region for variable in self.parents.variables.values()]
+        return any(region is not None and region.follows_anatomy for region in regions)
+
+    def channels_of(self, structure: str) -> list[int]:
+        """Mask channels of a structure, or of the union of several."""
+        return [self.structures.index(part) for part in structure.split("+")]
+
+
+def measure_masks(
+    masks: Tensor, image: Tensor, description: DataDescription, factual_masks: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Every structural variable in real units, (B,) each, differentiable in masks and image.
+
+    Args:
+        masks: Hard or soft, (B, K, *S).
+        image: What they are the masks of, (B, C, *S).
+        description: Variables, structures and spacing.
+        factual_masks: Anatomy that regions are laid into, (B, K, *S); the masks themselves unless given. Regions carry
+            no gradient and so do not move with a counterfactual.
+    """
+    anatomy = masks if factual_masks is None else factual_masks
+    found = {}
+    for name in description.parents.structural:
+        variable, spacing = description.parents[name], description.spacing
+        measure, mask = MEASUREMENTS[variable.measure].function, _union(masks, variable.structure, description)
+        if variable.region is not None:
+            mask = mask * _region(variable.region, anatomy, variable.structure, description)
+        found[name] = measure(mask, image, spacing)[:, 0]
+        if variable.over:
+            whole = measure(_union(masks, variable.over, description), image, spacing)[:, 0]
+            found[name] = found[name] / torch.where(whole.abs() < 1e-6, 1e-6, whole)
+    return found
+
+
+def _union(masks: Tensor, structure: str, description: DataDescription) -> Tensor:
+    """Probability of any of the structures that ``structure`` joins by +, (B, 1, *S)."""
+    channels = description.channels_of(structure)
+    if len(channels) == 1:
+        return masks[:, channels].float()
+    return 1 - (1 - masks[:, channels].float()).prod(1, keepdim=True)
+
+
+def _region(region: Region, anatomy: Tensor, structure: str, description: DataDescription) -> Tensor:
+    """Weight of every pixel, (B, 1, *S)."""
+    divided = _union(anatomy.detach(), region.within or structure, description)
+    band = weights(region, divided[:, 0], description.spacing)[:, None]
+    return band * (divided > 0.5) if region.within else band
+
+
+def _check_measurable(name: str, variable: Variable, structures: list[str], spatial_dims: int) -> None:
+    region = variable.region or Region()
+    for field, asked in (("measures", variable.structure), ("over:", variable.over), ("within:", region.within)):
+        for structure in asked.split("+") if asked else []:
+            if structure not in structures:
+                raise ValueError(
+                    f"variable {name!r} {field} {structure!r}, but the masks hold: {', '.join(structures)}"
+                )
+    if spatial_dims not in MEASUREMENTS[variable.measure].units:
+        raise ValueError(f"variable {name!r}: {spatial_dims}-D images have no measure {variable.measure!r}")
+    if AXES.index(region.axis) >= spatial_dims:
+        raise ValueError(f"variable {name!r}: the region's axis {region.axis!r} is not one of {spatial_dims}-D images")

@@ -18,7 +18,7 @@ def comparison(
     images: Mapping[str, Mapping[str, Tensor]],
     judge: SegmentationModel,
 ) -> Any:
-    """Subjects by methods: factual, true counterfactual where known, then image and difference of every method.
+    """Subjects by methods: factual, true counterfactual where all are known, then image and difference of every method.
 
     Two subjects a variable: the median request to shrink and the median request to grow.
 
@@ -29,11 +29,12 @@ def comparison(
     from matplotlib.lines import Line2D
 
     rows = [(name, subject) for name, target in do.items() for subject in typical(target, batch[name])]
-    titles = [*(["true counterfactual"] if truth else []), *images]
+    known = bool(do) and do.keys() <= truth.keys()
+    titles = [*(["true counterfactual"] if known else []), *images]
     figure = Figure(figsize=(3.8 * len(titles) + 2.8, 2.05 * len(rows) + 0.7), layout="constrained")
     axes = figure.subplots(len(rows), 1 + 2 * len(titles), squeeze=False)
     for row, (name, subject) in zip(axes, rows, strict=True):
-        answers = [*([truth[name]["image"]] if truth else []), *(given[name] for given in images.values())]
+        answers = [*([truth[name]["image"]] if known else []), *(given[name] for given in images.values())]
         drawn = _draw_row(row, batch["image"][subject], [given[subject] for given in answers], judge)
         change = 100 * float(do[name][subject] / batch[name][subject] - 1)
         row[0].set_ylabel(f"do({name})\n{change:+.0f} %", fontsize=9)

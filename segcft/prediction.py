@@ -4,29 +4,45 @@ Every form returns the factual image where both worlds agree, so a null interven
 """
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segcft.blocks import conv, grow, scaled
 from segcft.likelihoods import Pixels
 from segcft.recipes import Recorded
+from segcft.transport import exponential, roughness, warp
+
+
+class Drawn(NamedTuple):
+    """A counterfactual image and the price of drawing it that way.
+
+    Attributes:
+        image: (B, C, *S) in [-1, 1].
+        cost: Scalar to be added to the loss of training; 0 of forms that learn nothing.
+    """
+
+    image: Tensor
+    cost: Tensor
 
 
 class Prediction(nn.Module, Recorded, ABC):
-    """(image, factual pixels, counterfactual pixels) -> counterfactual image, (B, C, *S) in [-1, 1]."""
+    """(image, factual pixels, counterfactual pixels) -> counterfactual image."""
 
     @abstractmethod
-    def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Tensor:
-        """Draw the counterfactual image."""
+    def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
+        """Draw the counterfactual of an image (B, C, *S) in [-1, 1]."""
 
 
 class Standard(Prediction):
     """x* = mu* + sigma* u with the abducted noise u = (x - mu) / sigma (Pawlowski et al., 2020, arXiv:2006.06485)."""
 
-    def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Tensor:
+    def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
         """Move the abducted pixel noise unchanged into the counterfactual world."""
         residual = image - factual.loc
         ratio = (counterfactual.log_scale - factual.log_scale).exp()
-        return (counterfactual.loc + ratio * residual).clamp(-1, 1)
+        return Drawn((counterfactual.loc + ratio * residual).clamp(-1, 1), image.new_zeros(()))
 
 
 class Gated(Prediction):
@@ -48,8 +64,70 @@ class Gated(Prediction):
             raise ValueError(f"threshold must be positive, got {threshold}")
         self.threshold = threshold
 
-    def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Tensor:
+    def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
         """Blend the image towards the counterfactual mean where it differs materially from the factual one."""
+        return Drawn(self._blend(image, counterfactual.loc, factual, counterfactual), image.new_zeros(()))
+
+    def _blend(self, image: Tensor, other: Tensor, factual: Pixels, counterfactual: Pixels) -> Tensor:
         squared = (counterfactual.loc - factual.loc).square()
         gate = squared / (squared + self.threshold**2)
-        return (image + gate * (counterfactual.loc - image)).clamp(-1, 1)
+        return (image + gate * (other - image)).clamp(-1, 1)
+
+
+class Transported(Gated):
+    """x* = (1 - g) x + g (mu* + (x - mu) o phi): the gate, and a residual that moves along with the anatomy.
+
+    phi is the flow of a stationary velocity field, the difference of one read-out W of the decoder's state in both
+    worlds, v = W(h*) - W(h), so that it vanishes where they agree. The residual is what the decoder could not explain,
+    fine texture and ribs; left where it was, it would show the old border as a ghost.
+
+    Two prices keep the flow honest: it is smooth, and it moves the factual mean to where the counterfactual one is.
+
+    Args:
+        resolution: Of the decoder's stage that W reads, along the first axis.
+        width: Channels of that stage.
+        spatial_dims: 2 or 3.
+        threshold: Of the gate.
+        smooth: Price of the velocity's squared differences, per pixel.
+        agree: Price of |mu* - mu o phi|.
+        gain: Factor on W's output: it learns that much faster than the rest.
+
+    Raises:
+        ValueError: If ``threshold`` is not positive.
+    """
+
+    def __init__(
+        self,
+        resolution: int = 16,
+        width: int = 48,
+        spatial_dims: int = 2,
+        threshold: float = 0.1,
+        smooth: float = 0.02,
+        agree: float = 4.0,
+        gain: float = 3.0,
+    ) -> None:
+        super().__init__(threshold)
+        self.resolution, self.smooth, self.agree, self.gain = resolution, smooth, agree, gain
+        self.squeeze = conv(spatial_dims, width, width // 2)
+        self.expand = scaled(conv(spatial_dims, width // 2, spatial_dims), 0.1 / gain)
+
+    def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
+        """Gate towards the counterfactual mean plus the residual carried along."""
+        velocity = self.velocity(factual, counterfactual)
+        displacement = exponential(velocity)
+        carried = counterfactual.loc + warp(image - factual.loc, displacement)
+        distance = (counterfactual.loc - warp(factual.loc, displacement)).abs().mean()
+        cost = self.smooth * roughness(velocity) + self.agree * distance
+        return Drawn(self._blend(image, carried, factual, counterfactual), cost)
+
+    def velocity(self, factual: Pixels, counterfactual: Pixels) -> Tensor:
+        """From one world to the other, (B, D, *S) in pixels."""
+        return grow(self._read(counterfactual) - self._read(factual), factual.loc.shape[2:])
+
+    def _read(self, pixels: Pixels) -> Tensor:
+        state = next((each for each in pixels.states if each.shape[2] == self.resolution), None)
+        if state is None:
+            known = ", ".join(str(each.shape[2]) for each in pixels.states)
+            raise ValueError(f"resolution {self.resolution} is not one of the decoder's stages: {known}")
+        features: Tensor = self.expand(F.silu(self.squeeze(F.silu(state))))
+        return self.gain * features.float()

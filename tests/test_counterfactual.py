@@ -130,7 +130,7 @@ def test_smp_reads_two_dimensions_only():
 def test_gate_leaves_small_differences_alone_and_follows_large_ones():
     image, here = torch.full((1, 1, 3), 0.5), Pixels(torch.zeros(1, 1, 3), torch.zeros(1, 1, 3))
     there = Pixels(torch.tensor([[[0.0, 0.01, -0.9]]]), torch.zeros(1, 1, 3))
-    changed = (Gated(0.1)(image, here, there) - image).flatten()
+    changed = (Gated(0.1)(image, here, there).image - image).flatten()
     assert changed[0] == 0
     assert changed[1].abs() < 0.01
     assert changed[2] == pytest.approx(-1.4, abs=0.03)
@@ -142,7 +142,7 @@ def test_standard_prediction_scales_the_abducted_noise():
     image = torch.tensor([[[0.5]]])
     here = Pixels(torch.tensor([[[0.3]]]), torch.zeros(1, 1, 1))
     there = Pixels(torch.tensor([[[-0.1]]]), torch.full((1, 1, 1), 2.0).log())
-    assert Standard()(image, here, there).item() == pytest.approx(-0.1 + 2 * 0.2)
+    assert Standard()(image, here, there).image.item() == pytest.approx(-0.1 + 2 * 0.2)
 
 
 def test_one_variable_per_subject_is_asked_with_a_value_of_the_batch():

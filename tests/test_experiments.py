@@ -15,12 +15,15 @@ from tests import trees
 ROOT = Path(__file__).parents[1] / "experiments"
 STAGES = ["segmentor", "evaluator", "regressor", "pretrain", "nocft", "regcft", "segcft"]
 ALL = ["attributes", *STAGES]
+CONFOUNDED = ["segmentor_confounded", "regressor_confounded", "regcft_confounded", "segcft_confounded"]  # chest phantom
 QUICK = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
 ONE_STEP = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1"]
 
 
 def configs(experiment, stage):
-    return [f"--config={ROOT / experiment / name}.yaml" for name in ("data", stage)]
+    """As the Makefile reads them: X_confounded.yaml says only in what it differs from X.yaml."""
+    names = ["data", stage.removesuffix("_confounded"), stage]
+    return [f"--config={ROOT / experiment / name}.yaml" for name in dict.fromkeys(names)]
 
 
 SMALL = ["--data.init_args.subjects={train: 24, val: 8, test: 8}", "--data.init_args.batch_size=8"]
@@ -32,7 +35,7 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for stage in ALL:
+        for stage in (*ALL, *CONFOUNDED):
             arguments = ["fit", *configs("chest_phantom", stage), *SMALL, *QUICK, *ONE_STEP]
             assert main([*arguments, "--trainer.logger=false"]) == 0, stage
     return folder
@@ -45,7 +48,7 @@ def at_work(workplace, monkeypatch):
 
 
 def test_every_stage_left_a_checkpoint_that_opens_anywhere(at_work, tmp_path, monkeypatch):
-    for stage in ALL:
+    for stage in (*ALL, *CONFOUNDED):
         content = torch.load(at_work / f"checkpoints/chest_phantom/{stage}/last.ckpt", weights_only=True)
         assert content["global_step"] == 1
         assert content["segcft"]["seconds"][stage] > 0
@@ -64,7 +67,7 @@ def test_every_stage_left_a_checkpoint_that_opens_anywhere(at_work, tmp_path, mo
     moved.rename(at_work / "checkpoints/chest_phantom/segcft/last.ckpt")
 
 
-@pytest.mark.parametrize("stage", ALL)
+@pytest.mark.parametrize("stage", [*ALL, *CONFOUNDED])
 def test_every_stage_of_the_phantom_runs_from_its_yaml(stage, at_work):
     before = sorted(at_work.rglob("*"))
     assert main(["fit", *configs("chest_phantom", stage), *SMALL, *QUICK, "--trainer.fast_dev_run=true"]) == 0
@@ -179,7 +182,31 @@ def test_every_stage_of_the_coronary_phantom_passes_fast_dev_run(tmp_path, monke
 
 def test_no_yaml_is_forgotten():
     for folder in ROOT.iterdir():
-        assert {path.stem for path in folder.glob("*.yaml")} == {"data", "evaluate", *ALL}, folder
+        own = CONFOUNDED if folder.name == "chest_phantom" else []
+        assert {path.stem for path in folder.glob("*.yaml")} == {"data", "evaluate", *ALL, *own}, folder
+
+
+def test_confounded_judges_guide_fine_tuning_and_all_are_compared(at_work, tmp_path):
+    """Guides of confounded data; the fine-tuned models and the evaluator saw independent areas."""
+    from segcft.checkpoints import load, seconds
+    from segcft.guidance import Guidance
+
+    methods = {}
+    for stage in ("regcft", "segcft"):
+        path = f"checkpoints/chest_phantom/{stage}_confounded/last.ckpt"
+        judge = {"regcft": "regressor", "segcft": "segmentor"}[stage]
+        assert {f"{judge}_confounded", "pretrain"} <= set(seconds(path))
+        assert judge not in seconds(path)
+        clean = load(f"checkpoints/chest_phantom/{stage}/last.ckpt", Guidance)
+        guided = load(path, Guidance)
+        assert type(clean) is type(guided)
+        assert clean.judge.description != guided.judge.description, "it saw other areas"
+        methods[f"{stage}_confounded"] = path
+    options = [f"--methods.{name}={path}" for name, path in methods.items()]
+    arguments = [*configs("chest_phantom", "evaluate"), *SMALL, f"--out={tmp_path / 'out'}", *options]
+    assert main(["evaluate", *arguments]) == 0
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert set(found["methods"]) == {"no_cft", "reg_cft", "seg_cft", *methods}
 
 
 def test_evaluate_writes_numbers_tables_and_a_picture(at_work, tmp_path):

@@ -16,12 +16,24 @@ def make(*arguments):
 
 @pytest.mark.parametrize(
     ("target", "missing"),
-    [("segcft", "pretrain"), ("regcft", "pretrain"), ("nocft", "pretrain"), ("evaluate", "evaluator")],
+    [
+        ("segcft", "pretrain"),
+        ("regcft", "pretrain"),
+        ("nocft", "pretrain"),
+        ("regcft_confounded", "pretrain"),
+        ("evaluate", "evaluator"),
+    ],
 )
 def test_a_missing_checkpoint_names_the_command_that_makes_it(target, missing, tmp_path):
     done = make(target, f"RUNS={tmp_path}")
     assert done.returncode == 2
     assert f"run 'make {missing} EXPERIMENT=chest_phantom' first" in done.stderr
+
+
+def test_a_confounded_stage_is_read_after_the_one_it_differs_from():
+    assert "/data.yaml --config" in (line := make("-n", "regressor_confounded").stdout)
+    assert line.index("/regressor.yaml") < line.index("/regressor_confounded.yaml")
+    assert make("-n", "regressor").stdout.count("--config") == 2
 
 
 def test_help_lists_every_target():
@@ -36,6 +48,7 @@ def test_help_lists_every_target():
         "regressor",
         "pretrain",
         "segcft",
+        "regressor_confounded",
         "evaluate",
         "tensorboard",
     ):

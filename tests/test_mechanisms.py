@@ -306,7 +306,7 @@ def test_to_intervene_on_every_parent_is_to_predict_directly():
     answer = model(image, values, asked, temperature=0.0)
     assert same(answer.values, asked)
     pixels = model.hvae.predict(model.abduct(image, values, temperature=0.0), PARENTS.encode(asked))
-    expected = model.prediction(image, answer.abduction.pixels, pixels)
+    expected = model.prediction(image, answer.abduction.pixels, pixels).image
     torch.testing.assert_close(answer.image, expected, atol=0, rtol=0)
 
 

@@ -13,6 +13,7 @@ from segcft.losses import ElboConstraint, guidance_loss, minimality_loss
 from segcft.mechanisms import Mechanism, opened
 from segcft.parents import DataDescription
 from segcft.prediction import Prediction
+from segcft.shape import ShapeModel
 from segcft.tasks.base import Batch, Optimisation, Task, predictions
 
 
@@ -31,6 +32,9 @@ class CounterfactualFineTuning(Task):
         weights: Factor of a guided variable in the guidance loss, 1 where not named.
         guidance_weight: Factor of the guidance loss.
         minimality: Factor of the mean absolute change.
+        shape: Factor of the distance to the shape that the guidance predicts, if it measures one.
+        soft: Ask of what is not intervened on to stay as the judge finds it in the factual image, not to equal its
+            label: errors of the judge must not be corrected in the image (attribute amplification).
         questions: Where the targets come from.
         stage: Name of the stage: ``nocft``, ``regcft`` or ``segcft``.
         optimisation: Optimiser and schedule.
@@ -49,6 +53,8 @@ class CounterfactualFineTuning(Task):
         weights: dict[str, float] | None = None,
         guidance_weight: float = 1.0,
         minimality: float = 5.0,
+        shape: float = 3.0,
+        soft: bool = False,
         questions: Questions = Questions(),  # noqa: B008 (frozen)
         stage: str = "segcft",
         optimisation: Optimisation = Optimisation(flat=0.5, weight_decay=0.0),  # noqa: B008 (frozen)
@@ -61,6 +67,7 @@ class CounterfactualFineTuning(Task):
         self.earlier_seconds = {**checkpoints.seconds(pretrained), **guidance.seconds}
         if isinstance(mechanism, str):
             self.earlier_seconds |= checkpoints.seconds(mechanism)
+        self.shape, self.soft = shape, soft
         self.model.check_fit(description)
         for name in self.weights:
             self.model.parents[name]
@@ -68,40 +75,73 @@ class CounterfactualFineTuning(Task):
         self.asked = list(guidance.names) or list(self.model.parents.structural)
 
     def on_fit_start(self) -> None:
-        """Measure the bound on the pretrained model, unless a resumed run knows it."""
+        """Measure the bound on the pretrained model and fit the shapes, unless a resumed run knows them."""
         super().on_fit_start()
         if not self.constraint.measured:
             self.constraint.measure(self._pretrained_nelbo())
+        if self.guidance.shape is not None and not self.guidance.shape.fitted:
+            self._fit_shape(self.guidance.shape)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Ask a random question of every subject and judge the answer."""
         answer = self.model(batch["image"], batch, self.questions.draw(batch, self.asked, self.model.parents))
-        guidance, change = self._judge(batch, answer)
-        nelbo, learning = answer.abduction.elbo.nelbo().mean(), self.guidance.learn(batch, answer.image)
+        terms, learning = self._judge(batch, answer), self.guidance.learn(batch, answer.image)
         loss: Tensor = (
-            sum(learning.values()) + self.guidance_weight * guidance + self.minimality * change + self.constraint(nelbo)
+            sum(learning.values())
+            + self.guidance_weight * terms["guidance"]
+            + self.shape * terms["shape"]
+            + self.minimality * terms["change"]
+            + terms["drawing"]
+            + self.constraint(terms["nelbo"])
         )
-        self.constraint.ascend(nelbo)
-        multiplier = self.constraint.multiplier
-        terms = {"guidance": guidance, "nelbo": nelbo, "change": change, "multiplier": multiplier, "loss": loss}
-        self.show("train", {**terms, **learning}, batch)
+        self.constraint.ascend(terms["nelbo"])
+        self.show("train", {**terms, **learning, "multiplier": self.constraint.multiplier, "loss": loss}, batch)
         return loss
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """Ask the same questions each time, with deterministic abduction."""
         answer = self.model(batch["image"], batch, fixed_do(batch, self.asked), temperature=0.0)
-        guidance, change = self._judge(batch, answer)
-        self.show(stage, {"guidance": guidance, "nelbo": answer.abduction.elbo.nelbo().mean(), "change": change}, batch)
+        self.show(stage, self._judge(batch, answer), batch)
 
     def predictions(self, batch: Batch) -> Batch:
         """Images (B, C, *S) under one do() a subject; ``do_NAME`` in real units, NaN where not asked."""
         return predictions(self.model, batch, self.asked)
 
-    def _judge(self, batch: Batch, answer: Counterfactual) -> tuple[Tensor, Tensor]:
-        """Guidance loss and mean change."""
-        measured = self.guidance(answer.image)
-        guidance = guidance_loss(measured, answer.values, self.model.parents, self.weights)
-        return guidance, minimality_loss(answer.image, batch["image"])
+    def _judge(self, batch: Batch, answer: Counterfactual) -> dict[str, Tensor]:
+        """What the counterfactuals cost, term by term, before any factor."""
+        measured, target, shape = self.guidance(answer.image, batch["image"]), answer.values, self.guidance.shape
+        terms = {"guidance": batch["image"].new_zeros(()), "shape": batch["image"].new_zeros(())}
+        if self.soft or shape is not None:
+            with torch.no_grad():
+                factual = self.guidance(batch["image"])
+            if self.soft:
+                target = self._softened(answer.values, batch, factual)
+            if shape is not None:
+                terms["shape"] = shape.distance(measured, shape.counterfactual(factual, batch, answer.values))
+        terms["guidance"] = guidance_loss(measured, target, self.model.parents, self.weights)
+        terms["nelbo"] = answer.abduction.elbo.nelbo().mean()
+        return {**terms, "change": minimality_loss(answer.image, batch["image"]), "drawing": answer.cost}
+
+    def _softened(self, cf_values: Batch, batch: Batch, factual: Batch) -> Batch:
+        """Targets: as measured in the factual image wherever the causal model leaves a variable alone."""
+        return {
+            name: torch.where(value == batch[name], factual.get(name, value), value)
+            for name, value in cf_values.items()
+        }
+
+    @torch.no_grad()
+    def _fit_shape(self, shape: ShapeModel, batches: int = 128) -> None:
+        """Shapes of training subjects against their parents; all processes agree on them."""
+        measured, values = [], []
+        for batch in islice(self.trainer.datamodule.train_dataloader(), batches):  # type: ignore[attr-defined]
+            parents = {name: batch[name].to(self.device) for name in self.model.parents.names}
+            found = self.guidance(batch["image"].to(self.device))
+            measured.append(torch.stack([found[name] for name in shape.names], dim=1))
+            values.append(torch.stack([parents[name] for name in self.model.parents.names], dim=1))
+        everyone = [self.all_gather(torch.cat(parts)) for parts in (measured, values)]
+        shapes, causes = (each.flatten(0, -2).unbind(1) for each in everyone if isinstance(each, Tensor))
+        names = self.model.parents.names
+        shape.fit(dict(zip(shape.names, shapes, strict=True)), dict(zip(names, causes, strict=True)))
 
     @torch.no_grad()
     def _pretrained_nelbo(self, batches: int = 16) -> Tensor:

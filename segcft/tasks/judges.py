@@ -8,7 +8,7 @@ from torch import Tensor
 
 from segcft.judges import Judge, Regressor, Segmentor
 from segcft.losses import segmentation_loss
-from segcft.parents import DataDescription
+from segcft.parents import DataDescription, measure_masks
 from segcft.tasks.base import Batch, Optimisation, Task
 
 
@@ -21,12 +21,21 @@ class _TrainJudge(Task):
         return self.judge.measure(batch["image"])
 
     def area_errors(self, batch: Batch) -> dict[str, Tensor]:
-        """Signed bias and absolute error of every structural variable in percent of the true value."""
+        """Signed bias and absolute error of every structural variable, see ``_percent``."""
+        return self._errors(self.judge.measure(batch["image"]), batch)
+
+    def _errors(self, measured: Batch, batch: Batch) -> dict[str, Tensor]:
         errors: dict[str, Tensor] = {}
-        for name, value in self.judge.measure(batch["image"]).items():
-            relative = 100 * (value - batch[name]) / batch[name].clamp(min=1e-6)
+        for name, value in measured.items():
+            relative = self._percent(name, value, batch[name])
             errors |= {f"mape_{name}": relative.abs().mean(), f"bias_{name}": relative.mean()}
         return errors
+
+    def _percent(self, name: str, value: Tensor, true: Tensor) -> Tensor:
+        """Error in percent of the true value; of a signed one (an angle, a grey level), of the training range."""
+        variable = self.judge.description.parents[name]
+        scale = true.clamp(min=1e-6) if variable.low >= 0 else torch.full_like(true, variable.high - variable.low)
+        return 100 * (value - true) / scale
 
 
 class TrainSegmentor(_TrainJudge):
@@ -62,12 +71,20 @@ class TrainSegmentor(_TrainJudge):
         return loss
 
     def evaluate(self, batch: Batch, stage: str) -> None:
-        """Dice of every structure and the error of the areas it is there to measure."""
-        logits = self.judge(batch["image"])
+        """Dice of every structure, the error of what it is there to measure, and the share of it that softness makes.
+
+        ``soft_bias_NAME`` is what the soft masks, which guide, measure too much over the same masks made hard, in
+        percent: that much of ``bias_NAME`` is not a matter of outlines, and ``temperature`` moves it.
+        """
+        logits, about = self.judge(batch["image"]), self.judge.description
         predicted, axes = (logits > 0).float(), tuple(range(2, logits.dim()))
         overlap = (2 * (predicted * batch["mask"]).sum(axes) + 1) / ((predicted + batch["mask"]).sum(axes) + 1)
-        dice = {f"dice_{name}": overlap[:, k].mean() for k, name in enumerate(self.judge.description.structures)}
-        self.show(stage, {"loss": segmentation_loss(logits, batch["mask"]), **dice, **self.area_errors(batch)}, batch)
+        dice = {f"dice_{name}": overlap[:, k].mean() for k, name in enumerate(about.structures)}
+        soft = measure_masks(self.judge.sharpened(logits), batch["image"], about)
+        hard = measure_masks(predicted, batch["image"], about)
+        softness = {f"soft_bias_{name}": self._percent(name, soft[name], hard[name]).mean() for name in soft}
+        loss = segmentation_loss(logits, batch["mask"])
+        self.show(stage, {"loss": loss, **dice, **self._errors(soft, batch), **softness}, batch)
 
 
 class TrainRegressor(_TrainJudge):

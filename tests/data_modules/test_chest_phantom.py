@@ -1,11 +1,23 @@
 """Laws of the chest phantom: the same subject everywhere, and interventions that do what they say and nothing else."""
 
+from base64 import b85decode
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, grid_sample
 
-from data_modules.chest_phantom import MECHANISMS, STRUCTURES, ChestPhantom, ChestPhantomDataset, all_variables
+from data_modules.chest_anatomy import Grid, lung_at_rest
+from data_modules.chest_phantom import (
+    MECHANISMS,
+    STRUCTURES,
+    ChestPhantom,
+    ChestPhantomDataset,
+    Texture,
+    all_variables,
+    confounded,
+)
 from segcft.parents import Variable
 
 COUNT = 12
@@ -59,8 +71,9 @@ def test_a_subject_does_not_depend_on_its_batch_or_split_size(
 
 
 @pytest.mark.parametrize("size", [33, 50])
-def test_odd_sizes_do_not_depend_on_the_batch_either(size: int) -> None:
-    data = ChestPhantomDataset("val", size=size, subjects=7)
+@pytest.mark.parametrize("texture", ["fixed", "carried"])
+def test_odd_sizes_do_not_depend_on_the_batch_either(size: int, texture: Texture) -> None:
+    data = ChestPhantomDataset("val", size=size, subjects=7, texture=texture)
     together = data.read(torch.arange(7))
     for index in range(7):
         assert torch.equal(data.counterfactual(torch.tensor([index]), {})["image"][0], together["image"][index])
@@ -149,6 +162,117 @@ def test_a_subject_is_the_same_at_every_size() -> None:
     assert (correlation(avg_pool2d(b["mask"], 2), a["mask"]) > 0.95).all()
 
 
+PINNED = (
+    "0000006&+itBD-~0|5X400001ZlAffz^{f$000005Ok=(k86C%<ac3*#hGgYi>tViR6$tDz(z(`ps%Zxj<3RVJ3L*?y;LzdbhD_1"
+    "f~>}9LPLM*y+127QnRIYSB}40Nlu63zd|TIRJ4pf6>gYPNkpLI){ZYdTbyM84{VWIXl#Vm+pSnhUyND+6mz4nuBflY$H<v^Xo_C|"
+    "6MCq?uc@xNy1~G<ppjz$7I>z)v8%AXy|JpdubplH9eAR)t*o=mzom$tu$^`TDuk)GwXVL~&9tnqtDt=fIE=2lySBmM(7U|0w5EX("
+    "J&CTrxURz7$hN+~!l!r_"
+)
+
+
+def test_unless_asked_for_films_are_those_of_earlier_versions() -> None:
+    film = ChestPhantomDataset("test", size=16, subjects=1, seed=3).observed[0]
+    pinned = torch.tensor(list(b85decode(PINNED))).view(1, 16, 16)
+    assert (film.int() - pinned).abs().max() <= 1, "a level, for processors whose cosines round differently"
+
+
+@pytest.fixture(scope="module")
+def carried() -> ChestPhantomDataset:
+    return ChestPhantomDataset("train", size=64, subjects=COUNT, seed=1, texture="carried")
+
+
+def test_carried_texture_moves_no_outline_and_nothing_of_the_other_lung(
+    subjects: ChestPhantomDataset, carried: ChestPhantomDataset
+) -> None:
+    everyone, before = torch.arange(COUNT), carried.read(torch.arange(COUNT))
+    for name, ratio in zip(AREAS, (0.75, 1.25, 1.25), strict=True):
+        do = {name: subjects.attributes[name] * ratio}
+        fixed, moved = (data.counterfactual(everyone, do) for data in (subjects, carried))
+        assert all(torch.equal(fixed[key], moved[key]) for key in ("mask", *all_variables()))
+        opposite = {"left_lung_area": slice(None, 32), "right_lung_area": slice(33, None), "heart_area": slice(0)}[name]
+        assert torch.equal(moved["image"][..., opposite], before["image"][..., opposite])
+    again = carried.counterfactual(everyone, {name: before[name] for name in all_variables()})
+    assert torch.equal(again["image"], before["image"])
+
+
+def test_carried_texture_deforms_with_the_lung_and_fixed_texture_does_not() -> None:
+    """A grown lung is the median one seen through its own coordinates, but for shading, grain and the heart."""
+    errors = {}
+    for texture in get_args(Texture):
+        data = ChestPhantomDataset("val", size=128, subjects=6, texture=texture)
+        data._noise["grain"] *= 0
+        rest, grown = (
+            data.counterfactual(torch.arange(6), {"right_lung_area": torch.full((6,), 19500.0 * ratio)})
+            for ratio in (1, 1.3)
+        )
+        noise = data._noise | {"lung_fill": data._lung_fill}
+        area, half = grown["right_lung_area"].double(), Grid.of_size(128).halves()[0]
+        at = lung_at_rest(noise, area, 19500, 0, half)
+        where = torch.stack(
+            [at.x[:, None, :].expand(-1, 128, -1) / 200, at.y[:, :, None].expand(-1, -1, 64) / 200 - 1], 3
+        )
+        expected = grid_sample(rest["image"], where.float(), align_corners=False)
+        inside = grown["mask"][:, 1:2, :, :64] * (1 - grown["mask"][:, 2:, :, :64])
+        difference = (expected - grown["image"][..., :64]) * inside
+        errors[texture] = float((difference - avg_pool2d(difference, 9, 1, 4)).abs().sum() / inside.sum())
+    assert errors["carried"] < 0.4 * errors["fixed"], errors
+
+
+def test_a_lung_at_rest_is_carried_nowhere_and_folds_never(carried: ChestPhantomDataset) -> None:
+    noise, grid = carried._noise | {"lung_fill": carried._lung_fill}, Grid.of_size(64)
+    for side, half in enumerate(grid.halves()):
+        for ratio in (0.5, 1, 2):
+            area = torch.full((COUNT,), 18000.0 * ratio, dtype=torch.float64)
+            at = lung_at_rest(noise, area, 18000, side, half)
+            assert (at.x.diff() > 0).all()
+            assert (at.y.diff() > 0).all()
+            assert torch.equal(at.x, half.x.expand(COUNT, -1)) == (ratio == 1)
+
+
+def test_carried_texture_follows_without_a_jump(carried: ChestPhantomDataset) -> None:
+    do = {name: carried.attributes[name] * 1.0005 for name in AREAS}
+    moved = carried.counterfactual(torch.arange(COUNT), do)["image"]
+    assert (moved - carried.read(torch.arange(COUNT))["image"]).abs().max() < 8 / 127.5
+
+
+QUANTILES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+
+
+def test_confounding_correlates_areas_and_keeps_their_distributions() -> None:
+    tables = [ChestPhantomDataset("train", 16, 3000, confounding=c).attributes for c in (0.0, 0.5, 1.0)]
+    correlations = []
+    for table in tables:
+        for name in ("sex", "age", "left_lung_area"):
+            torch.testing.assert_close(table[name], tables[0][name], rtol=1e-6, atol=0)
+        for name in AREAS:
+            expected = tables[0][name].quantile(QUANTILES)
+            torch.testing.assert_close(table[name].quantile(QUANTILES), expected, rtol=0.03, atol=0)
+        found = torch.corrcoef(torch.stack([table[name] for name in AREAS]))
+        correlations.append((float(found[0, 1]), float(found[0, 2]), float(found[1, 2])))
+    assert correlations[2] == pytest.approx((0.99, -0.77, -0.77), abs=0.015), "as in the table of a confounded hospital"
+    for none, half, full in zip(*correlations, strict=True):
+        assert min(none, full) < half < max(none, full)
+
+
+def test_confounded_noise_stays_uniform_and_none_changes_no_bit() -> None:
+    uniform = torch.rand(4000, 3, dtype=torch.float64)
+    uniform[0] = 0
+    assert confounded(uniform, 0) is uniform
+    mixed = confounded(uniform, 1)
+    assert ((mixed >= 0) & (mixed <= 1)).all()
+    even = torch.linspace(0, 1, 4000, dtype=torch.float64)[:, None]
+    assert (mixed.sort(0).values - even).abs().max() < 0.035  # Kolmogorov-Smirnov, p < 1e-4
+
+
+def test_true_counterfactuals_of_confounded_data_move_one_area_alone() -> None:
+    data, everyone = ChestPhantomDataset("train", 32, 6, confounding=1.0), torch.arange(6)
+    factual = data.read(everyone)
+    moved = data.counterfactual(everyone, {"left_lung_area": factual["left_lung_area"] * 0.8})
+    assert torch.equal(moved["mask"][:, 1:], factual["mask"][:, 1:])
+    assert all(torch.equal(moved[n], factual[n]) for n in all_variables() if n != "left_lung_area")
+    assert torch.equal(data.counterfactual(everyone, {})["image"], factual["image"])
+
+
 def test_splits_and_seeds_are_independent() -> None:
     ages = [
         ChestPhantomDataset(split, size=16, subjects=50, seed=seed).attributes["age"]
@@ -213,12 +337,17 @@ def test_wrong_arguments_are_named(subjects: ChestPhantomDataset) -> None:
         ChestPhantom(subjects={"tset": 4})
     with pytest.raises(ValueError, match="-1"):
         ChestPhantom(seed=-1)
+    with pytest.raises(ValueError, match=r"'moving'; the phantom has fixed, carried"):
+        ChestPhantom(texture="moving")  # type: ignore[arg-type]
+    for wrong in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"got {wrong:g}"):
+            ChestPhantom(confounding=wrong)
     with pytest.raises(ValueError, match="liver_area"):
         _ = ChestPhantom({"liver_area": Variable()}, size=16, subjects={"train": 4}).description
 
 
 def test_module_describes_its_data_and_loads_batches() -> None:
-    data = ChestPhantom(size=32, subjects={"train": 10, "val": 4, "test": 4}, batch_size=4)
+    data = ChestPhantom(size=32, subjects={"train": 10, "val": 4, "test": 4}, batch_size=4, confounding=0.5)
     description = data.description
     assert description.structures == STRUCTURES
     assert description.spacing == [12.5, 12.5]

@@ -252,7 +252,7 @@ def test_what_is_not_offered_is_refused(root, tmp_path):
         ({"weight": Variable()}, {}, "unknown variable 'weight'; discs offers age, left_area, right_area"),
         ({"patient": Variable()}, {}, "unknown variable 'patient'"),
         (VARIABLES, {"structures": ["heart"]}, r"structures \['heart'\]: discs offers left, right"),
-        (VARIABLES, {"structures": ["right"]}, "'left_area' measures 'left', not among"),
+        (VARIABLES, {"structures": ["right"]}, "'left_area' measures 'left', but the masks hold: right"),
         ({"left_area": Variable(structure="left", unit="cm^2")}, {}, "discs measures in 'mm\\^2', not 'cm\\^2'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,0 +1,137 @@
+"""Laws of flows, of shapes that follow the parents, and of the drawing that uses both."""
+
+import pytest
+import torch
+
+from segcft.guidance import SegmentorGuidance
+from segcft.judges import Segmentor
+from segcft.prediction import Transported
+from segcft.shape import ShapeModel
+from segcft.transport import exponential, roughness, warp
+from tests.balls import Balls
+from tests.test_counterfactual import UNET, make
+
+
+@pytest.fixture(params=[2, 3], ids=["2d", "3d"])
+def data(request):
+    return Balls(spatial_dims=request.param)
+
+
+def smooth_field(dims, size=24, height=2.0):
+    """A velocity that vanishes at the edges, (1, D, *S)."""
+    axes = [torch.linspace(0, torch.pi, size).sin().square()] * dims
+    bump = axes[0]
+    for axis in axes[1:]:
+        bump = bump[..., None] * axis
+    return height * torch.stack([bump, *[-0.5 * bump] * (dims - 1)])[None]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_no_velocity_moves_nothing_and_a_constant_one_translates(dims):
+    image = torch.rand(2, 1, *[12] * dims)
+    still = torch.zeros(2, dims, *[12] * dims)
+    torch.testing.assert_close(exponential(still), still)
+    torch.testing.assert_close(warp(image, still), image, atol=1e-5, rtol=0)
+    for axis in range(dims):
+        shift = still.clone()
+        shift[:, axis] = 3.0
+        moved = warp(image, exponential(shift))
+        expected = image.roll(-3, 2 + axis)
+        kept = [slice(None)] * 2 + [slice(0, 12)] * dims
+        kept[2 + axis] = slice(0, 9)
+        torch.testing.assert_close(moved[tuple(kept)], expected[tuple(kept)], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_opposite_velocity_is_the_inverse_and_folds_nothing(dims):
+    velocity = smooth_field(dims)
+    there, back = exponential(velocity), exponential(-velocity)
+    closed = there + warp(back, there)
+    assert there.abs().max() > 1.5
+    assert closed.abs().max() < 0.06, "pixels, by linear interpolation"
+    for axis in range(dims):
+        assert (1 + there[:, axis].diff(dim=1 + axis)).min() > 0, "order along an axis is kept"
+    assert roughness(velocity) > roughness(velocity / 2) > roughness(torch.ones_like(velocity)) == 0
+
+
+def transported(data, **options):
+    dims = data.description.spatial_dims
+    model, batch = make(data, Transported(resolution=4, width=16, spatial_dims=dims, **options))
+    for weight in model.prediction.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)
+    return model, batch
+
+
+def test_transport_vanishes_where_both_worlds_agree_and_learns_where_they_do_not(data):
+    model, batch = transported(data)
+    factual = {name: batch[name] for name in model.parents.names}
+    same = model(batch["image"], batch, factual)
+    assert torch.equal(same.image, batch["image"])
+    answer = model(batch["image"], batch, {"left_size": 2 * batch["left_size"]})
+    pixels = model.hvae.predict(answer.abduction, model.parents.encode(answer.values))
+    assert model.prediction.velocity(answer.abduction.pixels, pixels).abs().max() > 0.01
+    (answer.image.square().mean() + answer.cost).backward()
+    assert all(
+        weight.grad.abs().sum() > 0 for name, weight in model.prediction.named_parameters() if "bias" not in name
+    )
+
+
+def test_a_resolution_that_the_decoder_does_not_have_is_refused(data):
+    model, batch = make(data, Transported(resolution=5, width=16, spatial_dims=data.description.spatial_dims))
+    with pytest.raises(ValueError, match="resolution 5 is not one of the decoder's stages: 4, 16"):
+        model(batch["image"], batch, {})
+
+
+def test_shapes_follow_the_parents_and_keep_their_own_noise(data):
+    """A ball's spread is determined by its size, its centroid by nothing."""
+    data = Balls(size=32, spatial_dims=data.description.spatial_dims)
+    batch = data.dataset("train").read(torch.arange(48))
+    model = ShapeModel(data.description)
+    assert not model.fitted
+    measured = model.measure(batch["mask"])
+    model.fit(measured, batch)
+    assert model.fitted
+    few = data.dataset("test").read(torch.arange(8))
+    do = {"left_size": few["right_size"]}
+    truth = model.measure(data.dataset("test").counterfactual(torch.arange(8), do)["mask"])
+    found = model.counterfactual(model.measure(few["mask"]), few, {**few, **do})
+    for name in model.names:
+        # a third of a pixel; a spread is a logarithm
+        torch.testing.assert_close(found[name], truth[name], atol=0.35 if "centroid" in name else 0.06, rtol=0)
+    assert model.distance(found, truth) < model.distance(model.measure(few["mask"]), truth)
+    torch.testing.assert_close(model.counterfactual(measured, batch, batch), measured)
+
+
+def test_the_guidance_measures_shape_in_the_same_pass_and_keeps_it_in_its_checkpoint(data):
+    batch = data.dataset("val").read(torch.arange(3))
+    judge = Segmentor(data.description, "monai.UNet", UNET)
+    plain, shaped = SegmentorGuidance(judge), SegmentorGuidance(judge, shape=True)
+    found = shaped(batch["image"])
+    assert {name: found[name] for name in plain.names}.keys() == plain(batch["image"]).keys()
+    assert len(found) == 2 + 4 * data.description.spatial_dims
+    assert any("coefficients" in name for name in shaped.state_dict())
+
+
+def test_corrections_ask_again_for_what_the_segmentor_misses(data):
+    """Only of what was to move; a judge that always finds the factual size drives the request ever further."""
+    model, batch = make(data)
+    values = {name: batch[name] for name in model.parents.names}
+    do = model.act(values, {"left_size": 1.05 * batch["left_size"]})
+    abduction = model.abduct(batch["image"], values, temperature=0.0)
+    with pytest.raises(ValueError, match="the checkpoint holds none"):
+        model.answer(batch["image"], abduction, do, corrections=1)
+
+    class Stubborn(Segmentor):
+        def measure(self, image, factual=None):
+            return {"left_size": values["left_size"], "right_size": 3 * values["right_size"]}
+
+    model.segmentor = Stubborn(data.description, "monai.UNet", UNET)
+    step = model.parents.encode(do) - model.parents.encode(values)
+    for corrections in (0, 1, 3):
+        found = model.answer(batch["image"], abduction, do, corrections=corrections)
+        asked = model.parents.encode(do) + corrections * step
+        expected = model.prediction(batch["image"], abduction.pixels, model.hvae.predict(abduction, asked)).image
+        torch.testing.assert_close(found.image, expected)
+        assert found.values is do, "what was asked for stays on record"
+    same = model.answer(batch["image"], abduction, values, corrections=2)
+    assert torch.equal(same.image, batch["image"]), "a null intervention is not corrected"
