@@ -16,7 +16,7 @@ import torch
 from segcft import checkpoints, manifests
 from segcft.counterfactual import CounterfactualModel
 from segcft.files import digest, staged_folder
-from segcft.judges import Segmentor
+from segcft.judges import SegmentationModel
 from segcft.mechanisms import StructuralCausalModel
 from segcft.parents import Variable
 
@@ -39,7 +39,7 @@ class Bundle:
     name: str
     intended_use: str
     model: CounterfactualModel
-    segmentor: Segmentor | None
+    segmentor: SegmentationModel | None
     seconds: dict[str, float]
 
     @property
@@ -74,7 +74,7 @@ def export(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     out = Path(options.out)
     model = checkpoints.load(options.checkpoint, CounterfactualModel)
-    segmentor = checkpoints.search(options.checkpoint, Segmentor)
+    segmentor = checkpoints.search(options.checkpoint, SegmentationModel)
     seconds = checkpoints.seconds(options.checkpoint)
     bundle = Bundle(options.name or out.resolve().name, options.intended_use, model, segmentor, seconds)
     table = performance(bundle, Path(options.metrics), options.method) if options.metrics else ""

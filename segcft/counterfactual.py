@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segcft import checkpoints
 from segcft.hvae import HVAE, Mediation
-from segcft.judges import Segmentor
+from segcft.judges import SegmentationModel
 from segcft.latents import Abduction
 from segcft.mechanisms import Independent, Mechanism
 from segcft.parents import DataDescription, Values
@@ -89,7 +89,7 @@ class CounterfactualModel(nn.Module, Recorded):
         self.prediction = prediction or Gated()
         self.mechanism = (mechanism or Independent()).requires_grad_(False)  # its answers are targets
         self.mechanism.check_fit(self.parents)
-        self.segmentor: Segmentor | None = None  # for ``counterfactuals`` alone; ``load`` sets it
+        self.segmentor: SegmentationModel | None = None  # for ``counterfactuals`` alone; ``load`` sets it
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -99,7 +99,7 @@ class CounterfactualModel(nn.Module, Recorded):
             ValueError: If the checkpoint cannot be read or holds no such model, or the bundle is not intact.
         """
         model = checkpoints.load(path, cls)
-        model.segmentor = checkpoints.search(path, Segmentor)
+        model.segmentor = checkpoints.search(path, SegmentationModel)
         return model.eval()
 
     def replaced(self, prediction: Prediction | None, mechanism: Mechanism | None) -> "CounterfactualModel":

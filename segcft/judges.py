@@ -15,14 +15,36 @@ class Judge(nn.Module, Recorded):
     """Measures every structural variable of an image.
 
     Args:
-        description: What the data measure; carried so that a judge can be used away from its data.
+        description: What the data measure; carried so that a judge can be used away from its data. One that was made
+            elsewhere may do without until ``attach``.
+
+    Raises:
+        ValueError: If no variable names a structure.
     """
 
-    def __init__(self, description: DataDescription) -> None:
+    description: DataDescription
+
+    def __init__(self, description: DataDescription | None) -> None:
         super().__init__()
-        self.description = description
+        if description is not None:
+            Judge.attach(self, description)
+
+    @property
+    def attached(self) -> bool:
+        """Whether it knows what the data measure."""
+        return "description" in self.__dict__
+
+    def attach(self, description: DataDescription) -> None:
+        """Tell a judge that was built without its data what they measure; one that knows keeps what it knows.
+
+        Raises:
+            ValueError: If no variable names a structure.
+        """
+        if self.attached:
+            return
         if not description.parents.structural:
             raise ValueError("no variable names a structure: there is nothing to measure")
+        self.description = description
 
     def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
         """Structural variables in real units, (B,) each.
@@ -34,35 +56,21 @@ class Judge(nn.Module, Recorded):
         raise NotImplementedError
 
 
-class Segmentor(Judge):
-    """One logit map per structure, so that structures may overlap in projection.
+class SegmentationModel(Judge):
+    """Anything that outlines the structures: one logit map each, (B, C, *S) -> (B, K, *S); masks may overlap.
 
     Args:
-        description: Structures, spacing and variables.
-        network: ``monai.NAME`` (2-D and 3-D) or ``smp.NAME`` (segmentation-models-pytorch, 2-D).
-        options: Further arguments of that network.
+        description: Structures, spacing and variables; see ``Judge``.
         temperature: Divides the logits before a soft area is taken; below 1 it removes the bias of many faint pixels.
-
-    Raises:
-        ValueError: If the network is unknown or cannot be built with these options.
     """
 
-    def __init__(
-        self,
-        description: DataDescription,
-        network: str = "monai.BasicUNet",
-        options: dict[str, Any] | None = None,
-        temperature: float = 0.5,
-    ) -> None:
+    def __init__(self, description: DataDescription | None, temperature: float) -> None:
         super().__init__(description)
-        outputs = len(description.structures)
-        self.network = segmentation_network(network, description.spatial_dims, description.channels, outputs, options)
         self.temperature = temperature
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, C, *S) -> logits (B, K, *S)."""
-        logits: Tensor = self.network(image)
-        return logits
+        """(B, C, *S) in [-1, 1] -> logits (B, K, *S), structures in the order of the description."""
+        raise NotImplementedError
 
     def probabilities(self, image: Tensor) -> Tensor:
         """(B, C, *S) -> sharpened probability of every structure, (B, K, *S), in fp32."""
@@ -83,6 +91,36 @@ class Segmentor(Judge):
             with torch.no_grad():
                 anatomy = self.probabilities(factual)
         return measure_masks(masks, image, self.description, anatomy)
+
+
+class Segmentor(SegmentationModel):
+    """A network of ours with one logit map per structure, so that structures may overlap in projection.
+
+    Args:
+        description: Structures, spacing and variables.
+        network: ``monai.NAME`` (2-D and 3-D) or ``smp.NAME`` (segmentation-models-pytorch, 2-D).
+        options: Further arguments of that network.
+        temperature: See ``SegmentationModel``.
+
+    Raises:
+        ValueError: If the network is unknown or cannot be built with these options.
+    """
+
+    def __init__(
+        self,
+        description: DataDescription,
+        network: str = "monai.BasicUNet",
+        options: dict[str, Any] | None = None,
+        temperature: float = 0.5,
+    ) -> None:
+        super().__init__(description, temperature)
+        outputs = len(description.structures)
+        self.network = segmentation_network(network, description.spatial_dims, description.channels, outputs, options)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, *S) -> logits (B, K, *S)."""
+        logits: Tensor = self.network(image)
+        return logits
 
 
 class Regressor(Judge):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segcft.judges import Segmentor
+from segcft.judges import SegmentationModel
 
 _COLOURS = ("#e8553d", "#3d8be8", "#f2c14e", "#58b368", "#b05cc6")
 
@@ -16,7 +16,7 @@ def comparison(
     do: Mapping[str, Tensor],
     truth: Mapping[str, Mapping[str, Tensor]],
     images: Mapping[str, Mapping[str, Tensor]],
-    judge: Segmentor,
+    judge: SegmentationModel,
 ) -> Any:
     """Subjects by methods: factual, true counterfactual where all are known, then image and difference of every method.
 
@@ -47,7 +47,7 @@ def comparison(
     return figure
 
 
-def _draw_row(row: Any, factual: Tensor, answers: list[Tensor], judge: Segmentor) -> Any:
+def _draw_row(row: Any, factual: Tensor, answers: list[Tensor], judge: SegmentationModel) -> Any:
     """Factual image, then every answer beside its change."""
     draw_image(row[0], factual, judge)
     for column, given in enumerate(answers):
@@ -67,7 +67,7 @@ def typical(target: Tensor, before: Tensor) -> list[int]:
     return subjects
 
 
-def draw_image(axis: Any, image: Tensor, judge: Segmentor) -> None:
+def draw_image(axis: Any, image: Tensor, judge: SegmentationModel) -> None:
     """One image (C, *S) with the evaluator's contours; a volume shows its middle slice."""
     masks = judge.probabilities(image[None])[0]  # (K, *S)
     axis.imshow(_slice(image[0]), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")

@@ -3,11 +3,13 @@
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 TRUSTED_PACKAGES = ("segcft", "data_modules")
+TRUST = "SEGCFT_TRUSTED_PACKAGES"  # environment variable: a user's own packages, separated by commas
 
 
 class Recorded:
@@ -22,10 +24,7 @@ class Recorded:
     def recipe(self) -> dict[str, Any]:
         """``{"class_path": ..., "init_args": {...}}``; a part given by its path is recorded as the part itself."""
         given: dict[str, Any] = self.__dict__.get("_arguments", {})  # nothing for a class without a constructor
-        parts = {name: getattr(self, name, None) for name in given}
-        arguments = {
-            name: part.recipe if isinstance(part := parts[name], Recorded) else value for name, value in given.items()
-        }
+        arguments = {name: _present(getattr(self, name, None), value) for name, value in given.items()}
         return {"class_path": _path(type(self)), "init_args": arguments}
 
 
@@ -44,16 +43,29 @@ def resolve(class_path: str, trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> typ
     Raises:
         ValueError: If it lies outside the ``trusted`` packages or does not exist.
     """
-    module_name, _, class_name = class_path.rpartition(".")
-    if module_name.split(".")[0] not in trusted:
-        raise ValueError(f"class_path {class_path!r} lies outside the trusted packages {', '.join(trusted)}")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"class_path {class_path!r} does not exist in this version of segcft") from error
+    found = imported(class_path, trusted)
     if not (isinstance(found, type) and (issubclass(found, Recorded) or is_dataclass(found))):
         raise ValueError(f"class_path {class_path!r} is not something that segcft records")
     return found
+
+
+def imported(class_path: str, trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> Any:
+    """What a dotted path names, if it lies in a trusted package or module, or in one that the user declared so.
+
+    Raises:
+        ValueError: If it lies outside or does not exist.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    declared = tuple(package.strip() for package in os.environ.get(TRUST, "").split(",") if package.strip())
+    if not any(f"{module_name}.".startswith(f"{package}.") for package in trusted + declared):
+        raise ValueError(
+            f"class_path {class_path!r} lies outside the trusted packages {', '.join(trusted + declared)}; "
+            f"if its code is yours, set the environment variable {TRUST} to its package"
+        )
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"class_path {class_path!r} does not exist in this version of segcft: {error}") from error
 
 
 def _built(value: Any, trusted: tuple[str, ...]) -> Any:
@@ -78,6 +90,17 @@ def plain(value: Any) -> Any:
     if value is None or type(value) in (str, int, float, bool):
         return value
     raise TypeError(f"a recorded argument must be plain data or a recorded part, not {type(value).__name__}")
+
+
+def _present(part: Any, value: Any) -> Any:
+    """The recipe of a part, or of each of a list of parts, as it is now; the recorded ``value`` if it is no part."""
+    if isinstance(part, Recorded):
+        return part.recipe
+    if isinstance(value, list) and isinstance(part, Iterable):
+        several = list(part)
+        if several and all(isinstance(each, Recorded) for each in several):
+            return [each.recipe for each in several]
+    return value
 
 
 def _path(cls: type) -> str:

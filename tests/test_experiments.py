@@ -324,7 +324,7 @@ def test_missing_and_wrong_checkpoints_are_named(at_work, capsys):
     wrong = "--model.init_args.pretrained=checkpoints/chest_phantom/segmentor/last.ckpt"
     refused(capsys, fit("segcft", wrong), "segmentor/last.ckpt", "CounterfactualModel is needed")
     swapped = "--model.init_args.guidance.init_args.judge=checkpoints/chest_phantom/regressor/last.ckpt"
-    refused(capsys, fit("segcft", swapped), "regressor/last.ckpt", "Segmentor is needed")
+    refused(capsys, fit("segcft", swapped), "regressor/last.ckpt", "SegmentationModel is needed")
     evaluate = ["evaluate", *configs("chest_phantom", "evaluate"), *SMALL, "--out=out"]
     refused(capsys, [*evaluate, "--evaluator=nowhere.ckpt"], "nowhere.ckpt", "does not exist")
     assert not (at_work / "out").exists(), "nothing half-written"

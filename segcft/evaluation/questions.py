@@ -9,7 +9,7 @@ from torch import Tensor
 from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable
 from segcft import checkpoints
 from segcft.counterfactual import CounterfactualModel
-from segcft.judges import Judge, Segmentor
+from segcft.judges import Judge, SegmentationModel
 from segcft.mechanisms import Mechanism
 from segcft.parents import DataDescription, measure_masks
 
@@ -93,11 +93,11 @@ def opened(method: Method, causal: Mechanism | None) -> Contender:
     """
     model = checkpoints.load(method.checkpoint, CounterfactualModel).replaced(None, causal).eval()
     guide = checkpoints.search(method.checkpoint, Judge)
-    model.segmentor = guide if isinstance(guide, Segmentor) else None
+    model.segmentor = guide if isinstance(guide, SegmentationModel) else None
     return Contender(model, guide.eval() if guide else None, method.corrections)
 
 
-def gather(data: DataModule, dataset: ImageDataset, judge: Segmentor, subjects: int, seed: int) -> Subjects:
+def gather(data: DataModule, dataset: ImageDataset, judge: SegmentationModel, subjects: int, seed: int) -> Subjects:
     """Choose subjects and targets by ``seed``: each subject is asked for every variable of another subject."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(dataset), generator=generator)[:subjects]
@@ -168,7 +168,7 @@ def predict(
 
 
 def measure(
-    judge: Segmentor, image: Tensor, factual_masks: Tensor | None = None, size: int = 64
+    judge: SegmentationModel, image: Tensor, factual_masks: Tensor | None = None, size: int = 64
 ) -> tuple[Values, Tensor]:
     """Values (N,) each and hard masks (N, K, *S); regions lie in the factual masks, the same for every method."""
     soft = torch.cat([judge.probabilities(part) for part in torch.split(image, size)])

@@ -7,7 +7,7 @@ from torch import Tensor
 from data_modules.base import Batch
 from segcft import metrics
 from segcft.evaluation.questions import Answers, Subjects, measure
-from segcft.judges import Segmentor
+from segcft.judges import SegmentationModel
 from segcft.parents import Variable
 
 
@@ -16,7 +16,7 @@ def is_size(variable: Variable) -> bool:
     return variable.measure == "area" and not variable.over and variable.low >= 0
 
 
-def rows(given: Answers, people: Subjects, judge: Segmentor) -> pd.DataFrame:
+def rows(given: Answers, people: Subjects, judge: SegmentationModel) -> pd.DataFrame:
     """Every question of one method, a row a subject.
 
     Columns: ``do``, ``subject``; ``factual``, ``target``, ``before``, ``measured`` (by the evaluator) and ``error`` in
@@ -31,7 +31,7 @@ def rows(given: Answers, people: Subjects, judge: Segmentor) -> pd.DataFrame:
     return pd.concat([_question(name, given, people, judge) for name in given.images], ignore_index=True)
 
 
-def _question(name: str, given: Answers, people: Subjects, judge: Segmentor) -> pd.DataFrame:
+def _question(name: str, given: Answers, people: Subjects, judge: SegmentationModel) -> pd.DataFrame:
     image, cf_image, target = people.batch["image"], given.images[name], people.do[name]
     measured, masks = measure(judge, cf_image, people.masks)
     channels = judge.description.channels_of(judge.description.parents[name].structure)

@@ -25,7 +25,7 @@ from segcft.evaluation.questions import (
 from segcft.evaluation.rows import rows
 from segcft.evaluation.summary import Estimates, health, off_target, summarise
 from segcft.files import write_text
-from segcft.judges import Segmentor
+from segcft.judges import SegmentationModel
 from segcft.mechanisms import opened as opened_mechanism
 from segcft.realism import features, frechet, kernel_distance
 from segcft.statistics import Estimate, estimate, resamples
@@ -35,7 +35,7 @@ TRUTH = "true_counterfactual"  # as a method
 
 def evaluate(
     data: DataModule,
-    evaluator: str,
+    evaluator: str | SegmentationModel,
     methods: dict[str, str | Method],
     out: str,
     experiment: str = "default",
@@ -51,7 +51,7 @@ def evaluate(
 
     Args:
         data: Data module; its split must offer the variables that the models were trained with.
-        evaluator: Checkpoint of a segmentor that guided none of the methods.
+        evaluator: A segmentor that guided none of the methods, or its checkpoint.
         methods: Name -> checkpoint of a counterfactual model, or ``{checkpoint: PATH, corrections: ROUNDS}``; paired
             differences are taken to the last one.
         out: Folder for metrics.json, subjects.csv, table.csv, table.md, interventions.csv and figure.png.
@@ -70,7 +70,8 @@ def evaluate(
     asked = {name: Method(method) if isinstance(method, str) else method for name, method in methods.items()}
     causal = opened_mechanism(mechanism)
     contenders = {name: opened(method, causal) for name, method in asked.items()}
-    judge = checkpoints.load(evaluator, Segmentor).eval()
+    judge = (checkpoints.load(evaluator, SegmentationModel) if isinstance(evaluator, str) else evaluator).eval()
+    judge.attach(data.description)
     for contender in contenders.values():
         contender.model.check_fit(data.description)
     with torch.inference_mode():
@@ -84,7 +85,8 @@ def evaluate(
         figure = plots.comparison(
             people.batch, people.do, people.truth, {name: answers[name].images for name in asked}, judge
         )
-    paths = [evaluator, *(method.checkpoint for method in asked.values()), *([mechanism] if mechanism else [])]
+    given = (evaluator, *(method.checkpoint for method in asked.values()), mechanism)
+    paths = [path for path in given if isinstance(path, str)]
     results = {
         "experiment": experiment,
         "seed": seed,
@@ -99,7 +101,9 @@ def evaluate(
     return results
 
 
-def _frame(answers: dict[str, Answers], people: Subjects, judge: Segmentor, loops: dict[str, int]) -> pd.DataFrame:
+def _frame(
+    answers: dict[str, Answers], people: Subjects, judge: SegmentationModel, loops: dict[str, int]
+) -> pd.DataFrame:
     parts = []
     for name, given in answers.items():
         part = rows(given, people, judge)
@@ -113,8 +117,9 @@ def _floor(people: Subjects, frame: pd.DataFrame) -> dict[str, float]:
     """The evaluator's own error in %: on true counterfactuals where they exist, else on factual images."""
     found = {}
     for name in people.do:
-        part = frame[(frame["method"] == (TRUTH if people.truth else "identity")) & (frame["do"] == name)]
-        if people.truth:
+        known = name in people.truth
+        part = frame[(frame["method"] == (TRUTH if known else "identity")) & (frame["do"] == name)]
+        if known:
             found[name] = float(part["judged"].mean())
             continue
         error = (part["before"] - part["factual"]).abs()
@@ -125,7 +130,7 @@ def _floor(people: Subjects, frame: pd.DataFrame) -> dict[str, float]:
 
 
 def _realism(
-    answers: dict[str, Answers], data: DataModule, judge: Segmentor, references: int, seed: int
+    answers: dict[str, Answers], data: DataModule, judge: SegmentationModel, references: int, seed: int
 ) -> dict[str, dict[str, dict[str, Estimate]]]:
     """Distances of every method's answers to training images; the row of the unchanged images is the floor."""
     dataset = data.dataset("train")

@@ -61,6 +61,7 @@ class CounterfactualFineTuning(Task):
     ) -> None:
         super().__init__(stage, optimisation)
         self.model = checkpoints.load(pretrained, CounterfactualModel).replaced(prediction, opened(mechanism))
+        guidance.attach(description)
         self.guidance, self.constraint = guidance, constraint or ElboConstraint()
         self.weights, self.guidance_weight, self.minimality = weights or {}, guidance_weight, minimality
         self.earlier_seconds = {**checkpoints.seconds(pretrained), **guidance.seconds}
@@ -84,16 +85,17 @@ class CounterfactualFineTuning(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Ask a random question of every subject and judge the answer."""
         answer = self.model(batch["image"], batch, self.questions.draw(batch, self.asked, self.model.parents))
-        terms = self._judge(batch, answer)
+        terms, learning = self._judge(batch, answer), self.guidance.learn(batch, answer.image)
         loss: Tensor = (
-            self.guidance_weight * terms["guidance"]
+            sum(learning.values())
+            + self.guidance_weight * terms["guidance"]
             + self.shape * terms["shape"]
             + self.minimality * terms["change"]
             + terms["drawing"]
             + self.constraint(terms["nelbo"])
         )
         self.constraint.ascend(terms["nelbo"])
-        self.show("train", {**terms, "multiplier": self.constraint.multiplier, "loss": loss}, batch)
+        self.show("train", {**terms, **learning, "multiplier": self.constraint.multiplier, "loss": loss}, batch)
         return loss
 
     def evaluate(self, batch: Batch, stage: str) -> None:

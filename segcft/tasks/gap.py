@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segcft import checkpoints
 from segcft.interventions import fixed_do
-from segcft.judges import Judge, Segmentor
+from segcft.judges import Judge, SegmentationModel
 from segcft.tasks.base import Batch
 from segcft.tasks.finetune import CounterfactualFineTuning
 
@@ -28,7 +28,7 @@ class GuideGap(Callback):
     """
 
     def __init__(self, evaluator: str, tolerance: float = 0.15, batches: int = 4) -> None:
-        self.judge: Judge = checkpoints.load(evaluator, Segmentor).eval().requires_grad_(False)
+        self.judge: Judge = checkpoints.load(evaluator, SegmentationModel).eval().requires_grad_(False)
         self.tolerance, self.batches = tolerance, batches
         self.smallest: dict[str, float] = {}
         self._gaps: dict[str, list[Tensor]] = {}

@@ -8,6 +8,8 @@ import torch
 from segcft.checkpoints import load
 from segcft.cli import main
 from segcft.counterfactual import CounterfactualModel
+from segcft.guidance import EnsembleGuidance
+from segcft.judges import Segmentor
 from segcft.tasks import Optimisation
 
 CONFIG = """
@@ -113,3 +115,49 @@ def test_learning_rate_warms_up_from_the_first_step_stays_and_falls_to_zero():
     assert set(factors[9:51]) == {1}
     assert all(late < early for early, late in pairwise(factors[51:]))
     assert factors[100] == pytest.approx(0)
+
+
+def guided(folder, dims, experiment, guidance, *more):
+    run(folder, "fit", dims, "segcft", f"--experiment={experiment}", f"--model.init_args.guidance={guidance}", *more)
+    path = folder / f"checkpoints/{experiment}/segcft/last.ckpt"
+    return path, torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_a_co_trained_segmentor_learns_beside_the_model_and_travels_with_it(trained, monkeypatch):
+    folder, dims = trained
+    monkeypatch.chdir(folder)
+    judge = "checkpoints/balls/segmentor/last.ckpt"
+    guidance = f"{{class_path: CoTrainedGuidance, init_args: {{judge: {judge}}}}}"
+    path, state = guided(folder, dims, "cotrained", guidance)
+    before = torch.load(judge, weights_only=True)["state_dict"]
+    for name, value in before.items():
+        learns = not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        assert torch.equal(value, state[f"guidance.{name}"]) != learns, "weights learn, statistics stay"
+    found = CounterfactualModel.load(path).segmentor
+    assert all(torch.equal(value, state[f"guidance.judge.{name}"]) for name, value in found.state_dict().items())
+    run(folder, "fit", dims, "segcft", "--experiment=cotrained", f"--model.init_args.guidance={guidance}",
+        f"--ckpt_path={path}", "--trainer.max_steps=4")  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_an_ensemble_with_a_segmentor_made_elsewhere_guides_and_evaluates(trained, monkeypatch):
+    folder, dims = trained
+    monkeypatch.chdir(folder)
+    network = load("checkpoints/balls/segmentor/last.ckpt", Segmentor).eval().network
+    torch.jit.trace(network, torch.zeros(1, 1, *[16] * dims)).save("elsewhere.ts")
+    judge = (
+        "{class_path: segcft.external.ExternalSegmentor, init_args: {network: elsewhere.ts, "
+        "channels: {left: 0, right: 1}, input: {window: [-1, 1], range: [-1, 1]}}}"
+    )
+    members = (
+        "{class_path: SegmentorGuidance, init_args: {judge: checkpoints/balls/segmentor/last.ckpt}}",
+        f"{{class_path: SegmentorGuidance, init_args: {{judge: {judge}}}}}",
+    )
+    guidance = f"{{class_path: EnsembleGuidance, init_args: {{members: [{', '.join(members)}]}}}}"
+    path, _ = guided(folder, dims, "ensemble", guidance)
+    data = ["--data=tests.balls.Balls", f"--data.spatial_dims={dims}", "--data.subjects=24"]
+    options = ["--out=out", "--subjects=4", f"--methods={{both: {path}}}", f"--evaluator={judge}"]
+    assert main(["evaluate", *data, *options]) == 0
+    guided(folder, dims, "ensemble", guidance, f"--ckpt_path={path}", "--trainer.max_steps=4")
+    (folder / "elsewhere.ts").unlink()
+    assert load(path, EnsembleGuidance).names == ["left_size", "right_size"]
