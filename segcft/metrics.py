@@ -62,28 +62,34 @@ def mask_difference(mask: Tensor, other: Tensor) -> Tensor:
 
 
 def old_border(image: Tensor, mask: Tensor, cf_mask: Tensor, reach: int = 2) -> Tensor:
-    """Contrast across that part of a structure's former border which the counterfactual's structure has left, (B,).
+    """How sharp that part of a structure's former border is which the counterfactual's structure has left, (B,).
 
-    The derivative of ``image`` along the inward normal of ``mask`` (the gradient of the mask, blurred), averaged over
-    the border outside ``cf_mask`` grown by ``reach``. Texture and ribs cross a border either way and average out; an
-    edge does not. Of the factual image this is the contrast that was there, of a counterfactual what is left of it:
-    their ratio is 1 where the old outline still shows through as a veil or ghost, and 0 where it is gone.
+    The derivative of ``image`` along the inward normal of ``mask`` (the gradient of the mask, blurred), on the border
+    minus beside it, outside ``cf_mask`` grown by ``reach``. Texture and ribs cross a border either way and average out,
+    what brightens steadily is as steep beside the border; an edge remains. Of the factual image this is the edge that
+    was there, of a counterfactual what is left of it: their ratio is 1 where the old outline still shows through as a
+    veil or ghost, and 0 where it is gone.
 
     Args:
         image: (B, C, *S).
         mask: Structure in the factual image, (B, *S), bool.
         cf_mask: Structure in the counterfactual, (B, *S), bool.
-        reach: Pixels around ``cf_mask`` that belong to its own border; the blurred normal is 2 wide.
+        reach: Pixels around ``cf_mask`` that belong to its own border.
 
     Returns:
         In image units a pixel; NaN where the structure has left no border.
     """
     axes = tuple(range(1, mask.dim()))
     pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[mask.dim() - 1]
-    blurred = pool(mask[:, None].float(), 3, stride=1, padding=1, count_include_pad=False)[:, 0]
+    blurred = pool(mask[:, None].float(), 7, stride=1, padding=3, count_include_pad=False)[:, 0]
     normal = torch.stack(torch.gradient(blurred, dim=axes))  # (axes, B, *S), towards the inside
-    slope = torch.stack(torch.gradient(image.mean(1), dim=axes))
-    left = ~dilate(cf_mask, reach)
-    length = (normal.square().sum(0).sqrt() * left).flatten(1).sum(1)
-    contrast = ((normal * slope).sum(0) * left).flatten(1).sum(1)
-    return torch.where(length > 1, contrast / length, torch.nan)
+    length = normal.square().sum(0).sqrt()
+    slope = (normal * torch.stack(torch.gradient(image.mean(1), dim=axes))).sum(0) / length.clamp(min=1e-6)
+
+    def within(pixels: int) -> Tensor:
+        return dilate(mask, pixels) & dilate(~mask, pixels)
+
+    left = ~dilate(cf_mask, reach) & (length > 1e-3)
+    border, beside = within(1) & left, within(4) & ~within(2) & left
+    there = (border.flatten(1).sum(1) > 1) & (beside.flatten(1).sum(1) > 1)
+    return torch.where(there, masked_mean(slope, border) - masked_mean(slope, beside), torch.nan)

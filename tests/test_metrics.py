@@ -65,13 +65,17 @@ def disc(radius, spatial_dims, size=24):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("inside", [1.0, -1.0])
 def test_the_old_border_is_there_unchanged_half_gone_or_gone(spatial_dims, inside):
-    large, small = disc(9, spatial_dims), disc(4, spatial_dims)
-    texture = 0.2 * torch.randn(1, *large.shape, generator=torch.Generator().manual_seed(0))
-    factual, clean = (inside * (mask.float()[None]) + texture for mask in (large, small))
-    before = metrics.old_border(factual, large, small)
-    assert before.sign() == inside
-    shares = [metrics.old_border(image, large, small) / before for image in (factual, (factual + clean) / 2, clean)]
-    assert [float(share) for share in shares] == pytest.approx([1, 0.5, 0], abs=0.06)
+    large, small = (disc(radius, spatial_dims).expand(12, *[-1] * spatial_dims) for radius in (9, 4))
+    texture = 0.2 * torch.randn(12, 1, *large.shape[1:], generator=torch.Generator().manual_seed(0))
+    factual, clean = (inside * mask.float()[:, None] + texture for mask in (large, small))
+    ramp = clean + torch.linspace(0, 0.5, large.shape[-1])
+
+    def edge(image):
+        return float(metrics.old_border(image, large, small).mean())
+
+    assert edge(factual) * inside > 0.1
+    shares = [edge(image) / edge(factual) for image in (factual, (factual + clean) / 2, clean, ramp)]
+    assert shares == pytest.approx([1, 0.5, 0, 0], abs=0.06)
 
 
 def test_no_old_border_without_a_border_that_was_left():

@@ -93,8 +93,8 @@ def _axioms(name: str, given: Answers, image: Tensor) -> dict[str, Tensor]:
 
 
 def _edges(image: Tensor, cf_image: Tensor, before: Tensor, after: Tensor, shrinks: Tensor) -> dict[str, Tensor]:
-    """Contrast across the border that was left, signed so that the factual one is positive."""
-    there, still = (metrics.old_border(shown, before, after, reach(image) + 1) for shown in (image, cf_image))
+    """Sharpness of the border that was left, signed so that the factual one is positive."""
+    there, still = (metrics.old_border(shown, before, after) for shown in (image, cf_image))
     there, still = (torch.where(shrinks, contrast, torch.nan) for contrast in (there, still))
     return {"edge_before": there.abs(), "edge_after": still * there.sign()}
 
