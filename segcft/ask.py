@@ -61,6 +61,10 @@ def plan(options: Namespace) -> Plan:
             model.parents.check({request.name: torch.tensor([request.number])}, options.strict)
     if options.manifest and model.segmentor is None:
         raise ValueError(f"--manifest: {options.checkpoint} holds no segmentor to draw the masks")
+    if options.corrections and model.segmentor is None:
+        raise ValueError(
+            f"--corrections {options.corrections}: {options.checkpoint} holds no segmentor to measure with"
+        )
     if options.samples < 1:
         raise ValueError(f"--samples {options.samples}: at least one is needed")
     if options.window and not options.window[0] < options.window[1]:
@@ -176,6 +180,8 @@ def _parser() -> ArgumentParser:
     add("--effect", choices=("total", "direct"), default="total", help="direct: descendants keep their factual values")
     add("--samples", type=int, default=1, help="particles of the posterior: their mean, and deviation in the panel")
     add("--temperature", type=float, help="of the latents; default 1, or 0 of a single sample")
+    again = "times to measure an answer by the segmentor and ask again for what is missing; default 2, or 0 without one"
+    add("--corrections", type=int, help=again)
     add("--parent", action="append", default=[], metavar="NAME=VALUE", help="factual value, for every file")
     add("--parents", metavar="CSV", help="factual values: column image, relative to the table, and variables")
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="levels as in training; needed above 8 bits")

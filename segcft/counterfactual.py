@@ -20,6 +20,7 @@ from segcft.requests import Request, targets
 
 Effect = Literal["total", "direct"]
 Do = Mapping[str, Request | str | float | Tensor]
+CORRECTIONS = 2  # by default, of a model that holds its segmentor
 
 
 class Counterfactual(NamedTuple):
@@ -194,7 +195,7 @@ class CounterfactualModel(nn.Module, Recorded):
         if self.segmentor is None:
             raise ValueError("corrections need the segmentor that guided the model; the checkpoint holds none")
         wanted = self.parents.encode(cf_values)
-        found = self.parents.encode({**cf_values, **self.segmentor.measure(cf_image)})
+        found = self.parents.encode({**cf_values, **self.segmentor.measure(cf_image, image)})
         missing = (wanted - found).clamp(-1, 1)  # deviations
         return asked + torch.where(wanted == abduction.pa, 0.0, missing)
 
@@ -215,6 +216,7 @@ class CounterfactualModel(nn.Module, Recorded):
         mediation: Mediation = "total",
         samples: int = 1,
         temperature: float | None = None,
+        corrections: int | None = None,
         strict: bool = False,
     ) -> list[Answer]:
         """Any number of questions about the same images, which are encoded once.
@@ -228,6 +230,7 @@ class CounterfactualModel(nn.Module, Recorded):
             mediation: From the parents to the image, see ``answer``.
             samples: Particles of the posterior.
             temperature: Of the latents; by default 1, and 0, the posterior's mean, of a single particle.
+            corrections: See ``answer``; by default 2 where there is a segmentor, 0 where there is none.
             strict: Refuse targets outside the training range instead of warning.
 
         Raises:
@@ -240,22 +243,25 @@ class CounterfactualModel(nn.Module, Recorded):
         temperature = float(samples > 1) if temperature is None else temperature
         abduction = self.abduct(image, factual, temperature, samples)
         acted = [self.act(factual, do, effect) for do in asked]
-        return [self._summary(image, factual, abduction, values, samples, mediation) for values in acted]
+        if corrections is None:
+            corrections = CORRECTIONS if self.segmentor else 0
+        everyone = image.repeat_interleave(samples, 0)
+        return [
+            self._summary(
+                image,
+                factual,
+                self.answer(everyone, abduction, _repeated(values, samples), mediation, corrections),
+                values,
+            )
+            for values in acted
+        ]
 
     def _summary(
-        self,
-        image: Tensor,
-        factual: dict[str, Tensor],
-        abduction: Abduction,
-        values: dict[str, Tensor],
-        samples: int,
-        mediation: Mediation,
+        self, image: Tensor, factual: dict[str, Tensor], found: Counterfactual, values: dict[str, Tensor]
     ) -> Answer:
-        """Predict all particles of all images at once, then mean and deviation over those of an image."""
-        everyone = {name: value.repeat_interleave(samples, 0) for name, value in values.items()}
-        images = self.answer(image.repeat_interleave(samples, 0), abduction, everyone, mediation).image
-        particles = images.view(-1, samples, *image.shape[1:])  # (B, samples, C, *S)
-        uncertainty = particles.std(1) if samples > 1 else None
+        """Mean and deviation over the particles of an image, which follow each other."""
+        particles = found.image.view(len(image), -1, *image.shape[1:])  # (B, samples, C, *S)
+        uncertainty = particles.std(1) if particles.shape[1] > 1 else None
         mean = particles.mean(1)
         return Answer(mean, values, self.measure(mean, image), uncertainty, image, factual)
 
@@ -284,3 +290,8 @@ class CounterfactualModel(nn.Module, Recorded):
         if self.segmentor is None:
             raise ValueError(f"{', '.join(missing)}: not given, and the checkpoint holds no segmentor to measure them")
         return self.parents.take({**self.measure(image), **values})
+
+
+def _repeated(values: dict[str, Tensor], samples: int) -> dict[str, Tensor]:
+    """Every subject's values once a particle, (B * samples,) each."""
+    return {name: value.repeat_interleave(samples, 0) for name, value in values.items()}

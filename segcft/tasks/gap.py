@@ -55,7 +55,7 @@ class GuideGap(Callback):
             return
         do = fixed_do(batch, pl_module.asked)
         answer = pl_module.model(batch["image"], batch, do, temperature=0.0)
-        guided, judged = pl_module.guidance(answer.image), self.judge.measure(answer.image)
+        guided, judged = (ask(answer.image, batch["image"]) for ask in (pl_module.guidance, self.judge.measure))
         for name in set(guided) & set(judged) & set(do):
             asked, scale = ~do[name].isnan(), pl_module.model.parents[name].std
             wrong = (judged[name] - do[name]).abs() - (guided[name] - do[name]).abs()
