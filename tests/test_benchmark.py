@@ -177,7 +177,7 @@ def test_a_dry_run_prints_the_plan_and_bad_input_is_named(capsys):
 
 
 @pytest.mark.slow
-def test_a_short_benchmark_from_end_to_end(tmp_path, monkeypatch):
+def test_a_short_benchmark_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     few = ["--data.init_args.subjects={train: 16, val: 8, test: 8}", "--data.init_args.batch_size=8"]
@@ -188,4 +188,6 @@ def test_a_short_benchmark_from_end_to_end(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "results/chest_phantom/benchmark/benchmark.json").read_text())
     assert set(found["methods"]) == {"no_cft", "seg_cft"}
     assert "<!-- benchmark:chest_phantom -->" in (tmp_path / "docs/results.md").read_text()
+    capsys.readouterr()
     assert main([*options, *few, *steps, "--dry-run"]) == 0
+    assert {line[:4] for line in capsys.readouterr().out.splitlines()} == {"done"}

@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from segcft import checkpoints, manifests
+from segcft import bundles, checkpoints, manifests
 from segcft.cli import main
 from segcft.counterfactual import CounterfactualModel
 from segcft.guidance import RegressorGuidance, SegmentorGuidance
 from segcft.judges import Regressor, Segmentor
 from segcft.mechanisms import StructuralCausalModel
+from segcft.parents import Variable
 from tests.test_answers import description, films, make, picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:do\\(")  # an untrained segmentor measures anything
@@ -263,3 +265,14 @@ def test_the_command_line_answers_from_a_bundle(bundle, tmp_path, capsys):
     assert export("nowhere", tmp_path / "none") == 2
     assert export("nowhere", tmp_path / "none", "--colour") == 2
     assert export("nowhere", tmp_path / "none", "--help") == 0
+
+
+def test_a_variable_that_is_no_size_has_no_per_cent():
+    def method(mae):
+        return {"effectiveness": {"shift": {"mape": None, "mae": mae, "slope": 0.5}}, "leakage": {"shift": {}}}
+
+    results = {"experiment": "balls", "seed": 0, "split": "test", "subjects": 9, "evaluator_floor": {"shift": 2.5}}
+    results |= {"identity": method(3.0)}
+    bundle = SimpleNamespace(model=SimpleNamespace(parents={"shift": Variable(unit="mm")}))
+    table = bundles._table(results, method(1.5), "mine", bundle)
+    assert "| shift | - | - | 2.5 | 1.5 mm | 0.50 | 0.0 |" in table

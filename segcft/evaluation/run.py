@@ -45,7 +45,7 @@ def evaluate(
     strict: bool = False,
     mechanism: str | None = None,
     gap: float = 3.0,
-    references: int = 512,
+    references: int = 256,
 ) -> dict[str, Any]:
     """Measure effectiveness, leakage, locality, the axioms, realism and, where known, distance to the truth.
 
