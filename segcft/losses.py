@@ -10,23 +10,35 @@ from segcft.parents import Parents, Values
 from segcft.recipes import Recorded
 
 
-def guidance_loss(measured: Values, target: Values, parents: Parents, weights: Mapping[str, float]) -> Tensor:
+def guidance_loss(
+    measured: Values,
+    target: Values,
+    parents: Parents,
+    weights: Mapping[str, float],
+    kept: Values | None = None,
+    specificity: float = 1.0,
+) -> Tensor:
     """Mean absolute distance in training deviations, summed over all guided variables.
 
     The intervened variable is held to its target and every other to where the causal model says it stays, so that
-    leaking into another structure costs as much as missing the target.
+    leaking into another structure costs as much as missing the target, or more.
 
     Args:
         measured: Guided variables of the counterfactual images in real units, (B,) each.
         target: Where they should be, (B,) each.
         parents: Units and deviations.
         weights: Factor per variable, 1 where it is not named.
+        kept: True where the causal model leaves a variable as it was, (B,) each; nowhere unless given.
+        specificity: Factor on the distance of what is kept.
     """
     names = [name for name in parents.structural if name in measured]
     if not names:
         return torch.zeros(())
-    distance = (parents.standardise(measured, names) - parents.standardise(target, names)).abs().mean(0)
-    return (distance * distance.new_tensor([weights.get(name, 1.0) for name in names])).sum()
+    distance = (parents.standardise(measured, names) - parents.standardise(target, names)).abs()  # (B, names)
+    if kept is not None:
+        still = torch.stack([kept[name] for name in names], dim=1)
+        distance = torch.where(still, specificity * distance, distance)
+    return (distance.mean(0) * distance.new_tensor([weights.get(name, 1.0) for name in names])).sum()
 
 
 def minimality_loss(cf_image: Tensor, image: Tensor) -> Tensor:

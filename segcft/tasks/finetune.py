@@ -35,6 +35,7 @@ class CounterfactualFineTuning(Task):
         shape: Factor of the distance to the shape that the guidance predicts, if it measures one.
         soft: Ask of what is not intervened on to stay as the judge finds it in the factual image, not to equal its
             label: errors of the judge must not be corrected in the image (attribute amplification).
+        specificity: Factor on the distance of variables that are not to move.
         questions: Where the targets come from.
         stage: Name of the stage: ``nocft``, ``regcft`` or ``segcft``.
         optimisation: Optimiser and schedule.
@@ -55,6 +56,7 @@ class CounterfactualFineTuning(Task):
         minimality: float = 5.0,
         shape: float = 3.0,
         soft: bool = False,
+        specificity: float = 1.0,
         questions: Questions = Questions(),  # noqa: B008 (frozen)
         stage: str = "segcft",
         optimisation: Optimisation = Optimisation(flat=0.5, weight_decay=0.0),  # noqa: B008 (frozen)
@@ -67,7 +69,7 @@ class CounterfactualFineTuning(Task):
         self.earlier_seconds = {**checkpoints.seconds(pretrained), **guidance.seconds}
         if isinstance(mechanism, str):
             self.earlier_seconds |= checkpoints.seconds(mechanism)
-        self.shape, self.soft = shape, soft
+        self.shape, self.soft, self.specificity = shape, soft, specificity
         self.model.check_fit(description)
         for name in self.weights:
             self.model.parents[name]
@@ -109,25 +111,20 @@ class CounterfactualFineTuning(Task):
 
     def _judge(self, batch: Batch, answer: Counterfactual) -> dict[str, Tensor]:
         """What the counterfactuals cost, term by term, before any factor."""
-        measured, target, shape = self.guidance(answer.image, batch["image"]), answer.values, self.guidance.shape
-        terms = {"guidance": batch["image"].new_zeros(()), "shape": batch["image"].new_zeros(())}
+        image, shape, target = batch["image"], self.guidance.shape, answer.values
+        kept = {name: value == batch[name] for name, value in target.items()}
+        measured = self.guidance(answer.image, image)
+        terms = {"guidance": image.new_zeros(()), "shape": image.new_zeros(())}  # the first is shown
         if self.soft or shape is not None:
             with torch.no_grad():
-                factual = self.guidance(batch["image"])
+                factual = self.guidance(image)
             if self.soft:
-                target = self._softened(answer.values, batch, factual)
+                target = {n: torch.where(kept[n], factual.get(n, value), value) for n, value in target.items()}
             if shape is not None:
                 terms["shape"] = shape.distance(measured, shape.counterfactual(factual, batch, answer.values))
-        terms["guidance"] = guidance_loss(measured, target, self.model.parents, self.weights)
+        terms["guidance"] = guidance_loss(measured, target, self.model.parents, self.weights, kept, self.specificity)
         terms["nelbo"] = answer.abduction.elbo.nelbo().mean()
-        return {**terms, "change": minimality_loss(answer.image, batch["image"]), "drawing": answer.cost}
-
-    def _softened(self, cf_values: Batch, batch: Batch, factual: Batch) -> Batch:
-        """Targets: as measured in the factual image wherever the causal model leaves a variable alone."""
-        return {
-            name: torch.where(value == batch[name], factual.get(name, value), value)
-            for name, value in cf_values.items()
-        }
+        return {**terms, "change": minimality_loss(answer.image, image), "drawing": answer.cost}
 
     @torch.no_grad()
     def _fit_shape(self, shape: ShapeModel, batches: int = 128) -> None:
