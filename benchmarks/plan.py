@@ -52,7 +52,7 @@ class Study:
     Attributes:
         experiment: Name of the folder.
         folder: ``experiments/EXPERIMENT``.
-        methods: Name in the tables -> ``{stage, corrections}``.
+        methods: Name in the tables -> ``{stage, corrections, confined}``.
         variations: Name -> stage it starts from under ``stage``, and what differs.
         seeds: Of the trainings.
         evaluator: Stage that judges.
@@ -123,7 +123,8 @@ def study(
 def _method(value: str | Config) -> Config:
     given = {"stage": value} if isinstance(value, str) else dict(value)
     stage = given.get("stage") or given["checkpoint"]
-    return {"stage": Path(stage).parent.name if "/" in stage else stage, "corrections": given.get("corrections", 0)}
+    how = {"corrections": given.get("corrections", 0), "confined": given.get("confined", False)}
+    return {"stage": Path(stage).parent.name if "/" in stage else stage, **how}
 
 
 def jobs(plan: Study) -> list[Job]:
@@ -166,7 +167,7 @@ def _evaluation(plan: Study, seed: int) -> Job:
     root = f"checkpoints/{plan.experiment}"
     config["evaluator"] = f"{root}/{plan.evaluator}/last.ckpt"
     config["methods"] = {
-        name: {"checkpoint": f"{root}/{method['stage']}/last.ckpt", "corrections": method["corrections"]}
+        name: {"checkpoint": f"{root}/{method['stage']}/last.ckpt", **{k: v for k, v in method.items() if k != "stage"}}
         for name, method in plan.methods.items()
     }
     out = plan.out / f"seed{seed}"

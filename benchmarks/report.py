@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from benchmarks.plan import Study
-from segcft.evaluation import reports
+from segcft.evaluation import Method, reports
 from segcft.evaluation.summary import Estimates, health, summarise
 from segcft.files import write_text
 from segcft.statistics import Estimate
@@ -44,7 +44,9 @@ def conclude(plan: Study, command: str, wall: float, docs: Path) -> dict[str, An
     metrics: Estimates = summary["metrics"]
     _add_realism(metrics, found)
     floor = {do: sum(one["evaluator_floor"][do] for one in found) / len(found) for do in found[0]["evaluator_floor"]}
-    loops = {name: method["corrections"] for name, method in plan.methods.items()}
+    refinement = {
+        name: Method("", method["corrections"], method["confined"]).refinement for name, method in plan.methods.items()
+    }
     warnings = health(metrics, floor, found[0]["health"]["threshold"])["warnings"]
     results = {
         "experiment": plan.experiment,
@@ -60,7 +62,7 @@ def conclude(plan: Study, command: str, wall: float, docs: Path) -> dict[str, An
         "seconds": round(wall, 1),
         "by_seed": {str(seed): one["metrics"] for seed, one in zip(plan.seeds, found, strict=True)},
     }
-    text = reports.markdown(metrics, loops, floor, warnings, summary["differences"])
+    text = reports.markdown(metrics, refinement, floor, warnings, summary["differences"])
     reports.write_json(plan.out / "benchmark.json", results)
     write_text(plan.out / "table.md", text)
     picture = forest(metrics)
@@ -92,7 +94,7 @@ def section(results: Mapping[str, Any], text: str, figure: str) -> str:
         f"## {results['experiment']}\n\n"
         f"{results['subjects']} subjects of split `{results['split']}`, training seeds {seeds}; the same subjects, "
         f"targets and data for all. Brackets: 95 % of bootstrap resamples of seeds and subjects, crosswise{few}; of "
-        "Fréchet and kernel distances the range over seeds. `loop`: rounds of the correction loop.\n\n"
+        "Fréchet and kernel distances the range over seeds. `refinement`: what the guide still does when the model answers.\n\n"
         f"```sh\n{results['command']}\n```\n\n"
         f"{results['seconds'] / 60:.0f} min of stages, two at a time, one thread each: {machine['processor']}, "
         f"{machine['cores']} cores; Python {machine['python']}, torch {machine['torch']}.\n\n"

@@ -56,7 +56,7 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
     picture = read_picture(file, job.window)
     framing = Framing.of(picture, job.model, job.window, job.options.spacing)
     image = framing.image(picture.levels).to(job.options.device)
-    names = ("effect", "samples", "temperature", "corrections", "strict")
+    names = ("effect", "samples", "temperature", "corrections", "confined", "strict")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they become a column
         answers = job.model.counterfactuals(

@@ -5,7 +5,7 @@ answer, write -> one table of numbers, and what failed.
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -61,10 +61,8 @@ def plan(options: Namespace) -> Plan:
             model.parents.check({request.name: torch.tensor([request.number])}, options.strict)
     if options.manifest and model.segmentor is None:
         raise ValueError(f"--manifest: {options.checkpoint} holds no segmentor to draw the masks")
-    if options.corrections and model.segmentor is None:
-        raise ValueError(
-            f"--corrections {options.corrections}: {options.checkpoint} holds no segmentor to measure with"
-        )
+    if (options.corrections or options.confined) and model.segmentor is None:
+        raise ValueError(f"--corrections, --confined: {options.checkpoint} holds no segmentor to refine answers by")
     if options.samples < 1:
         raise ValueError(f"--samples {options.samples}: at least one is needed")
     if options.window and not options.window[0] < options.window[1]:
@@ -182,6 +180,10 @@ def _parser() -> ArgumentParser:
     add("--temperature", type=float, help="of the latents; default 1, or 0 of a single sample")
     again = "times to measure an answer by the segmentor and ask again for what is missing; default 2, or 0 without one"
     add("--corrections", type=int, help=again)
+    beyond = (
+        "leave the image beyond the structures that move as it is, by the segmentor's masks; default with a segmentor"
+    )
+    add("--confined", action=BooleanOptionalAction, help=beyond)
     add("--parent", action="append", default=[], metavar="NAME=VALUE", help="factual value, for every file")
     add("--parents", metavar="CSV", help="factual values: column image, relative to the table, and variables")
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="levels as in training; needed above 8 bits")

@@ -16,6 +16,7 @@ from segcft.mechanisms import Independent, Mechanism
 from segcft.parents import DataDescription, Values
 from segcft.prediction import Drawn, Gated, Prediction
 from segcft.recipes import Recorded
+from segcft.regions import neighbourhood
 from segcft.requests import Request, targets
 
 Effect = Literal["total", "direct"]
@@ -163,6 +164,7 @@ class CounterfactualModel(nn.Module, Recorded):
         cf_values: dict[str, Tensor],
         mediation: Mediation = "total",
         corrections: int = 0,
+        confined: bool = False,
     ) -> Counterfactual:
         """Prediction: one decoder pass, for any number of questions about one abduction.
 
@@ -173,16 +175,21 @@ class CounterfactualModel(nn.Module, Recorded):
             mediation: Whether the image follows them itself, through its latents or both; see ``HVAE.predict``. Of the
                 exogenous prior, ``total`` is ``direct`` and ``indirect`` changes nothing.
             corrections: Times to measure the answer by the segmentor and ask again for what is missing.
+            confined: Leave the image as it is beyond the neighbourhood of what moves, by the segmentor's masks before
+                and after.
 
         Raises:
-            ValueError: If corrections are wanted of a model without a segmentor.
+            ValueError: If one of the last two is wanted of a model without a segmentor.
         """
         asked = self.parents.encode(cf_values)
         drawn = self._draw(image, abduction, asked, mediation)
+        if (corrections or confined) and self.segmentor is None:
+            raise ValueError("the answer is refined by the segmentor that guided the model; the checkpoint holds none")
         for _ in range(corrections):
             asked = self._corrected(asked, cf_values, abduction, drawn.image, image)
             drawn = self._draw(image, abduction, asked, mediation)
-        return Counterfactual(drawn.image, cf_values, abduction, drawn.cost)
+        cf_image = self._confined(drawn.image, image, cf_values, abduction) if confined else drawn.image
+        return Counterfactual(cf_image, cf_values, abduction, drawn.cost)
 
     def _draw(self, image: Tensor, abduction: Abduction, pa: Tensor, mediation: Mediation) -> Drawn:
         drawn: Drawn = self.prediction(image, abduction.pixels, self.hvae.predict(abduction, pa, mediation))
@@ -192,12 +199,25 @@ class CounterfactualModel(nn.Module, Recorded):
         self, asked: Tensor, cf_values: Values, abduction: Abduction, cf_image: Tensor, image: Tensor
     ) -> Tensor:
         """Ask for more, by what the segmentor misses in the answer, of whatever was to move, (B, P)."""
-        if self.segmentor is None:
-            raise ValueError("corrections need the segmentor that guided the model; the checkpoint holds none")
+        assert self.segmentor is not None
         wanted = self.parents.encode(cf_values)
         found = self.parents.encode({**cf_values, **self.segmentor.measure(cf_image, image)})
         missing = (wanted - found).clamp(-1, 1)  # deviations
         return asked + torch.where(wanted == abduction.pa, 0.0, missing)
+
+    def _confined(self, cf_image: Tensor, image: Tensor, cf_values: Values, abduction: Abduction) -> Tensor:
+        """Change only the neighbourhood of the structures that move; everything, if a parent without one moves."""
+        assert self.segmentor is not None
+        masks = torch.maximum(self.segmentor.probabilities(image), self.segmentor.probabilities(cf_image)) > 0.5
+        allowed, variables = torch.zeros_like(masks[:, 0]), self.parents.variables.values()
+        change = torch.split(self.parents.encode(cf_values) != abduction.pa, [each.dim for each in variables], dim=1)
+        for variable, changed in zip(variables, change, strict=True):
+            moved = changed.any(1).view(-1, *[1] * (image.dim() - 2))
+            if variable.structure:
+                union = "+".join(filter(None, (variable.structure, variable.over)))
+                moved = moved & masks[:, self.description.channels_of(union)].any(1)
+            allowed = allowed | moved
+        return image + neighbourhood(allowed, image) * (cf_image - image)
 
     def counterfactual(
         self, image: Tensor, parents: Mapping[str, Tensor | float] | None = None, do: Do | None = None, **options: Any
@@ -217,6 +237,7 @@ class CounterfactualModel(nn.Module, Recorded):
         samples: int = 1,
         temperature: float | None = None,
         corrections: int | None = None,
+        confined: bool | None = None,
         strict: bool = False,
     ) -> list[Answer]:
         """Any number of questions about the same images, which are encoded once.
@@ -231,6 +252,7 @@ class CounterfactualModel(nn.Module, Recorded):
             samples: Particles of the posterior.
             temperature: Of the latents; by default 1, and 0, the posterior's mean, of a single particle.
             corrections: See ``answer``; by default 2 where there is a segmentor, 0 where there is none.
+            confined: See ``answer``; by default where there is a segmentor.
             strict: Refuse targets outside the training range instead of warning.
 
         Raises:
@@ -245,25 +267,16 @@ class CounterfactualModel(nn.Module, Recorded):
         acted = [self.act(factual, do, effect) for do in asked]
         if corrections is None:
             corrections = CORRECTIONS if self.segmentor else 0
-        everyone = image.repeat_interleave(samples, 0)
-        return [
-            self._summary(
-                image,
-                factual,
-                self.answer(everyone, abduction, _repeated(values, samples), mediation, corrections),
-                values,
-            )
-            for values in acted
-        ]
-
-    def _summary(
-        self, image: Tensor, factual: dict[str, Tensor], found: Counterfactual, values: dict[str, Tensor]
-    ) -> Answer:
-        """Mean and deviation over the particles of an image, which follow each other."""
-        particles = found.image.view(len(image), -1, *image.shape[1:])  # (B, samples, C, *S)
-        uncertainty = particles.std(1) if particles.shape[1] > 1 else None
-        mean = particles.mean(1)
-        return Answer(mean, values, self.measure(mean, image), uncertainty, image, factual)
+        if confined is None:
+            confined = self.segmentor is not None
+        everyone, found = image.repeat_interleave(samples, 0), []
+        for values in acted:
+            repeated = {name: value.repeat_interleave(samples, 0) for name, value in values.items()}
+            drawn = self.answer(everyone, abduction, repeated, mediation, corrections, confined).image
+            particles = drawn.view(len(image), samples, *image.shape[1:])
+            mean, uncertainty = particles.mean(1), particles.std(1) if samples > 1 else None
+            found.append(Answer(mean, values, self.measure(mean, image), uncertainty, image, factual))
+        return found
 
     def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
         """What the segmentor finds in images (B, C, *S), (B,) each, see ``Judge.measure``; nothing without one."""
@@ -290,8 +303,3 @@ class CounterfactualModel(nn.Module, Recorded):
         if self.segmentor is None:
             raise ValueError(f"{', '.join(missing)}: not given, and the checkpoint holds no segmentor to measure them")
         return self.parents.take({**self.measure(image), **values})
-
-
-def _repeated(values: dict[str, Tensor], samples: int) -> dict[str, Tensor]:
-    """Every subject's values once a particle, (B * samples,) each."""
-    return {name: value.repeat_interleave(samples, 0) for name, value in values.items()}

@@ -8,16 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segcft.regions import dilate
+
 
 def percent(difference: Tensor, reference: Tensor) -> Tensor:
     """|difference| in percent of |reference|, (N,) each."""
     return 100 * difference.abs() / reference.abs().clamp(min=1e-12)
-
-
-def dilate(mask: Tensor, pixels: int) -> Tensor:
-    """Grow a boolean mask (B, *S) by ``pixels`` along every axis."""
-    pool = {2: F.max_pool2d, 3: F.max_pool3d}[mask.dim() - 1]
-    return pool(mask[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)[:, 0] > 0
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segcft.measurements import AXES
@@ -107,3 +108,21 @@ def _directions(region: Region, anatomy: Tensor, spacing: Sequence[float]) -> Te
     principal = torch.linalg.eigh(covariance).eigenvectors[..., -1]  # (B, D)
     directed: Tensor = principal * principal.gather(1, principal.abs().argmax(1, keepdim=True)).sign()
     return directed
+
+
+def reach(image: Tensor) -> int:
+    """Margin around a structure of images (B, C, *S) in pixels: 3 at 64, in proportion elsewhere."""
+    return max(1, round(3 * image.shape[-1] / 64))
+
+
+def dilate(mask: Tensor, pixels: int) -> Tensor:
+    """Grow a boolean mask (B, *S) by ``pixels`` along every axis."""
+    pool = {2: F.max_pool2d, 3: F.max_pool3d}[mask.dim() - 1]
+    return pool(mask[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)[:, 0] > 0
+
+
+def neighbourhood(mask: Tensor, image: Tensor) -> Tensor:
+    """A structure (B, *S) and its margin as weights (B, 1, *S): 1 within, 0 beyond, soft in the last pixel."""
+    pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[mask.dim() - 1]
+    grown = dilate(mask, max(1, reach(image) - 1))[:, None].float()
+    return pool(grown, 3, stride=1, padding=1, count_include_pad=False)

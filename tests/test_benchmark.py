@@ -129,7 +129,7 @@ def write_seeds(out, seeds):
     with torch.inference_mode():
         people = gather(data, data.dataset("test"), judge, 16, seed=0)
         parts = {"identity": unchanged(people), "true_counterfactual": perfect(people), "mine": unchanged(people)}
-        frame = pd.concat([rows(given, people, judge).assign(method=n, loop=0) for n, given in parts.items()])
+        frame = pd.concat([rows(given, people, judge).assign(method=n, refinement="") for n, given in parts.items()])
     for seed in seeds:
         folder = out / f"seed{seed}"
         folder.mkdir(parents=True)
@@ -142,7 +142,7 @@ def write_seeds(out, seeds):
 
 def test_seeds_are_pooled_into_one_table_and_page(tmp_path):
     frame = write_seeds(tmp_path, (0, 1, 2))
-    methods = {"mine": {"stage": "mine", "corrections": 2}}
+    methods = {"mine": {"stage": "mine", "corrections": 2, "confined": True}}
     study = plan.Study("balls", tmp_path, methods, {}, (0, 1, 2), "evaluator", (), "test", tmp_path)
     docs = tmp_path / "docs"
     docs.mkdir()

@@ -129,7 +129,7 @@ def test_the_loop_is_asked_for_only_where_it_is_on(people):
 
     image = people.batch["image"]
     for rounds in (0, 2):
-        (found,), loc = predict(Contender(Model(), None, rounds), image, people.do, [people.do])
+        (found,), loc = predict(Contender(Model(), None, Method("", rounds)), image, people.do, [people.do])
         torch.testing.assert_close(found, image + rounds)
         assert loc is not None
 
@@ -140,4 +140,5 @@ def test_cells_and_json_hold_no_nonsense():
     assert cell(Estimate(-0.01, -0.01, -0.01), "{:.1f}") == "0.0"
     assert cell(Estimate(math.nan, math.nan, math.nan), "{:.1f}") == "-"
     assert plain({"a": [math.nan, Estimate(1.0, 0.0, math.inf)]}) == {"a": [None, {"value": 1, "low": 0, "high": None}]}
-    assert Method("x.ckpt").corrections == 0
+    assert Method("x.ckpt").refinement == "off"
+    assert Method("x.ckpt", 2, True).refinement == "2 rounds, confined"

@@ -6,6 +6,7 @@ import torch
 from segcft.guidance import SegmentorGuidance
 from segcft.judges import Segmentor
 from segcft.prediction import Transported
+from segcft.regions import neighbourhood
 from segcft.shape import ShapeModel
 from segcft.transport import exponential, roughness, warp
 from tests.balls import Balls
@@ -135,3 +136,26 @@ def test_corrections_ask_again_for_what_the_segmentor_misses(data):
         assert found.values is do, "what was asked for stays on record"
     same = model.answer(batch["image"], abduction, values, corrections=2)
     assert torch.equal(same.image, batch["image"]), "a null intervention is not corrected"
+
+
+@torch.no_grad()
+def test_confined_answers_change_the_neighbourhood_of_what_moves_and_nothing_else(data):
+    model, batch = make(data)
+    values = {name: batch[name] for name in model.parents.names}
+    abduction = model.abduct(batch["image"], values, temperature=0.0)
+
+    class Knowing(Segmentor):
+        def forward(self, image):
+            return 20 * batch["mask"] - 10
+
+    model.segmentor = Knowing(data.description, "monai.UNet", UNET)
+    weight = neighbourhood(batch["mask"][:, 0] > 0.5, batch["image"])
+    far, near = weight == 0, weight == 1
+    assert far.any()
+    assert near.any()
+    for do, elsewhere in (({"left_size": 2 * batch["left_size"]}, True), ({"age": batch["age"] + 9}, False)):
+        free = model.answer(batch["image"], abduction, model.act(values, do))
+        held = model.answer(batch["image"], abduction, model.act(values, do), confined=True)
+        assert (free.image != batch["image"])[far].any()
+        assert bool((held.image == batch["image"])[far].all()) is elsewhere, "age may change the whole image"
+        torch.testing.assert_close(held.image[near], free.image[near])

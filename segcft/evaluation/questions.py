@@ -1,7 +1,6 @@
 """Who is asked what, and what the methods answer; nothing here looks at an answer."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +23,18 @@ class Method:
         checkpoint: Of a counterfactual model.
         corrections: Rounds of the correction loop, in which the guide measures an answer and the target is moved by
             what is missing; 0 answers once.
+        confined: Change nothing but the neighbourhood of what was to move, by the guide's masks.
     """
 
     checkpoint: str
     corrections: int = 0
+    confined: bool = False
+
+    @property
+    def refinement(self) -> str:
+        """What the guide still does when the model answers, for tables."""
+        rounds = [f"{self.corrections} rounds"] if self.corrections else []
+        return ", ".join([*rounds, *(["confined"] if self.confined else [])]) or "off"
 
 
 @dataclass
@@ -37,12 +44,12 @@ class Contender:
     Attributes:
         model: Answers.
         guide: The judge that taught it; None where nobody did.
-        corrections: Rounds of the correction loop.
+        asked: How.
     """
 
     model: CounterfactualModel
-    guide: Judge | None = None
-    corrections: int = 0
+    guide: Judge | None
+    asked: Method
 
 
 @dataclass
@@ -94,7 +101,7 @@ def opened(method: Method, causal: Mechanism | None) -> Contender:
     model = checkpoints.load(method.checkpoint, CounterfactualModel).replaced(None, causal).eval()
     guide = checkpoints.search(method.checkpoint, Judge)
     model.segmentor = guide if isinstance(guide, SegmentationModel) else None
-    return Contender(model, guide.eval() if guide else None, method.corrections)
+    return Contender(model, guide.eval() if guide else None, method)
 
 
 def gather(data: DataModule, dataset: ImageDataset, judge: SegmentationModel, subjects: int, seed: int) -> Subjects:
@@ -154,7 +161,6 @@ def predict(
         size: Subjects at a time.
     """
     model = contender.model
-    loop: dict[str, Any] = {"corrections": contender.corrections} if contender.corrections else {}
     images: list[list[Tensor]] = [[] for _ in cf_values]
     means = []
     for start in range(0, len(image), size):
@@ -162,7 +168,13 @@ def predict(
         abduction = model.abduct(image[few], {k: v[few] for k, v in values.items()}, temperature=0.0)
         means.append(abduction.pixels.loc)
         for place, asked in enumerate(cf_values):
-            found = model.answer(image[few], abduction, {k: v[few] for k, v in asked.items()}, **loop)
+            found = model.answer(
+                image[few],
+                abduction,
+                {k: v[few] for k, v in asked.items()},
+                corrections=contender.asked.corrections,
+                confined=contender.asked.confined,
+            )
             images[place].append(found.image)
     return [torch.cat(parts) for parts in images], torch.cat(means)
 

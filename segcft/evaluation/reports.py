@@ -27,12 +27,12 @@ TABLES = {
 }
 
 
-def table(metrics: Estimates, loops: Mapping[str, int], floor: Mapping[str, float]) -> pd.DataFrame:
+def table(metrics: Estimates, refinement: Mapping[str, str], floor: Mapping[str, float]) -> pd.DataFrame:
     """One row per method and question; of each metric the value, and ``_low`` and ``_high`` of its interval."""
     rows = []
     for method, found in metrics.items():
         for do, values in found.items():
-            row: dict[str, Any] = {"method": method, "loop": loops.get(method, 0), "do": do}
+            row: dict[str, Any] = {"method": method, "refinement": refinement.get(method, ""), "do": do}
             for name, estimate in values.items():
                 row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
             rows.append(row | {"evaluator_floor": floor[do]})
@@ -41,7 +41,7 @@ def table(metrics: Estimates, loops: Mapping[str, int], floor: Mapping[str, floa
 
 def markdown(
     metrics: Estimates,
-    loops: Mapping[str, int],
+    refinement: Mapping[str, str],
     floor: Mapping[str, float],
     warnings: list[str],
     differences: Estimates | None = None,
@@ -49,11 +49,11 @@ def markdown(
     """The tables for people, 95 % intervals in brackets; warnings first."""
     parts = ["".join(f"🔴 **WARNING: {line}**\n\n" for line in warnings)]
     for place, (title, names) in enumerate(TABLES.items()):
-        parts += ["" if not place else f"\n**{title}**\n\n", _grid(metrics, loops, names, {} if place else floor)]
+        parts += ["" if not place else f"\n**{title}**\n\n", _grid(metrics, refinement, names, {} if place else floor)]
     if differences:
         names = ("mape", "mae_sd", "slope", "leakage", "outside", "truth_ratio", "mask_ratio", "old_edge")
         last = list(metrics)[-1]
-        parts += [f"\n**Paired differences, each minus {last}**\n\n", _grid(differences, loops, names, {})]
+        parts += [f"\n**Paired differences, each minus {last}**\n\n", _grid(differences, refinement, names, {})]
     return "".join(parts)
 
 
@@ -75,17 +75,21 @@ def _style(name: str) -> tuple[str, str]:
     return REALISM[name] if name in REALISM else (COLUMNS[name].title, COLUMNS[name].style)
 
 
-def _grid(metrics: Estimates, loops: Mapping[str, int], names: tuple[str, ...], floor: Mapping[str, float]) -> str:
+def _grid(metrics: Estimates, refinement: Mapping[str, str], names: tuple[str, ...], floor: Mapping[str, float]) -> str:
     """Columns that hold nothing are left out."""
     every = [values for found in metrics.values() for values in found.values()]
     shown = [name for name in names if any(name in v and math.isfinite(v[name].value) for v in every)]
-    heads = ["method", "loop", "do", *(_style(name)[0] for name in shown), *(["floor %"] if floor else [])]
+    heads = ["method", "refinement", "do", *(_style(name)[0] for name in shown), *(["floor %"] if floor else [])]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     nothing = Estimate(math.nan, math.nan, math.nan)
     for method, found in metrics.items():
         for do, values in found.items():
-            loop = f"{loops[method]} rounds" if loops.get(method) else "off"
-            cells = [method, loop, do, *(cell(values.get(name, nothing), _style(name)[1]) for name in shown)]
+            cells = [
+                method,
+                refinement.get(method, ""),
+                do,
+                *(cell(values.get(name, nothing), _style(name)[1]) for name in shown),
+            ]
             lines.append("| " + " | ".join([*cells, *([f"{floor[do]:.1f}"] if floor else [])]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -9,6 +9,7 @@ from segcft import metrics
 from segcft.evaluation.questions import Answers, Subjects, measure
 from segcft.judges import SegmentationModel
 from segcft.parents import Variable
+from segcft.regions import dilate, reach
 
 
 def is_size(variable: Variable) -> bool:
@@ -36,7 +37,7 @@ def _question(name: str, given: Answers, people: Subjects, judge: SegmentationMo
     measured, masks = measure(judge, cf_image, people.masks)
     channels = judge.description.channels_of(judge.description.parents[name].structure)
     before, after = (some[:, channels].any(1) for some in (people.masks, masks))
-    near = metrics.dilate(before | after, reach(image))
+    near = dilate(before | after, reach(image))
     columns: dict[str, Tensor] = {
         "factual": people.batch[name],
         "target": target,
@@ -121,11 +122,6 @@ def _truth(
     }
 
 
-def reach(image: Tensor) -> int:
-    """Margin around a structure in pixels: 3 at 64, in proportion elsewhere."""
-    return max(1, round(3 * image.shape[-1] / 64))
-
-
 def _true_neighbourhood(batch: Batch, truth: Batch, channels: list[int]) -> Tensor:
     before, after = (some["mask"][:, channels].amax(1) > 0.5 for some in (batch, truth))
-    return metrics.dilate(before | after, reach(batch["image"]))
+    return dilate(before | after, reach(batch["image"]))

@@ -52,7 +52,7 @@ def evaluate(
     Args:
         data: Data module; its split must offer the variables that the models were trained with.
         evaluator: A segmentor that guided none of the methods, or its checkpoint.
-        methods: Name -> checkpoint of a counterfactual model, or ``{checkpoint: PATH, corrections: ROUNDS}``; paired
+        methods: Name -> checkpoint of a counterfactual model, or ``{checkpoint, corrections, confined}``, see ``Method``; paired
             differences are taken to the last one.
         out: Folder for metrics.json, subjects.csv, table.csv, table.md, interventions.csv and figure.png.
         experiment: Name written into metrics.json.
@@ -80,7 +80,7 @@ def evaluate(
             contender.model.parents.check(people.do, strict)
         answers = {"identity": unchanged(people), **({TRUTH: perfect(people)} if people.truth else {})}
         answers |= {name: answer(contender, people) for name, contender in contenders.items()}
-        frame = _frame(answers, people, judge, {name: method.corrections for name, method in asked.items()})
+        frame = _frame(answers, people, judge, {name: method.refinement for name, method in asked.items()})
         looks = _realism(answers, data, judge, references, seed)
         figure = plots.comparison(
             people.batch, people.do, people.truth, {name: answers[name].images for name in asked}, judge
@@ -93,7 +93,7 @@ def evaluate(
         "split": split,
         "subjects": len(people.batch["image"]),
         "seconds": {stage: spent for path in paths for stage, spent in checkpoints.seconds(path).items()},
-        "loops": {name: method.corrections for name, method in asked.items()},
+        "refinement": {name: method.refinement for name, method in asked.items()},
         "guides": {name: type(c.guide).__name__ if c.guide else None for name, c in contenders.items()},
         **conclusions(frame, looks, _floor(people, frame), gap, list(asked)),
     }
@@ -102,12 +102,12 @@ def evaluate(
 
 
 def _frame(
-    answers: dict[str, Answers], people: Subjects, judge: SegmentationModel, loops: dict[str, int]
+    answers: dict[str, Answers], people: Subjects, judge: SegmentationModel, refinement: dict[str, str]
 ) -> pd.DataFrame:
     parts = []
     for name, given in answers.items():
         part = rows(given, people, judge)
-        part.insert(0, "loop", loops.get(name, 0))
+        part.insert(0, "refinement", refinement.get(name, ""))
         part.insert(0, "method", name)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
@@ -205,14 +205,14 @@ def _result(frame: pd.DataFrame, found: dict[str, dict[str, Estimate]]) -> dict[
 
 def _write(out: Path, results: dict[str, Any], frame: pd.DataFrame, people: Subjects, figure: Any) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    metrics, loops, floor, warnings = (
-        *(results[key] for key in ("metrics", "loops", "evaluator_floor")),
+    metrics, refinement, floor, warnings = (
+        *(results[key] for key in ("metrics", "refinement", "evaluator_floor")),
         results["health"]["warnings"],
     )
-    text = reports.markdown(metrics, loops, floor, warnings, results["differences"])
+    text = reports.markdown(metrics, refinement, floor, warnings, results["differences"])
     reports.write_json(out / "metrics.json", results)
     write_text(out / "subjects.csv", frame.to_csv(index=False, float_format="%.6g"))
-    write_text(out / "table.csv", reports.table(metrics, loops, floor).to_csv(index=False))
+    write_text(out / "table.csv", reports.table(metrics, refinement, floor).to_csv(index=False))
     write_text(out / "table.md", text)
     write_text(out / "interventions.csv", reports.interventions(people).to_csv(index=False))
     reports.write_figure(out / "figure.png", figure)
