@@ -52,7 +52,7 @@ def evaluate(
     Args:
         data: Data module; its split must offer the variables that the models were trained with.
         evaluator: A segmentor that guided none of the methods, or its checkpoint.
-        methods: Name -> checkpoint of a counterfactual model, or ``{checkpoint, corrections, confined}``, see ``Method``; paired
+        methods: Name -> checkpoint of a counterfactual model, or all of a ``Method``; paired
             differences are taken to the last one.
         out: Folder for metrics.json, subjects.csv, table.csv, table.md, interventions.csv and figure.png.
         experiment: Name written into metrics.json.
