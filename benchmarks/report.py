@@ -94,7 +94,7 @@ def section(results: Mapping[str, Any], text: str, figure: str) -> str:
         f"## {results['experiment']}\n\n"
         f"{results['subjects']} subjects of split `{results['split']}`, training seeds {seeds}; the same subjects, "
         f"targets and data for all. Brackets: 95 % of bootstrap resamples of seeds and subjects, crosswise{few}; of "
-        "Fréchet and kernel distances the range over seeds. `refinement`: what the guide still does when the model answers.\n\n"
+        "Fréchet and kernel distances the range over seeds. `refinement`: what the guide still does at the answer.\n\n"
         f"```sh\n{results['command']}\n```\n\n"
         f"{results['seconds'] / 60:.0f} min of stages, two at a time, one thread each: {machine['processor']}, "
         f"{machine['cores']} cores; Python {machine['python']}, torch {machine['torch']}.\n\n"
