@@ -47,11 +47,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, read from ``experiments/EXPERIMENT/benchmark.yaml``.
+    """What is compared, read from ``experiments/EXPERIMENT/benchmark.yaml`` or another declaration beside it.
 
     Attributes:
         experiment: Name of the folder.
+        name: Of its section and figure: ``EXPERIMENT``, or ``EXPERIMENT_DECLARATION`` if it is not called benchmark.
         folder: ``experiments/EXPERIMENT``.
+        data: What differs from data.yaml in all stages.
         methods: Name in the tables -> ``{stage, corrections, confined}``.
         variations: Name -> stage it starts from under ``stage``, and what differs.
         seeds: Of the trainings.
@@ -62,7 +64,9 @@ class Study:
     """
 
     experiment: str
+    name: str
     folder: Path
+    data: Config
     methods: dict[str, Config]
     variations: dict[str, Config]
     seeds: tuple[int, ...]
@@ -70,6 +74,11 @@ class Study:
     arguments: tuple[str, ...]
     split: str
     out: Path
+
+    @property
+    def home(self) -> str:
+        """Folder under checkpoints/; declarations on the same data share their stages."""
+        return self.name if self.data["data"] else self.experiment
 
 
 def read(path: Path) -> Config:
@@ -85,6 +94,7 @@ def study(
     split: str,
     out: Path,
     methods: tuple[str, ...] = (),
+    declaration: str = "benchmark",
 ) -> Study:
     """Read the declaration; without one, the methods of ``evaluate.yaml`` are compared.
 
@@ -95,20 +105,26 @@ def study(
         split: Split of the tables.
         out: Where results go.
         methods: Some of the declared ones; by default all.
+        declaration: Name of the YAML file.
 
     Raises:
-        ValueError: If the experiment does not exist, or a method that is asked for is not declared.
+        ValueError: If the experiment or declaration does not exist, or a method that is asked for is not declared.
     """
     if not (folder / "data.yaml").is_file():
         raise ValueError(f"{folder} is no experiment: it has no data.yaml")
-    content, evaluate = read(folder / "benchmark.yaml"), read(folder / "evaluate.yaml")
+    file = folder / f"{declaration}.yaml"
+    if declaration != "benchmark" and not file.is_file():
+        raise ValueError(f"{file} does not exist: nothing says what to compare")
+    content, evaluate = read(file), read(folder / "evaluate.yaml")
     declared = content.get("methods") or evaluate["methods"]
     chosen = {name: _method(value) for name, value in declared.items() if not methods or name in methods}
     for name in methods:
         if name not in declared:
-            raise ValueError(f"unknown method {name!r}; {folder}/benchmark.yaml compares {', '.join(declared)}")
+            raise ValueError(f"unknown method {name!r}; {file} compares {', '.join(declared)}")
     return Study(
         experiment=folder.name,
+        name=folder.name if declaration == "benchmark" else f"{folder.name}_{declaration}",
+        data={"data": content.get("data") or {}},
         folder=folder,
         methods=chosen,
         variations=content.get("variations") or {},
@@ -149,21 +165,21 @@ def _add(plan: Study, seed: int, stage: str, made: dict[str, Job], above: tuple[
     file = plan.folder / f"{variation.pop('stage', stage)}.yaml"
     if not file.is_file():
         raise ValueError(f"stage {stage!r}: neither {file} nor a variation of that name exists")
-    config = merged(merged(read(plan.folder / "data.yaml"), read(file)), variation)
+    config = merged(merged(merged(read(plan.folder / "data.yaml"), read(file)), plan.data), variation)
     config["seed_everything"] = int(config.get("seed_everything") or 0) + 100 * seed
-    config["experiment"] = f"{plan.experiment}/seed{seed}"
+    config["experiment"] = f"{plan.home}/seed{seed}"
     if stage in plan.variations or stage == plan.evaluator:
         config["model"].setdefault("init_args", {})["stage"] = stage
-    config, needs = _pointed(config, plan.experiment, seed)
+    config, needs = _pointed(config, plan, seed)
     for needed in needs:
         _add(plan, seed, needed, made, (*above, stage))
-    product = Path("checkpoints") / plan.experiment / f"seed{seed}" / stage / "last.ckpt"
+    product = Path("checkpoints") / plan.home / f"seed{seed}" / stage / "last.ckpt"
     waits = tuple(f"seed{seed}/{needed}" for needed in needs)
     made[name] = Job(name, seed, "fit", config, waits, product, plan.arguments)
 
 
 def _evaluation(plan: Study, seed: int) -> Job:
-    config = merged(read(plan.folder / "data.yaml"), read(plan.folder / "evaluate.yaml"))
+    config = merged(merged(read(plan.folder / "data.yaml"), read(plan.folder / "evaluate.yaml")), plan.data)
     root = f"checkpoints/{plan.experiment}"
     config["evaluator"] = f"{root}/{plan.evaluator}/last.ckpt"
     config["methods"] = {
@@ -171,17 +187,17 @@ def _evaluation(plan: Study, seed: int) -> Job:
         for name, method in plan.methods.items()
     }
     out = plan.out / f"seed{seed}"
-    config |= {"experiment": f"{plan.experiment}/seed{seed}", "out": str(out), "split": plan.split}
-    config, needs = _pointed(config, plan.experiment, seed)
+    config |= {"experiment": f"{plan.home}/seed{seed}", "out": str(out), "split": plan.split}
+    config, needs = _pointed(config, plan, seed)
     shared = tuple(argument for argument in plan.arguments if argument.startswith("--data"))  # it has no trainer
     waits = tuple(f"seed{seed}/{needed}" for needed in needs)
     return Job(f"seed{seed}/evaluate", seed, "evaluate", config, waits, out / "metrics.json", shared)
 
 
-def _pointed(value: Any, experiment: str, seed: int) -> tuple[Any, tuple[str, ...]]:
+def _pointed(value: Any, plan: Study, seed: int) -> tuple[Any, tuple[str, ...]]:
     """Checkpoints of this experiment become the seed's own; also the stages they belong to."""
     found: dict[str, None] = {}
-    pattern = re.compile(rf"^checkpoints/{re.escape(experiment)}/([^/]+)/last\.ckpt$")
+    pattern = re.compile(rf"^checkpoints/{re.escape(plan.experiment)}/([^/]+)/last\.ckpt$")
 
     def point(item: Any) -> Any:
         if isinstance(item, Mapping):
@@ -192,7 +208,7 @@ def _pointed(value: Any, experiment: str, seed: int) -> tuple[Any, tuple[str, ..
         if not match:
             return item
         found[match[1]] = None
-        return f"checkpoints/{experiment}/seed{seed}/{match[1]}/last.ckpt"
+        return f"checkpoints/{plan.home}/seed{seed}/{match[1]}/last.ckpt"
 
     return point(value), tuple(found)
 

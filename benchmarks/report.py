@@ -49,7 +49,7 @@ def conclude(plan: Study, command: str, wall: float, docs: Path) -> dict[str, An
     }
     warnings = health(metrics, floor, found[0]["health"]["threshold"])["warnings"]
     results = {
-        "experiment": plan.experiment,
+        "experiment": plan.name,
         "seeds": plan.seeds,
         "split": plan.split,
         "subjects": found[0]["subjects"],
@@ -67,12 +67,12 @@ def conclude(plan: Study, command: str, wall: float, docs: Path) -> dict[str, An
     write_text(plan.out / "table.md", text)
     picture = forest(metrics)
     reports.write_figure(plan.out / "figure.png", picture)
-    figure = docs / "figures" / f"benchmark_{plan.experiment}.png"
+    figure = docs / "figures" / f"benchmark_{plan.name}.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
     reports.write_figure(figure, picture, dpi=60)
     page = docs / "results.md"
     before = page.read_text() if page.is_file() else "# Results\n"
-    write_text(page, with_section(before, plan.experiment, section(results, text, f"figures/{figure.name}")))
+    write_text(page, with_section(before, plan.name, section(results, text, f"figures/{figure.name}")))
     return results
 
 

@@ -26,11 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("experiment", help="folder under experiments/")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[], help="by default those of benchmark.yaml")
-    parser.add_argument("--methods", nargs="*", default=[], help="some of those in benchmark.yaml")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[], help="by default those declared")
+    parser.add_argument(
+        "--declaration", default="benchmark", help="experiments/EXPERIMENT/DECLARATION.yaml is compared"
+    )
+    parser.add_argument("--methods", nargs="*", default=[], help="some of those declared")
     parser.add_argument("--split", choices=["val", "test"], default="test")
     parser.add_argument("--processes", type=int, default=2, help="stages at a time")
-    parser.add_argument("--out", type=Path, help="by default results/EXPERIMENT/benchmark")
+    parser.add_argument("--out", type=Path, help="by default results/EXPERIMENT/DECLARATION")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="folder of the experiments")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of results.md")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -45,8 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace, passed: tuple[str, ...], command: str) -> int:
     """Plan, run, pool."""
     folder = options.experiments / options.experiment
-    out = options.out or Path("results") / options.experiment / ("benchmark" if options.split == "test" else "val")
-    study = plan.study(folder, tuple(options.seeds), passed, options.split, out, tuple(options.methods))
+    out = options.out or Path("results") / options.experiment / (
+        options.declaration if options.split == "test" else f"{options.declaration}_val"
+    )
+    study = plan.study(
+        folder, tuple(options.seeds), passed, options.split, out, tuple(options.methods), options.declaration
+    )
     jobs = plan.jobs(study)
     work = schedule.Schedule(jobs, out / "logs", options.processes)
     print(work.plan())

@@ -102,6 +102,8 @@ class CounterfactualModel(nn.Module, Recorded):
         """
         model = checkpoints.load(path, cls)
         model.segmentor = checkpoints.search(path, SegmentationModel)
+        if model.segmentor is not None:
+            model.segmentor.attach(model.description)
         return model.eval()
 
     def replaced(self, prediction: Prediction | None, mechanism: Mechanism | None) -> "CounterfactualModel":

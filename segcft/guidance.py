@@ -88,7 +88,7 @@ class JudgeGuidance(Guidance):
         self.eval()
 
     def attach(self, description: DataDescription) -> None:
-        """Tell the judge; one that knows its data keeps what it knows."""
+        """Tell the judge; a segmentor of ours measures whatever these data declare of its structures."""
         self.judge.attach(description)
         self._name()
 
@@ -127,7 +127,7 @@ class SegmentorGuidance(JudgeGuidance):
         self._outline()
 
     def attach(self, description: DataDescription) -> None:
-        """Tell the judge; one that knows its data keeps what it knows."""
+        """Tell the judge."""
         super().attach(description)
         self._outline()
 
@@ -139,7 +139,7 @@ class SegmentorGuidance(JudgeGuidance):
         return self.judge.measure_outlines(masks, image, factual) | self.shape.measure(masks)
 
     def _outline(self) -> None:
-        if self.wants_shape and self.shape is None and self.judge.attached:
+        if self.wants_shape and self.judge.attached and (self.shape is None or not self.shape.fitted):
             self.shape = ShapeModel(self.judge.description)
 
 

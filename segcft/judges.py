@@ -117,6 +117,12 @@ class Segmentor(SegmentationModel):
         outputs = len(description.structures)
         self.network = segmentation_network(network, description.spatial_dims, description.channels, outputs, options)
 
+    def attach(self, description: DataDescription) -> None:
+        """Measure the variables of these data from now on, if their structures are those that it outlines."""
+        ours, theirs = self.description, description
+        if (ours.structures, ours.spatial_dims) == (theirs.structures, theirs.spatial_dims):
+            self.description = description
+
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *S) -> logits (B, K, *S)."""
         logits: Tensor = self.network(image)

@@ -108,9 +108,15 @@ def test_a_question_agrees_with_training_and_evaluation():
     asked = {"left_size": 1.2 * values["left_size"]}
     with torch.no_grad():
         expected = model(batch["image"], values, asked, temperature=0.0)
-    found = model.counterfactual(batch["image"], do={"left_size": "+20%"})
+    found = model.counterfactual(batch["image"], do={"left_size": "+20%"}, corrections=0, confined=False)
     torch.testing.assert_close(found.image, expected.image)
     assert found.uncertainty is None
+    with torch.no_grad():
+        abduction = model.abduct(batch["image"], values, temperature=0.0)
+        refined = model.answer(batch["image"], abduction, model.act(values, asked), corrections=2, confined=True)
+    by_default = model.counterfactual(batch["image"], do={"left_size": "+20%"})
+    torch.testing.assert_close(by_default.image, refined.image)
+    assert not torch.allclose(by_default.image, found.image)
 
 
 def test_direct_effect_holds_descendants_and_is_total_where_there_are_none():

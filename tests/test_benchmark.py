@@ -1,6 +1,7 @@
 """The multi-seed benchmark: its plan, its queue and its page; a short one from end to end is slow."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +49,9 @@ def test_seeds_differ_in_seed_and_folder_alone():
 
 
 def test_variations_differ_in_what_they_declare():
-    _, jobs = planned(methods=("seg_cft_free", "seg_cft"))
-    free, usual = (jobs[f"seed0/{name}"].config["model"]["init_args"] for name in ("segcft_free", "segcft"))
-    assert {key for key in free if free[key] != usual[key]} == {"stage", "minimality"}
+    _, jobs = planned(methods=("seg_cft_area", "seg_cft"))
+    free, usual = (jobs[f"seed0/{name}"].config["model"]["init_args"] for name in ("segcft_area", "segcft"))
+    assert {key for key in free if free[key] != usual[key]} == {"stage", "guidance"}
     assert "seed0/regressor" not in jobs, "what no method needs is not trained"
 
 
@@ -191,3 +192,19 @@ def test_a_short_benchmark_from_end_to_end(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main([*options, *few, *steps, "--dry-run"]) == 0
     assert {line[:4] for line in capsys.readouterr().out.splitlines()} == {"done"}
+
+
+@pytest.mark.parametrize("declaration", ["benchmark", "ablations", "carried", "location"])
+def test_every_declaration_of_the_chest_phantom_can_be_planned(declaration):
+    study = plan.study(ROOT / "experiments/chest_phantom", (0,), (), "val", Path("results/x"), declaration=declaration)
+    made = {job.name: job for job in plan.jobs(study)}
+    evaluation = made["seed0/evaluate"]
+    assert len(evaluation.config["methods"]) == len(study.methods)
+    assert set(evaluation.needs) <= made.keys()
+    shared = study.home == "chest_phantom"
+    assert shared is (declaration in ("benchmark", "ablations")), "other data, other checkpoints"
+    for job in made.values():
+        for text in re.findall(r"checkpoints/\S+?/seed0/(\S+?)/last.ckpt", str(job.config)):
+            assert f"seed0/{text}" in made
+    with pytest.raises(ValueError, match=r"nothing\.yaml does not exist"):
+        plan.study(ROOT / "experiments/chest_phantom", (0,), (), "val", Path("x"), declaration="nothing")

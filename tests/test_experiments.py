@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1] / "experiments"
 STAGES = ["segmentor", "evaluator", "regressor", "pretrain", "nocft", "regcft", "segcft"]
 ALL = ["attributes", *STAGES]
 CONFOUNDED = ["segmentor_confounded", "regressor_confounded", "regcft_confounded", "segcft_confounded"]  # chest phantom
+DECLARATIONS = ["ablations", "carried", "location"]  # of benchmarks
 QUICK = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
 ONE_STEP = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1"]
 
@@ -182,7 +183,7 @@ def test_every_stage_of_the_coronary_phantom_passes_fast_dev_run(tmp_path, monke
 
 def test_no_yaml_is_forgotten():
     for folder in ROOT.iterdir():
-        own = CONFOUNDED if folder.name == "chest_phantom" else []
+        own = [*CONFOUNDED, *DECLARATIONS] if folder.name == "chest_phantom" else []
         assert {path.stem for path in folder.glob("*.yaml")} - {"benchmark"} == {"data", "evaluate", *ALL, *own}, folder
 
 

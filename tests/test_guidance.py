@@ -12,6 +12,8 @@ from segcft.guidance import (
     SegmentorGuidance,
 )
 from segcft.judges import Regressor, SegmentationModel, Segmentor
+from segcft.parents import Variable
+from segcft.recipes import build
 from tests.balls import Balls
 from tests.test_external import save
 
@@ -140,3 +142,20 @@ def test_an_ensemble_with_a_learner_learns_and_is_restored_with_its_segmentor_fi
 def test_a_judge_of_the_wrong_kind_is_named():
     with pytest.raises(ValueError, match="SegmentorGuidance needs a SegmentationModel, got a Regressor"):
         SegmentorGuidance(regressor())
+
+
+def test_a_segmentor_measures_what_other_data_declare_of_its_structures():
+    areas = Balls()
+    places = Balls(variables={"left_x": Variable(structure="left", measure="centroid_x"), "age": Variable()})
+    judge = Segmentor(areas.description, "monai.UNet", UNET)
+    guidance = SegmentorGuidance(judge, shape=True)
+    guidance.attach(places.description)
+    assert guidance.names == ["left_x"]
+    image = areas.dataset("val").read(torch.arange(2))["image"]
+    twin = build(guidance.recipe)
+    twin.load_state_dict(guidance.state_dict())
+    torch.testing.assert_close(twin.eval()(image), guidance.eval()(image))
+    assert "left_x" in guidance(image)
+    other = Balls(spatial_dims=3)
+    judge.attach(other.description)
+    assert judge.description is places.description, "volumes are nothing it could outline"

@@ -100,6 +100,8 @@ def opened(method: Method, causal: Mechanism | None) -> Contender:
     """
     model = checkpoints.load(method.checkpoint, CounterfactualModel).replaced(None, causal).eval()
     guide = checkpoints.search(method.checkpoint, Judge)
+    if guide is not None:
+        guide.attach(model.description)
     model.segmentor = guide if isinstance(guide, SegmentationModel) else None
     return Contender(model, guide.eval() if guide else None, method)
 

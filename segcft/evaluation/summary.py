@@ -54,6 +54,7 @@ def _leakage_mean(found: Means) -> Array:
     return np.mean(every, axis=0) if every else np.zeros_like(found["outside"])
 
 
+TEXT = ("method", "refinement", "do")  # columns that are no numbers
 COLUMNS = {
     "mape": Column("MAPE %", "{:.1f}", mean("error_percent")),
     "mae": Column("MAE", "{:.3g}", mean("error")),
@@ -85,7 +86,7 @@ COLUMNS = {
 
 def moments(frame: pd.DataFrame) -> dict[str, Array]:
     """Columns of ``rows`` of one question, and the products whose means the metrics need, (N,) each."""
-    columns = {str(key): frame[key].to_numpy(np.float64) for key in frame.columns if key not in ("method", "do")}
+    columns = {str(key): frame[key].to_numpy(np.float64) for key in frame.columns if key not in TEXT}
     requested = columns["target"] - columns["factual"]
     columns["achieved"] = (columns["measured"] - columns["before"]) * requested
     columns["requested"] = requested**2

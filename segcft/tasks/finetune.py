@@ -63,7 +63,6 @@ class CounterfactualFineTuning(Task):
     ) -> None:
         super().__init__(stage, optimisation)
         self.model = checkpoints.load(pretrained, CounterfactualModel).replaced(prediction, opened(mechanism))
-        guidance.attach(description)
         self.guidance, self.constraint = guidance, constraint or ElboConstraint()
         self.weights, self.guidance_weight, self.minimality = weights or {}, guidance_weight, minimality
         self.earlier_seconds = {**checkpoints.seconds(pretrained), **guidance.seconds}
@@ -71,6 +70,7 @@ class CounterfactualFineTuning(Task):
             self.earlier_seconds |= checkpoints.seconds(mechanism)
         self.shape, self.soft, self.specificity = shape, soft, specificity
         self.model.check_fit(description)
+        guidance.attach(self.model.description)
         for name in self.weights:
             self.model.parents[name]
         self.questions = questions

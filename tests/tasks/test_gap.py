@@ -62,7 +62,7 @@ def test_a_growing_gap_warns(watched):
     callback, _, validate = watched
     validate()
     honest = callback.judge.measure
-    callback.judge = SimpleNamespace(measure=lambda image: {k: v + 1e4 for k, v in honest(image).items()}, to=id)
+    callback.judge = SimpleNamespace(measure=lambda *images: {k: v + 1e4 for k, v in honest(*images).items()}, to=id)
     with pytest.warns(UserWarning, match="please the guide more"):
         assert validate()["val/gap_left_size"] > 1
 
