@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_modules.splits import Split
 from segcft.measurements import MEASUREMENTS
-from segcft.parents import DataDescription, Variable, measure_masks
+from segcft.outlines import measure_masks
+from segcft.parents import DataDescription, Variable
 
 Batch = dict[str, Tensor]
 

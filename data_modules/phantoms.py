@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable
 from data_modules.splits import SPLITS, Split
-from segcft.parents import Variable, measure_masks
+from segcft.outlines import measure_masks
+from segcft.parents import Variable
 
 PIXELS_AT_ONCE = 2**17  # a chunk of images that fits the processor's cache
 

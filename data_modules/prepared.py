@@ -18,7 +18,8 @@ from data_modules.sources import Source
 from data_modules.splits import Split
 from data_modules.statistics import attributes
 from data_modules.transforms import Augmentation, to_signed
-from segcft.parents import DataDescription, Variable, measure_masks
+from segcft.outlines import measure_masks
+from segcft.parents import DataDescription, Variable
 
 log = logging.getLogger(__name__)
 

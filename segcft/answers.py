@@ -16,8 +16,8 @@ from data_modules.writers import mask_path, suffix, write_changed, write_mask
 from segcft import panels
 from segcft.counterfactual import Answer, CounterfactualModel
 from segcft.framing import Framing
+from segcft.outlines import measure_masks
 from segcft.panels import View
-from segcft.parents import measure_masks
 from segcft.requests import Request, beyond
 
 Row = dict[str, Any]

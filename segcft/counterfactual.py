@@ -16,7 +16,7 @@ from segcft.mechanisms import Independent, Mechanism
 from segcft.parents import DataDescription, Values
 from segcft.prediction import Drawn, Gated, Prediction
 from segcft.recipes import Recorded
-from segcft.regions import neighbourhood
+from segcft.refinement import confine, missing
 from segcft.requests import Request, targets
 
 Effect = Literal["total", "direct"]
@@ -185,41 +185,20 @@ class CounterfactualModel(nn.Module, Recorded):
         """
         asked = self.parents.encode(cf_values)
         drawn = self._draw(image, abduction, asked, mediation)
-        if (corrections or confined) and self.segmentor is None:
-            raise ValueError("the answer is refined by the segmentor that guided the model; the checkpoint holds none")
-        for _ in range(corrections):
-            asked = self._corrected(asked, cf_values, abduction, drawn.image, image)
-            drawn = self._draw(image, abduction, asked, mediation)
-        cf_image = self._confined(drawn.image, image, cf_values, abduction) if confined else drawn.image
-        return Counterfactual(cf_image, cf_values, abduction, drawn.cost)
+        if corrections or confined:
+            if self.segmentor is None:
+                raise ValueError("the segmentor that guided the model refines answers; the checkpoint holds none")
+            wanted = (cf_values, abduction.pa, self.parents, self.segmentor)
+            for _ in range(corrections):
+                asked = asked + missing(drawn.image, image, *wanted)
+                drawn = self._draw(image, abduction, asked, mediation)
+            if confined:
+                drawn = drawn._replace(image=confine(drawn.image, image, *wanted))
+        return Counterfactual(drawn.image, cf_values, abduction, drawn.cost)
 
     def _draw(self, image: Tensor, abduction: Abduction, pa: Tensor, mediation: Mediation) -> Drawn:
         drawn: Drawn = self.prediction(image, abduction.pixels, self.hvae.predict(abduction, pa, mediation))
         return drawn
-
-    def _corrected(
-        self, asked: Tensor, cf_values: Values, abduction: Abduction, cf_image: Tensor, image: Tensor
-    ) -> Tensor:
-        """Ask for more, by what the segmentor misses in the answer, of whatever was to move, (B, P)."""
-        assert self.segmentor is not None
-        wanted = self.parents.encode(cf_values)
-        found = self.parents.encode({**cf_values, **self.segmentor.measure(cf_image, image)})
-        missing = (wanted - found).clamp(-1, 1)  # deviations
-        return asked + torch.where(wanted == abduction.pa, 0.0, missing)
-
-    def _confined(self, cf_image: Tensor, image: Tensor, cf_values: Values, abduction: Abduction) -> Tensor:
-        """Change only the neighbourhood of the structures that move; everything, if a parent without one moves."""
-        assert self.segmentor is not None
-        masks = torch.maximum(self.segmentor.probabilities(image), self.segmentor.probabilities(cf_image)) > 0.5
-        allowed, variables = torch.zeros_like(masks[:, 0]), self.parents.variables.values()
-        change = torch.split(self.parents.encode(cf_values) != abduction.pa, [each.dim for each in variables], dim=1)
-        for variable, changed in zip(variables, change, strict=True):
-            moved = changed.any(1).view(-1, *[1] * (image.dim() - 2))
-            if variable.structure:
-                union = "+".join(filter(None, (variable.structure, variable.over)))
-                moved = moved & masks[:, self.description.channels_of(union)].any(1)
-            allowed = allowed | moved
-        return image + neighbourhood(allowed, image) * (cf_image - image)
 
     def counterfactual(
         self, image: Tensor, parents: Mapping[str, Tensor | float] | None = None, do: Do | None = None, **options: Any

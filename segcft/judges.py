@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segcft.parents import DataDescription, measure_masks
+from segcft.outlines import measure_masks
+from segcft.parents import DataDescription
 from segcft.recipes import Recorded
 
 

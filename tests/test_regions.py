@@ -7,7 +7,8 @@ import torch
 
 from data_modules.vessel_regions import measured
 from segcft.judges import Segmentor
-from segcft.parents import DataDescription, Variable, measure_masks
+from segcft.outlines import measure_masks
+from segcft.parents import DataDescription, Variable
 from segcft.recipes import build, plain
 from segcft.regions import Region, weights
 

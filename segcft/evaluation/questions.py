@@ -10,7 +10,8 @@ from segcft import checkpoints
 from segcft.counterfactual import CounterfactualModel
 from segcft.judges import Judge, SegmentationModel
 from segcft.mechanisms import Mechanism
-from segcft.parents import DataDescription, measure_masks
+from segcft.outlines import measure_masks
+from segcft.parents import DataDescription
 
 Values = dict[str, Tensor]
 

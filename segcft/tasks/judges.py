@@ -8,7 +8,8 @@ from torch import Tensor
 
 from segcft.judges import Judge, Regressor, Segmentor
 from segcft.losses import segmentation_loss
-from segcft.parents import DataDescription, measure_masks
+from segcft.outlines import measure_masks
+from segcft.parents import DataDescription
 from segcft.tasks.base import Batch, Optimisation, Task
 
 

@@ -8,7 +8,8 @@ from data_modules.chest_phantom import ChestPhantom
 from data_modules.coronary_phantom import CoronaryPhantom
 from data_modules.prepared import Prepared
 from segcft.measurements import MEASUREMENTS
-from segcft.parents import Variable, measure_masks
+from segcft.outlines import measure_masks
+from segcft.parents import Variable
 from segcft.regions import Region
 from tests.balls import Balls
 from tests.discs import Discs, write

@@ -1,0 +1,53 @@
+"""What the segmentor that guided a model may still do when the model answers: ask again, and hold the rest still."""
+
+import torch
+from torch import Tensor
+
+from segcft.judges import SegmentationModel
+from segcft.parents import Parents, Values
+from segcft.regions import neighbourhood
+
+
+def missing(
+    cf_image: Tensor,
+    image: Tensor,
+    cf_values: dict[str, Tensor],
+    pa: Tensor,
+    parents: Parents,
+    segmentor: SegmentationModel,
+) -> Tensor:
+    """What an answer lacks of what was to move, by the segmentor, in training deviations and at most one, (B, P).
+
+    Added to what is asked, it brings the next answer closer.
+
+    Args:
+        cf_image: The answer, (B, C, *S).
+        image: The factual image, (B, C, *S).
+        cf_values: What was asked for in real units, (B,) each.
+        pa: Encoded factual parents, (B, P).
+        parents: That ``pa`` encodes.
+        segmentor: Measures some of them.
+    """
+    wanted = parents.encode(cf_values)
+    found = parents.encode(cf_values | segmentor.measure(cf_image, image))
+    return torch.where(wanted == pa, 0.0, (wanted - found).clamp(-1, 1))
+
+
+def confine(
+    cf_image: Tensor, image: Tensor, cf_values: Values, pa: Tensor, parents: Parents, segmentor: SegmentationModel
+) -> Tensor:
+    """The answer in the neighbourhood of the structures that move, before and after; the factual image elsewhere.
+
+    Where a parent moves that has no structure, such as age, all of the image may change. See ``missing``.
+    """
+    about = segmentor.description
+    masks = torch.maximum(segmentor.probabilities(image), segmentor.probabilities(cf_image)) > 0.5
+    allowed, variables = torch.zeros_like(masks[:, 0]), list(parents.variables.values())
+    changes = torch.split(parents.encode(cf_values) != pa, [each.dim for each in variables], dim=1)
+    for variable, changed in zip(variables, changes, strict=True):
+        moved = changed.any(1).view(-1, *[1] * (image.dim() - 2))
+        if variable.structure:
+            union = "+".join(filter(None, (variable.structure, variable.over)))
+            moved = moved & masks[:, about.channels_of(union)].any(1)
+        allowed = allowed | moved
+    return image + neighbourhood(allowed, image) * (cf_image - image)
