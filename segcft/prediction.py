@@ -4,6 +4,7 @@ Every form returns the factual image where both worlds agree, so a null interven
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -29,6 +30,17 @@ class Drawn(NamedTuple):
 
 class Prediction(nn.Module, Recorded, ABC):
     """(image, factual pixels, counterfactual pixels) -> counterfactual image."""
+
+    def attach(self, widths: Sequence[int], spatial_dims: int) -> None:
+        """Learn the shape of the decoder whose states it may read; ``CounterfactualModel`` tells it.
+
+        Args:
+            widths: Channels of the decoder's stages, finest first.
+            spatial_dims: 2 or 3.
+
+        Raises:
+            ValueError: If it needs a stage that is not there.
+        """
 
     @abstractmethod
     def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
@@ -84,9 +96,7 @@ class Transported(Gated):
     Two prices keep the flow honest: it is smooth, and it moves the factual mean to where the counterfactual one is.
 
     Args:
-        resolution: Of the decoder's stage that W reads, along the first axis.
-        width: Channels of that stage.
-        spatial_dims: 2 or 3.
+        stage: Of the decoder, whose state W reads; 0 is the finest, 2 mostly a quarter of the resolution.
         threshold: Of the gate.
         smooth: Price of the velocity's squared differences, per pixel.
         agree: Price of |mu* - mu o phi|.
@@ -98,18 +108,26 @@ class Transported(Gated):
 
     def __init__(
         self,
-        resolution: int = 16,
-        width: int = 48,
-        spatial_dims: int = 2,
+        stage: int = 2,
         threshold: float = 0.1,
         smooth: float = 0.02,
         agree: float = 4.0,
         gain: float = 3.0,
     ) -> None:
         super().__init__(threshold)
-        self.resolution, self.smooth, self.agree, self.gain = resolution, smooth, agree, gain
+        self.stage, self.smooth, self.agree, self.gain = stage, smooth, agree, gain
+        self.squeeze: nn.Module | None = None
+        self.expand: nn.Module | None = None
+
+    def attach(self, widths: Sequence[int], spatial_dims: int) -> None:
+        """Make W, once."""
+        if self.squeeze is not None:
+            return
+        if not 0 <= self.stage < len(widths):
+            raise ValueError(f"stage {self.stage} is none of the decoder's, which are 0 (finest) to {len(widths) - 1}")
+        width = widths[self.stage]
         self.squeeze = conv(spatial_dims, width, width // 2)
-        self.expand = scaled(conv(spatial_dims, width // 2, spatial_dims), 0.1 / gain)
+        self.expand = scaled(conv(spatial_dims, width // 2, spatial_dims), 0.1 / self.gain)
 
     def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
         """Gate towards the counterfactual mean plus the residual carried along."""
@@ -125,9 +143,7 @@ class Transported(Gated):
         return grow(self._read(counterfactual) - self._read(factual), factual.loc.shape[2:])
 
     def _read(self, pixels: Pixels) -> Tensor:
-        state = next((each for each in pixels.states if each.shape[2] == self.resolution), None)
-        if state is None:
-            known = ", ".join(str(each.shape[2]) for each in pixels.states)
-            raise ValueError(f"resolution {self.resolution} is not one of the decoder's stages: {known}")
-        features: Tensor = self.expand(F.silu(self.squeeze(F.silu(state))))
+        assert self.squeeze is not None, "attach the decoder first"
+        assert self.expand is not None
+        features: Tensor = self.expand(F.silu(self.squeeze(F.silu(pixels.states[-1 - self.stage]))))
         return self.gain * features.float()

@@ -207,7 +207,7 @@ def test_confounded_judges_guide_fine_tuning_and_all_are_compared(at_work, tmp_p
     arguments = [*configs("chest_phantom", "evaluate"), *SMALL, f"--out={tmp_path / 'out'}", *options]
     assert main(["evaluate", *arguments]) == 0
     found = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert set(found["methods"]) == {"no_cft", "reg_cft", "seg_cft", *methods}
+    assert set(found["methods"]) == {"no_cft", "reg_cft", "seg_cft_refined", "seg_cft", *methods}
 
 
 def test_evaluate_writes_numbers_tables_and_a_picture(at_work, tmp_path):
@@ -217,7 +217,7 @@ def test_evaluate_writes_numbers_tables_and_a_picture(at_work, tmp_path):
     found = json.loads((out / "metrics.json").read_text())
     areas = {"left_lung_area", "right_lung_area", "heart_area"}
     assert set(found["seconds"]) == set(STAGES)
-    assert set(found["methods"]) == {"no_cft", "reg_cft", "seg_cft"}
+    assert set(found["methods"]) == {"no_cft", "reg_cft", "seg_cft_refined", "seg_cft"}
     assert set(found["evaluator_floor"]) == areas
     for result in (found["identity"], *found["methods"].values()):
         assert set(result) == set(found["identity"])

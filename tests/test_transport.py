@@ -6,6 +6,7 @@ import torch
 from segcft.guidance import SegmentorGuidance
 from segcft.judges import Segmentor
 from segcft.prediction import Transported
+from segcft.recipes import build
 from segcft.regions import neighbourhood
 from segcft.shape import ShapeModel
 from segcft.transport import exponential, roughness, warp
@@ -56,8 +57,7 @@ def test_the_opposite_velocity_is_the_inverse_and_folds_nothing(dims):
 
 
 def transported(data, **options):
-    dims = data.description.spatial_dims
-    model, batch = make(data, Transported(resolution=4, width=16, spatial_dims=dims, **options))
+    model, batch = make(data, Transported(stage=1, **options))
     for weight in model.prediction.parameters():
         weight.data += 0.3 * torch.randn_like(weight)
     return model, batch
@@ -77,10 +77,15 @@ def test_transport_vanishes_where_both_worlds_agree_and_learns_where_they_do_not
     )
 
 
-def test_a_resolution_that_the_decoder_does_not_have_is_refused(data):
-    model, batch = make(data, Transported(resolution=5, width=16, spatial_dims=data.description.spatial_dims))
-    with pytest.raises(ValueError, match="resolution 5 is not one of the decoder's stages: 4, 16"):
-        model(batch["image"], batch, {})
+def test_a_stage_that_the_decoder_does_not_have_is_refused_and_a_copy_keeps_its_weights(data):
+    with pytest.raises(ValueError, match="stage 2 is none of the decoder's, which are 0 \\(finest\\) to 1"):
+        make(data, Transported())
+    model, _ = transported(data)
+    weight = model.prediction.squeeze.weight
+    assert model.replaced(None, None).prediction.squeeze.weight is weight
+    twin = build(model.recipe)
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(twin.prediction.squeeze.weight, weight)
 
 
 def test_shapes_follow_the_parents_and_keep_their_own_noise(data):
