@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1] / "experiments"
 STAGES = ["segmentor", "evaluator", "regressor", "pretrain", "nocft", "regcft", "segcft"]
 ALL = ["attributes", *STAGES]
 CONFOUNDED = ["segmentor_confounded", "regressor_confounded", "regcft_confounded", "segcft_confounded"]  # chest phantom
+LARGER = ["data_192", "pretrain_192", "finetune_192"]  # chexpert
 DECLARATIONS = ["ablations", "carried", "location"]  # of benchmarks
 QUICK = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
 ONE_STEP = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1"]
@@ -88,6 +89,22 @@ def test_every_stage_of_chexpert_runs_from_its_yaml(chexpert_tree, tmp_path, mon
     assert set(found["methods"]["seg_cft"]["effectiveness"]) == {"left_lung_area", "right_lung_area"}
     assert found["identity"]["truth"] == {}, "nobody knows the truth of a real film"
     assert set(found["evaluator_floor"]) == {"left_lung_area", "right_lung_area"}
+
+
+@pytest.mark.slow
+def test_the_recipe_for_larger_films_runs(chexpert_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root, masks = chexpert_tree(patients=24, heart=False)
+    where = [
+        f"--data.source.root={root}",
+        f"--data.source.masks={masks}",
+        "--data.num_workers=0",
+        "--data.batch_size=4",
+    ]
+    for stage, overlay in (("segmentor", ""), ("pretrain", "pretrain_192"), ("segcft", "finetune_192")):
+        overlays = [f"--config={ROOT / 'chexpert' / name}.yaml" for name in ("data_192", overlay) if name]
+        options = [*configs("chexpert", stage), *overlays, *where, *QUICK, *ONE_STEP, "--trainer.logger=false"]
+        assert main(["fit", *options]) == 0, stage
 
 
 @pytest.mark.slow
@@ -183,7 +200,7 @@ def test_every_stage_of_the_coronary_phantom_passes_fast_dev_run(tmp_path, monke
 
 def test_no_yaml_is_forgotten():
     for folder in ROOT.iterdir():
-        own = [*CONFOUNDED, *DECLARATIONS] if folder.name == "chest_phantom" else []
+        own = {"chest_phantom": [*CONFOUNDED, *DECLARATIONS], "chexpert": LARGER}.get(folder.name, [])
         assert {path.stem for path in folder.glob("*.yaml")} - {"benchmark"} == {"data", "evaluate", *ALL, *own}, folder
 
 
