@@ -78,7 +78,7 @@ class Study:
     @property
     def home(self) -> str:
         """Folder under checkpoints/; declarations on the same data share their stages."""
-        return self.name if self.data["data"] else self.experiment
+        return self.name if self.data else self.experiment
 
 
 def read(path: Path) -> Config:
@@ -124,7 +124,7 @@ def study(
     return Study(
         experiment=folder.name,
         name=folder.name if declaration == "benchmark" else f"{folder.name}_{declaration}",
-        data={"data": content.get("data") or {}},
+        data={"data": content["data"]} if content.get("data") else {},
         folder=folder,
         methods=chosen,
         variations=content.get("variations") or {},
@@ -214,13 +214,13 @@ def _pointed(value: Any, plan: Study, seed: int) -> tuple[Any, tuple[str, ...]]:
 
 
 def merged(base: Config, more: Config) -> Config:
-    """``more`` over ``base``, dicts entry by entry; another class takes none of the former one's arguments."""
+    """``more`` over ``base``, dicts entry by entry; another class or {} takes none of the former one's."""
     if "class_path" in more and more["class_path"] != base.get("class_path", more["class_path"]):
         return dict(more)
     result = dict(base)
     for key, value in more.items():
         inner = result.get(key)
-        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        result[key] = merged(inner, value) if value and isinstance(inner, dict) and isinstance(value, dict) else value
     return result
 
 

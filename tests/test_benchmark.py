@@ -194,15 +194,25 @@ def test_a_short_benchmark_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert {line[:4] for line in capsys.readouterr().out.splitlines()} == {"done"}
 
 
-@pytest.mark.parametrize("declaration", ["benchmark", "ablations", "carried", "location"])
-def test_every_declaration_of_the_chest_phantom_can_be_planned(declaration):
-    study = plan.study(ROOT / "experiments/chest_phantom", (0,), (), "val", Path("results/x"), declaration=declaration)
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        "chest_phantom/benchmark",
+        "chest_phantom/ablations",
+        "chest_phantom/carried",
+        "chest_phantom/location",
+        "coronary_phantom/regions",
+        "chexpert/benchmark",
+    ],
+)
+def test_every_declaration_can_be_planned(declaration):
+    experiment, name = declaration.split("/")
+    study = plan.study(ROOT / "experiments" / experiment, (0,), (), "val", Path("results/x"), declaration=name)
     made = {job.name: job for job in plan.jobs(study)}
     evaluation = made["seed0/evaluate"]
     assert len(evaluation.config["methods"]) == len(study.methods)
     assert set(evaluation.needs) <= made.keys()
-    shared = study.home == "chest_phantom"
-    assert shared is (declaration in ("benchmark", "ablations")), "other data, other checkpoints"
+    assert (study.home == experiment) is (name in ("benchmark", "ablations")), "other data, other checkpoints"
     for job in made.values():
         for text in re.findall(r"checkpoints/\S+?/seed0/(\S+?)/last.ckpt", str(job.config)):
             assert f"seed0/{text}" in made
