@@ -37,7 +37,7 @@ def comparison(
         answers = [*([truth[name]["image"]] if known else []), *(given[name] for given in images.values())]
         drawn = _draw_row(row, batch["image"][subject], [given[subject] for given in answers], judge)
         before, target = float(batch[name][subject]), float(do[name][subject])
-        row[0].set_ylabel(f"do({name})\n{before:.3g} to {target:.3g} {units[name].unit}".rstrip(), fontsize=9)
+        row[0].set_ylabel(f"do({name})\n{number(before)} to {number(target)} {units[name].unit}".rstrip(), fontsize=9)
     for axis, title in zip(axes[0], ["factual", *(t for method in titles for t in (method, "change"))], strict=True):
         axis.set_title(title.replace("_", " "), fontsize=10)
     figure.colorbar(drawn, ax=axes[:, -1], shrink=0.5, label="change (the image's range is 2)")
@@ -87,3 +87,12 @@ def draw_difference(axis: Any, difference: Tensor, limit: float = 0.8) -> Any:
 def _slice(values: Tensor) -> Any:
     middle = values if values.dim() == 2 else values[values.shape[0] // 2]
     return middle.float().cpu().numpy()
+
+
+def number(value: float) -> str:
+    """Three digits and no exponent.
+
+    >>> number(17712.4), number(0.21349), number(-3.0)
+    ('17,712', '0.213', '-3')
+    """
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

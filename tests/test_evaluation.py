@@ -139,6 +139,7 @@ def test_cells_and_json_hold_no_nonsense():
     assert cell(Estimate(0.0, -0.1, 0.1), "{:.1f}") == "0.0 (-0.1 to 0.1)"
     assert cell(Estimate(-0.01, -0.01, -0.01), "{:.1f}") == "0.0"
     assert cell(Estimate(math.nan, math.nan, math.nan), "{:.1f}") == "-"
+    assert cell(Estimate(17712.4, 0.2134, 1e5), "") == "17,712 (0.213-100,000)"
     assert plain({"a": [math.nan, Estimate(1.0, 0.0, math.inf)]}) == {"a": [None, {"value": 1, "low": 0, "high": None}]}
     assert Method("x.ckpt").refinement == "off"
     assert Method("x.ckpt", 2, True).refinement == "2 rounds, confined"

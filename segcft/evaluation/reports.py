@@ -11,6 +11,7 @@ import pandas as pd
 from segcft.evaluation.questions import Subjects
 from segcft.evaluation.summary import COLUMNS, Estimates
 from segcft.files import staged, write_text
+from segcft.plots import number
 from segcft.statistics import Estimate
 
 REALISM = {"frechet": ("Fréchet", "{:.2f}"), "kernel": ("kernel", "{:.3f}")}
@@ -61,14 +62,14 @@ def cell(estimate: Estimate, style: str) -> str:
     """``1.9 (1.7-2.2)``; no brackets without an interval, a dash without a value."""
     if not math.isfinite(estimate.value):
         return "-"
-    value, low, high = (_signless(style.format(number)) for number in estimate)
+    value, low, high = (_signless(style.format(each) if style else number(each)) for each in estimate)
     if not math.isfinite(estimate.low) or value == low == high:
         return value
     return f"{value} ({low} to {high})" if low.startswith("-") else f"{value} ({low}-{high})"
 
 
 def _signless(text: str) -> str:
-    return text.removeprefix("-") if float(text) == 0 else text
+    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
 
 
 def _style(name: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ class Column(NamedTuple):
 
     Attributes:
         title: Of its column.
-        style: How a number is written.
+        style: How a number is written; in three digits if it is empty.
         metric: Of the means of ``moments``.
     """
 
@@ -57,7 +57,7 @@ def _leakage_mean(found: Means) -> Array:
 TEXT = ("method", "refinement", "do")  # columns that are no numbers
 COLUMNS = {
     "mape": Column("MAPE %", "{:.1f}", mean("error_percent")),
-    "mae": Column("MAE", "{:.3g}", mean("error")),
+    "mae": Column("MAE", "", mean("error")),
     "mae_sd": Column("MAE % of SD", "{:.1f}", mean("error_sd")),
     "slope": Column("slope", "{:.2f}", ratio("achieved", "requested")),
     "guide": Column("by its guide %", "{:.1f}", mean("guided")),
