@@ -6,6 +6,7 @@ compare methods on one data set; they are no FID of the literature. Read them ag
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 
 def features(network: nn.Module, image: Tensor, size: int = 64) -> Tensor:
@@ -17,10 +18,8 @@ def features(network: nn.Module, image: Tensor, size: int = 64) -> Tensor:
         size: Images at a time.
 
     Returns:
-        (N, F), F the channels of the map with the fewest positions (above one), of the widest such layer.
-
-    Raises:
-        ValueError: If the network has no such map.
+        (N, F), F the channels of the map with the fewest positions (above one), of the widest such layer; F is 0 if no
+        layer lets itself be watched, as in TorchScript.
     """
     with torch.no_grad():
         return torch.cat([_coarsest(network, part) for part in torch.split(image, size)])
@@ -87,12 +86,11 @@ def _coarsest(network: nn.Module, image: Tensor) -> Tensor:
         if positions > 1 and (best is None or size <= best[0]):
             best = size, output.float().flatten(2).mean(2)
 
-    handles = [module.register_forward_hook(note) for module in network.modules() if not list(module.children())]
+    layers = [each for each in network.modules() if not list(each.children()) and not isinstance(each, ScriptModule)]
+    handles = [layer.register_forward_hook(note) for layer in layers]
     try:
         network(image)
     finally:
         for handle in handles:
             handle.remove()
-    if best is None:
-        raise ValueError(f"{type(network).__name__} makes no feature map of images shaped {tuple(image.shape)}")
-    return best[1]
+    return image.new_empty(len(image), 0) if best is None else best[1]

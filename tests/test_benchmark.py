@@ -144,7 +144,7 @@ def write_seeds(out, seeds):
 def test_seeds_are_pooled_into_one_table_and_page(tmp_path):
     frame = write_seeds(tmp_path, (0, 1, 2))
     methods = {"mine": {"stage": "mine", "corrections": 2, "confined": True}}
-    study = plan.Study("balls", tmp_path, methods, {}, (0, 1, 2), "evaluator", (), "test", tmp_path)
+    study = plan.Study("balls", "balls", tmp_path, {}, methods, {}, (0, 1, 2), "evaluator", (), "test", tmp_path)
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "results.md").write_text("# Results\n\n<!-- benchmark:balls -->\nold\n<!-- end:balls -->\n\nKept.\n")

@@ -253,7 +253,10 @@ def test_evaluate_writes_numbers_tables_and_a_picture(at_work, tmp_path):
         assert identity[metric] == {"value": value, "low": value, "high": value}
     assert perfect["truth_ratio"]["value"] == 0
     assert perfect["mape"]["value"] == pytest.approx(found["evaluator_floor"]["heart_area"])
-    assert found["guides"] == {"no_cft": None, "reg_cft": "Regressor", "seg_cft": "Segmentor"}
+    assert found["guides"] == {
+        "no_cft": None, "reg_cft": "Regressor", "seg_cft_refined": "Segmentor", "seg_cft": "Segmentor"
+    }  # fmt: skip
+    assert found["refinement"]["seg_cft_refined"] == "2 rounds, confined"
     assert found["metrics"]["no_cft"]["heart_area"]["gap"]["value"] is None
     assert set(found["differences"]) == {"identity", "true_counterfactual", "no_cft", "reg_cft"}
     assert len(pd.read_csv(out / "table.csv")) == 5 * 3

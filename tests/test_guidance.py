@@ -146,16 +146,16 @@ def test_a_judge_of_the_wrong_kind_is_named():
 
 def test_a_segmentor_measures_what_other_data_declare_of_its_structures():
     areas = Balls()
-    places = Balls(variables={"left_x": Variable(structure="left", measure="centroid_x"), "age": Variable()})
+    places = Balls(variables={"left_width": Variable(structure="left", measure="width"), "age": Variable()})
     judge = Segmentor(areas.description, "monai.UNet", UNET)
     guidance = SegmentorGuidance(judge, shape=True)
     guidance.attach(places.description)
-    assert guidance.names == ["left_x"]
+    assert guidance.names == ["left_width"]
     image = areas.dataset("val").read(torch.arange(2))["image"]
     twin = build(guidance.recipe)
     twin.load_state_dict(guidance.state_dict())
     torch.testing.assert_close(twin.eval()(image), guidance.eval()(image))
-    assert "left_x" in guidance(image)
+    assert "left_width" in guidance(image)
     other = Balls(spatial_dims=3)
     judge.attach(other.description)
     assert judge.description is places.description, "volumes are nothing it could outline"

@@ -50,6 +50,7 @@ def test_features_are_those_of_the_coarsest_layer(name, dims):
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_a_network_without_a_map_is_refused():
-    with pytest.raises(ValueError, match="feature map"):
-        features(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), torch.rand(1, 1, 4, 4))
+def test_a_network_without_a_map_has_no_features():
+    image = torch.rand(3, 1, 4, 4)
+    for network in (nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), torch.jit.script(nn.Conv2d(1, 2, 3))):
+        assert features(network, image).shape == (3, 0)

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def _realism(
     dataset = data.dataset("train")
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:references]
     real = features(judge, dataset.read(chosen)["image"])
-    if len(real) < 2:
+    if len(real) < 2 or not real.shape[1]:
         return {}
     found: dict[str, dict[str, dict[str, Estimate]]] = {}
     for name, given in answers.items():
@@ -180,13 +181,13 @@ def conclusions(
 def _result(frame: pd.DataFrame, found: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
     """One method's numbers by kind, without intervals."""
     off = {do: off_target(frame[frame["do"] == do]) for do in found}
-    known = math.isfinite(next(iter(found.values()))["truth_mae"].value)
+    known = [do for do, values in found.items() if math.isfinite(values["truth_mae"].value)]
 
     def by(kind: str) -> dict[str, dict[str, float]]:
         return {do: {other: values[kind] for other, values in moved.items()} for do, moved in off.items()}
 
-    def only(names: dict[str, str]) -> dict[str, dict[str, float]]:
-        return {do: {key: values[name].value for key, name in names.items()} for do, values in found.items()}
+    def only(names: dict[str, str], questions: Iterable[str] = tuple(found)) -> dict[str, dict[str, float]]:
+        return {do: {key: found[do][name].value for key, name in names.items()} for do in questions}
 
     truth = {key: f"truth_{key}" for key in ("mae", "mae_neighbourhood", "psnr", "ssim")}
     first = next(iter(found.values()))
@@ -199,7 +200,7 @@ def _result(frame: pd.DataFrame, found: dict[str, dict[str, Estimate]]) -> dict[
         "composition": first["composition"].value,
         "reversibility": {do: values["reversibility"].value for do, values in found.items()},
         "reconstruction": first["reconstruction"].value,
-        "truth": only(truth) if known else {},
+        "truth": only(truth, known),
     }
 
 

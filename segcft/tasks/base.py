@@ -92,7 +92,7 @@ class Task(LightningModule):
     def seconds(self) -> dict[str, float]:
         """Wall-clock seconds by stage, this one's included."""
         here = 0.0 if math.isnan(self._started) else time.monotonic() - self._started
-        return {**self.earlier_seconds, self.stage: round(self.earlier_seconds.get(self.stage, 0.0) + here, 1)}
+        return {**self.earlier_seconds, self.stage: round(self.earlier_seconds.get(self.stage, 0.0) + here, 2)}
 
     def show(self, stage: str, values: dict[str, Tensor], batch: Batch) -> None:
         """Log means under ``stage/name``, the first one in the progress bar, too."""
