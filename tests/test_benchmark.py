@@ -160,7 +160,7 @@ def test_seeds_are_pooled_into_one_table_and_page(tmp_path):
     page = (docs / "results.md").read_text()
     assert "old" not in page.split("Kept.")[0].replace("old edge", "")
     assert page.endswith("Kept.\n")
-    assert "| mine | 2 rounds | left_size |" in page
+    assert "| mine | 2 rounds, confined | left_size |" in page
     assert (docs / "figures/benchmark_balls.png").is_file()
     assert np.isfinite(found["seconds"])
     again = report.with_section(page, "other", "new")
@@ -168,7 +168,8 @@ def test_seeds_are_pooled_into_one_table_and_page(tmp_path):
     assert report.with_section(again, "other", "new") == again
 
 
-def test_a_dry_run_prints_the_plan_and_bad_input_is_named(capsys):
+def test_a_dry_run_prints_the_plan_and_bad_input_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     experiments = f"--experiments={ROOT / 'experiments'}"
     assert main(["chest_phantom", "--seeds", "0", "--dry-run", "--out=nowhere", experiments]) == 0
     assert "run  seed0/segcft  after seed0/pretrain, seed0/segmentor" in capsys.readouterr().out
