@@ -59,7 +59,12 @@ def test_seg_cft_moves_the_lungs_of_real_radiographs(real_tree, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     root, masks = real_tree
     # the gate's gradient vanishes where both worlds agree, so its start is slow; this many steps are for ``Standard``
-    quick = ["--model.prediction=segcft.prediction.Standard", "--model.optimisation.lr=2.0e-3", "--model.minimality=1"]
+    quick = [
+        "--model.prediction=segcft.prediction.Standard",
+        "--model.optimisation.lr=2.0e-3",
+        "--model.minimality=1",
+        "--model.soft=false",
+    ]
     options = {
         "segmentor": steps(200),
         "evaluator": steps(200, "--model.network=monai.UNet", f"--model.options={UNET}"),
