@@ -258,15 +258,15 @@ def test_evaluate_writes_numbers_tables_and_a_picture(at_work, tmp_path):
     }  # fmt: skip
     assert found["refinement"]["seg_cft_refined"] == "2 rounds, confined"
     assert found["metrics"]["no_cft"]["heart_area"]["gap"]["value"] is None
-    assert set(found["differences"]) == {"identity", "true_counterfactual", "no_cft", "reg_cft"}
-    assert len(pd.read_csv(out / "table.csv")) == 5 * 3
+    assert set(found["differences"]) == {"identity", "true_counterfactual", "no_cft", "reg_cft", "seg_cft_refined"}
+    assert len(pd.read_csv(out / "table.csv")) == 6 * 3
     subjects = pd.read_csv(out / "subjects.csv")
-    assert len(subjects) == 5 * 3 * 8
+    assert len(subjects) == 6 * 3 * 8
     mape = subjects.groupby(["method", "do"])["error_percent"].mean()["seg_cft", "heart_area"]
     assert mape == pytest.approx(found["methods"]["seg_cft"]["effectiveness"]["heart_area"]["mape"], rel=1e-4)
     asked = pd.read_csv(out / "interventions.csv")
     assert set(asked["variable"]) == areas
-    assert "| method | loop | do | MAPE %" in (out / "table.md").read_text()
+    assert "| method | refinement | do | MAPE %" in (out / "table.md").read_text()
     assert Image.open(out / "figure.png").size[0] > 600
     assert not list(out.glob(".*")), "no temporary file is left"
     assert main(arguments) == 0
