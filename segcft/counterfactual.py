@@ -92,7 +92,7 @@ class CounterfactualModel(nn.Module, Recorded):
         self.prediction.attach([stage.width for stage in hvae.stages], hvae.spatial_dims)
         self.mechanism = (mechanism or Independent()).requires_grad_(False)  # its answers are targets
         self.mechanism.check_fit(self.parents)
-        self.segmentor: SegmentationModel | None = None  # for ``counterfactuals`` alone; ``load`` sets it
+        self.segmentor: SegmentationModel | None = None  # completes parents and refines answers; ``load`` sets it
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -276,12 +276,12 @@ class CounterfactualModel(nn.Module, Recorded):
             values[name] = torch.as_tensor(value, dtype=image.dtype, device=image.device).expand(len(image))
             if not values[name].isfinite().all():
                 raise ValueError(f"{name} = {value} is not a finite number")
-        missing = [name for name in self.parents.names if name not in values]
-        if not missing:
+        absent = [name for name in self.parents.names if name not in values]
+        if not absent:
             return self.parents.take(values)
-        hidden = [name for name in missing if name not in self.parents.structural]
+        hidden = [name for name in absent if name not in self.parents.structural]
         if hidden:
             raise ValueError(f"{', '.join(hidden)}: not given, and cannot be measured in an image")
         if self.segmentor is None:
-            raise ValueError(f"{', '.join(missing)}: not given, and the checkpoint holds no segmentor to measure them")
+            raise ValueError(f"{', '.join(absent)}: not given, and the checkpoint holds no segmentor to measure them")
         return self.parents.take({**self.measure(image), **values})

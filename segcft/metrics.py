@@ -5,10 +5,9 @@ function keeps subjects apart, so that ``statistics`` can resample them.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from segcft.regions import dilate
+from segcft.regions import blur, dilate
 
 
 def percent(difference: Tensor, reference: Tensor) -> Tensor:
@@ -76,9 +75,7 @@ def old_border(image: Tensor, mask: Tensor, cf_mask: Tensor, reach: int = 2) -> 
         In image units a pixel; NaN where the structure has left no border.
     """
     axes = tuple(range(1, mask.dim()))
-    pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[mask.dim() - 1]
-    blurred = pool(mask[:, None].float(), 7, stride=1, padding=3, count_include_pad=False)[:, 0]
-    normal = torch.stack(torch.gradient(blurred, dim=axes))  # (axes, B, *S), towards the inside
+    normal = torch.stack(torch.gradient(blur(mask, 7), dim=axes))  # (axes, B, *S), towards the inside
     length = normal.square().sum(0).sqrt()
     slope = (normal * torch.stack(torch.gradient(image.mean(1), dim=axes))).sum(0) / length.clamp(min=1e-6)
 

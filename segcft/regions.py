@@ -121,8 +121,12 @@ def dilate(mask: Tensor, pixels: int) -> Tensor:
     return pool(mask[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)[:, 0] > 0
 
 
+def blur(mask: Tensor, width: int) -> Tensor:
+    """Share of a boolean mask (B, *S) within an odd ``width`` around every pixel, (B, *S)."""
+    pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[mask.dim() - 1]
+    return pool(mask[:, None].float(), width, stride=1, padding=width // 2, count_include_pad=False)[:, 0]
+
+
 def neighbourhood(mask: Tensor, image: Tensor) -> Tensor:
     """A structure (B, *S) and its margin as weights (B, 1, *S): 1 within, 0 beyond, soft in the last pixel."""
-    pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[mask.dim() - 1]
-    grown = dilate(mask, max(1, reach(image) - 1))[:, None].float()
-    return pool(grown, 3, stride=1, padding=1, count_include_pad=False)
+    return blur(dilate(mask, max(1, reach(image) - 1)), 3)[:, None]

@@ -59,16 +59,21 @@ def _question(name: str, given: Answers, people: Subjects, judge: SegmentationMo
 
 def _errors(variable: Variable, measured: Tensor, target: Tensor, guided: Tensor | None) -> dict[str, Tensor]:
     """Distances to the target, the evaluator's and the guide's."""
-    unknown = torch.full_like(target, torch.nan)
-    size = is_size(variable)
-    deviations = 100 * (measured - target).abs() / variable.std
-    shares = metrics.percent(measured - target, target) if size else unknown
-    found = {"error": (measured - target).abs(), "error_percent": shares, "error_sd": deviations}
-    found["judged"] = shares if size else deviations
-    if guided is None:
-        return {**found, "guided": unknown}
-    by_guide = metrics.percent(guided - target, target) if size else 100 * (guided - target).abs() / variable.std
-    return {**found, "guided": by_guide}
+    unknown, size = torch.full_like(target, torch.nan), is_size(variable)
+
+    def deviations(value: Tensor) -> Tensor:
+        return 100 * (value - target).abs() / variable.std
+
+    def judged(value: Tensor) -> Tensor:
+        return metrics.percent(value - target, target) if size else deviations(value)
+
+    return {
+        "error": (measured - target).abs(),
+        "error_percent": judged(measured) if size else unknown,
+        "error_sd": deviations(measured),
+        "judged": judged(measured),
+        "guided": unknown if guided is None else judged(guided),
+    }
 
 
 def _off_target(name: str, people: Subjects, measured: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Counterfactual fine-tuning: teach the HVAE that its counterfactuals must measure what was asked for."""
 
+from collections.abc import Iterator
 from itertools import islice
 
 import torch
@@ -127,27 +128,28 @@ class CounterfactualFineTuning(Task):
         return {**terms, "change": minimality_loss(answer.image, image), "drawing": answer.cost}
 
     @torch.no_grad()
-    def _fit_shape(self, shape: ShapeModel, batches: int = 128) -> None:
+    def _fit_shape(self, shape: ShapeModel) -> None:
         """Shapes of training subjects against their parents; all processes agree on them."""
-        measured, values = [], []
-        for batch in islice(self.trainer.datamodule.train_dataloader(), batches):  # type: ignore[attr-defined]
-            parents = {name: batch[name].to(self.device) for name in self.model.parents.names}
-            found = self.guidance(batch["image"].to(self.device))
+        measured, values, names = [], [], self.model.parents.names
+        for batch in self._training_batches(128):
+            found = self.guidance(batch["image"])
             measured.append(torch.stack([found[name] for name in shape.names], dim=1))
-            values.append(torch.stack([parents[name] for name in self.model.parents.names], dim=1))
+            values.append(torch.stack([batch[name] for name in names], dim=1))
         everyone = [self.all_gather(torch.cat(parts)) for parts in (measured, values)]
         shapes, causes = (each.flatten(0, -2).unbind(1) for each in everyone if isinstance(each, Tensor))
-        names = self.model.parents.names
         shape.fit(dict(zip(shape.names, shapes, strict=True)), dict(zip(names, causes, strict=True)))
 
     @torch.no_grad()
-    def _pretrained_nelbo(self, batches: int = 16) -> Tensor:
+    def _pretrained_nelbo(self) -> Tensor:
         """Mean NELBO on training batches; all processes agree on it."""
-        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        losses = []
-        for batch in islice(loader, batches):
-            moved = {name: value.to(self.device) for name, value in batch.items()}
-            losses.append(self.model.abduct(moved["image"], moved).elbo.nelbo().mean())
+        batches = self._training_batches(16)
+        losses = [self.model.abduct(batch["image"], batch).elbo.nelbo().mean() for batch in batches]
         gathered = self.all_gather(torch.stack(losses).mean())
         assert isinstance(gathered, Tensor)
         return gathered.mean()
+
+    def _training_batches(self, count: int) -> Iterator[Batch]:
+        """The first ``count`` of a pass over the training split, where the model is."""
+        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        for batch in islice(loader, count):
+            yield {name: value.to(self.device) for name, value in batch.items()}
