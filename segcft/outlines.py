@@ -26,12 +26,37 @@ def measure_masks(
         variable, spacing = description.parents[name], description.spacing
         measure, mask = MEASUREMENTS[variable.measure].function, _union(masks, variable.structure, description)
         if variable.region is not None:
-            mask = mask * _region(variable.region, anatomy, variable.structure, description)
+            mask = mask * share(variable.region, anatomy, variable.structure, description)
         found[name] = measure(mask, image, spacing)[:, 0]
         if variable.over:
             whole = measure(_union(masks, variable.over, description), image, spacing)[:, 0]
             found[name] = found[name] / torch.where(whole.abs() < 1e-6, 1e-6, whole)
     return found
+
+
+def located(
+    masks: Tensor, structure: str, region: Region | None, anatomy: Tensor, description: DataDescription
+) -> Tensor:
+    """Where structures lie, or that part of them which a region holds, (B, *S), bool.
+
+    Args:
+        masks: Hard, (B, K, *S).
+        structure: One, or several joined by +.
+        region: That part alone.
+        anatomy: Factual masks that the region is laid into, (B, K, *S).
+        description: Order of the structures and spacing.
+    """
+    there = masks[:, description.channels_of(structure)].any(1)
+    if region is None:
+        return there
+    return there & (share(region, anatomy, structure, description)[:, 0] > 0)
+
+
+def share(region: Region, anatomy: Tensor, structure: str, description: DataDescription) -> Tensor:
+    """Weight of every pixel in the region of a structure, (B, 1, *S), without gradient; masks are (B, K, *S)."""
+    divided = _union(anatomy.detach(), region.within or structure, description)
+    band = weights(region, divided[:, 0], description.spacing)[:, None]
+    return band * (divided > 0.5) if region.within else band
 
 
 def _union(masks: Tensor, structure: str, description: DataDescription) -> Tensor:
@@ -40,10 +65,3 @@ def _union(masks: Tensor, structure: str, description: DataDescription) -> Tenso
     if len(channels) == 1:
         return masks[:, channels].float()
     return 1 - (1 - masks[:, channels].float()).prod(1, keepdim=True)
-
-
-def _region(region: Region, anatomy: Tensor, structure: str, description: DataDescription) -> Tensor:
-    """Weight of every pixel, (B, 1, *S)."""
-    divided = _union(anatomy.detach(), region.within or structure, description)
-    band = weights(region, divided[:, 0], description.spacing)[:, None]
-    return band * (divided > 0.5) if region.within else band

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from segcft.judges import SegmentationModel
+from segcft.outlines import located
 from segcft.parents import Parents, Values
 from segcft.regions import neighbourhood
 
@@ -36,18 +37,20 @@ def missing(
 def confine(
     cf_image: Tensor, image: Tensor, cf_values: Values, pa: Tensor, parents: Parents, segmentor: SegmentationModel
 ) -> Tensor:
-    """The answer in the neighbourhood of the structures that move, before and after; the factual image elsewhere.
+    """The answer in the neighbourhood of what moves, before and after; the factual image elsewhere.
 
+    That is a parent's structure, or that part of it which its region holds.
     Where a parent moves that has no structure, such as age, all of the image may change. See ``missing``.
     """
     about = segmentor.description
-    masks = torch.maximum(segmentor.probabilities(image), segmentor.probabilities(cf_image)) > 0.5
+    anatomy = segmentor.probabilities(image)
+    masks = torch.maximum(anatomy, segmentor.probabilities(cf_image)) > 0.5
     allowed, variables = torch.zeros_like(masks[:, 0]), list(parents.variables.values())
     changes = torch.split(parents.encode(cf_values) != pa, [each.dim for each in variables], dim=1)
     for variable, changed in zip(variables, changes, strict=True):
         moved = changed.any(1).view(-1, *[1] * (image.dim() - 2))
         if variable.structure:
             union = "+".join(filter(None, (variable.structure, variable.over)))
-            moved = moved & masks[:, about.channels_of(union)].any(1)
+            moved = moved & located(masks, union, variable.region, anatomy, about)
         allowed = allowed | moved
     return image + neighbourhood(allowed, image) * (cf_image - image)

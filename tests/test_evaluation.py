@@ -1,6 +1,7 @@
 """Laws of the evaluation, with balls whose truth is known and an evaluator that sees perfectly."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from segcft.evaluation.run import conclusions
 from segcft.evaluation.summary import health, off_target, summarise
 from segcft.judges import Segmentor
 from segcft.parents import Variable
+from segcft.regions import Region
 from segcft.statistics import Estimate
 from tests.balls import Balls
 
@@ -109,6 +111,27 @@ def test_per_cent_make_sense_of_sizes_alone(people):
     assert right["error_percent"].notna().all()
     assert left["error_sd"].mean() == pytest.approx(50 * left["error"].mean())
     people.description.parents.variables["left_size"] = Balls(subjects=24).description.parents["left_size"]
+
+
+def test_a_region_holds_that_share_of_the_change_which_lies_in_it(people):
+    people, judge = people
+    before = judge.description.parents["left_size"]
+    image = people.batch["image"]
+    half = (torch.arange(16) < 8).expand_as(image)
+    try:
+        judge.description.parents.variables["left_size"] = replace(before, region=Region(0, 0.5, "x"))
+        for where, share in ((half, 1.0), (~half, 0.0), (torch.ones_like(half), 0.5)):
+            answer = Answers(dict.fromkeys(people.do, image + 0.1 * where), {}, None, None, {})
+            frame = rows(answer, people, judge).assign(method="some")
+            found = summarise(frame, count=20)["metrics"]["some"]
+            assert found["left_size"]["in_region"].value == pytest.approx(share, abs=1e-6)
+            assert math.isnan(found["right_size"]["in_region"].value), "it is no regional variable"
+            # what lies beyond the half is outside the structure's part
+            assert (frame[frame["do"] == "left_size"]["outside"] > 0).all()
+        still = summarise(rows(unchanged(people), people, judge).assign(method="none"), count=20)["metrics"]["none"]
+        assert math.isnan(still["left_size"]["in_region"].value)
+    finally:
+        judge.description.parents.variables["left_size"] = before
 
 
 def test_the_loop_is_asked_for_only_where_it_is_on(people):

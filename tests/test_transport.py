@@ -1,5 +1,7 @@
 """Laws of flows, of shapes that follow the parents, and of the drawing that uses both."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from segcft.guidance import SegmentorGuidance
 from segcft.judges import Segmentor
 from segcft.prediction import Transported
 from segcft.recipes import build
-from segcft.regions import neighbourhood
+from segcft.regions import Region, neighbourhood
 from segcft.shape import ShapeModel
 from segcft.transport import exponential, roughness, warp
 from tests.balls import Balls
@@ -164,3 +166,13 @@ def test_confined_answers_change_the_neighbourhood_of_what_moves_and_nothing_els
         assert (free.image != batch["image"])[far].any()
         assert bool((held.image == batch["image"])[far].all()) is elsewhere, "age may change the whole image"
         torch.testing.assert_close(held.image[near], free.image[near])
+
+    half = replace(model.parents["left_size"], region=Region(0, 0.5, "x"))
+    model.parents.variables["left_size"] = half
+    held = model.answer(
+        batch["image"], abduction, model.act(values, {"left_size": 2 * batch["left_size"]}), confined=True
+    )
+    part = (batch["mask"][:, 0] > 0.5) & (torch.arange(16) < 8)
+    outside = neighbourhood(part, batch["image"]) == 0
+    assert (outside & near).any(), "the other half of the structure"
+    assert torch.equal(held.image[outside], batch["image"][outside])

@@ -18,7 +18,7 @@ REALISM = {"frechet": ("Fréchet", "{:.2f}"), "kernel": ("kernel", "{:.3f}")}
 TABLES = {
     "Does it do what was asked?": ("mape", "mae", "mae_sd", "slope", "guide", "gap"),
     "Does the rest stay?": (
-        *("leakage", "leakage_mean", "amplification", "outside", "change", "old_edge"),
+        *("leakage", "leakage_mean", "amplification", "outside", "change", "in_region", "old_edge"),
         *("reversibility", "composition", "reconstruction"),
     ),
     "Is it true, and does it look real?": (

@@ -4,11 +4,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from data_modules.base import Batch
 from segcft import metrics
 from segcft.evaluation.questions import Answers, Subjects, measure
 from segcft.judges import SegmentationModel
-from segcft.parents import Variable
+from segcft.outlines import located, share
+from segcft.parents import DataDescription, Variable
 from segcft.regions import dilate, reach
 
 
@@ -25,9 +25,9 @@ def rows(given: Answers, people: Subjects, judge: SegmentationModel) -> pd.DataF
     ``judged`` the former where it makes sense, else the latter, ``guided`` the same by the method's own guide;
     ``change_NAME`` of every other variable, signed, in % (of the deviation if it is no size), ``shift_NAME`` in
     training deviations, ``asked_sd`` the request in the same; mean absolute changes of the image ``outside`` the
-    structure, ``change``, ``reversibility``, ``composition``, ``reconstruction``; ``truth_*`` and ``mask_error`` to the
-    true counterfactual, ``*_unchanged`` those of the factual image; ``edge_before`` and ``edge_after`` across the
-    border that a shrinking structure left. NaN where unknown.
+    structure or its part, ``change``, that ``within`` the variable's region, ``reversibility``, ``composition``,
+    ``reconstruction``; ``truth_*`` and ``mask_error`` to the true counterfactual, ``*_unchanged`` those of the factual
+    image; ``edge_before`` and ``edge_after`` across the border that a shrinking structure left. NaN where unknown.
     """
     return pd.concat([_question(name, given, people, judge) for name in given.images], ignore_index=True)
 
@@ -35,8 +35,7 @@ def rows(given: Answers, people: Subjects, judge: SegmentationModel) -> pd.DataF
 def _question(name: str, given: Answers, people: Subjects, judge: SegmentationModel) -> pd.DataFrame:
     image, cf_image, target = people.batch["image"], given.images[name], people.do[name]
     measured, masks = measure(judge, cf_image, people.masks)
-    channels = judge.description.channels_of(judge.description.parents[name].structure)
-    before, after = (some[:, channels].any(1) for some in (people.masks, masks))
+    before, after = (_part(name, some, people.masks, judge.description) for some in (people.masks, masks))
     near = dilate(before | after, reach(image))
     columns: dict[str, Tensor] = {
         "factual": people.batch[name],
@@ -47,9 +46,10 @@ def _question(name: str, given: Answers, people: Subjects, judge: SegmentationMo
         **_off_target(name, people, measured),
         "outside": metrics.change_outside(image, cf_image, near),
         "change": metrics.change(image, cf_image),
+        "within": _within(name, image, cf_image, people.masks, judge.description),
         **_axioms(name, given, image),
         **_edges(image, cf_image, before, after, target < people.batch[name]),
-        **_truth(name, people, cf_image, channels, before, after),
+        **_truth(name, people, cf_image, before, after),
     }
     frame = pd.DataFrame({key: value.double().tolist() for key, value in columns.items()})
     frame.insert(0, "subject", people.batch["index"].tolist())
@@ -105,17 +105,29 @@ def _edges(image: Tensor, cf_image: Tensor, before: Tensor, after: Tensor, shrin
     return {"edge_before": there.abs(), "edge_after": still * there.sign()}
 
 
-def _truth(
-    name: str, people: Subjects, cf_image: Tensor, channels: list[int], before: Tensor, after: Tensor
-) -> dict[str, Tensor]:
+def _part(name: str, masks: Tensor, anatomy: Tensor, about: DataDescription) -> Tensor:
+    """What a variable is measured on, (B, *S), bool."""
+    return located(masks, about.parents[name].structure, about.parents[name].region, anatomy, about)
+
+
+def _within(name: str, image: Tensor, cf_image: Tensor, anatomy: Tensor, about: DataDescription) -> Tensor:
+    """That part of the mean absolute change which lies in the variable's region; NaN without one."""
+    region, structure = about.parents[name].region, about.parents[name].structure
+    if region is None:
+        return torch.full((len(image),), torch.nan)
+    return ((cf_image - image).abs() * share(region, anatomy.float(), structure, about)).flatten(1).mean(1)
+
+
+def _truth(name: str, people: Subjects, cf_image: Tensor, before: Tensor, after: Tensor) -> dict[str, Tensor]:
     """Distances to the true counterfactual, this answer's and the unchanged image's."""
     if name not in people.truth:
         return {}
     truth, image = people.truth[name], people.batch["image"]
-    near = _true_neighbourhood(people.batch, truth, channels)
+    anatomy, about = people.batch["mask"], people.description
+    was, wanted = (_part(name, batch["mask"] > 0.5, anatomy, about) for batch in (people.batch, truth))
+    near = dilate(was | wanted, reach(image))
     found = metrics.truth_errors(cf_image, truth["image"], near)
     nothing = metrics.truth_errors(image, truth["image"], near)
-    wanted = truth["mask"][:, channels].amax(1) > 0.5
     return {
         **{f"truth_{key}": value for key, value in found.items()},
         "truth_mae_unchanged": nothing["mae"],
@@ -125,8 +137,3 @@ def _truth(
         "mask_error": metrics.mask_difference(after, wanted),
         "mask_error_unchanged": metrics.mask_difference(before, wanted),
     }
-
-
-def _true_neighbourhood(batch: Batch, truth: Batch, channels: list[int]) -> Tensor:
-    before, after = (some["mask"][:, channels].amax(1) > 0.5 for some in (batch, truth))
-    return dilate(before | after, reach(batch["image"]))

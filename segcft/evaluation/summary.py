@@ -67,6 +67,7 @@ COLUMNS = {
     "amplification": Column("amplification", "{:.3f}", _amplification),
     "outside": Column("change outside", "{:.4f}", mean("outside")),
     "change": Column("change", "{:.4f}", mean("change")),
+    "in_region": Column("change in region", "{:.2f}", ratio("within", "change")),
     "reversibility": Column("reversibility", "{:.4f}", mean("reversibility")),
     "composition": Column("composition", "{:.4f}", mean("composition")),
     "reconstruction": Column("reconstruction", "{:.4f}", mean("reconstruction")),
