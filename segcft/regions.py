@@ -117,8 +117,12 @@ def reach(image: Tensor) -> int:
 
 def dilate(mask: Tensor, pixels: int) -> Tensor:
     """Grow a boolean mask (B, *S) by ``pixels`` along every axis."""
-    pool = {2: F.max_pool2d, 3: F.max_pool3d}[mask.dim() - 1]
-    return pool(mask[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)[:, 0] > 0
+    dims, grown = mask.dim() - 1, mask[:, None].float()
+    pool = {2: F.max_pool2d, 3: F.max_pool3d}[dims]
+    for axis in range(dims):  # one after the other: the same square, and fewer pixels to look at
+        only = [axis == other for other in range(dims)]
+        grown = pool(grown, [2 * pixels * here + 1 for here in only], 1, [pixels * here for here in only])
+    return grown[:, 0] > 0
 
 
 def blur(mask: Tensor, width: int) -> Tensor:

@@ -126,14 +126,14 @@ def _truth(name: str, people: Subjects, cf_image: Tensor, before: Tensor, after:
     anatomy, about = people.batch["mask"], people.description
     was, wanted = (_part(name, batch["mask"] > 0.5, anatomy, about) for batch in (people.batch, truth))
     near = dilate(was | wanted, reach(image))
-    found = metrics.truth_errors(cf_image, truth["image"], near)
-    nothing = metrics.truth_errors(image, truth["image"], near)
+    found, nothing = metrics.truth_errors(cf_image, truth["image"], near), metrics.change(image, truth["image"])
+    missed = (image - truth["image"]).abs().mean(1)  # (B, *S)
     return {
         **{f"truth_{key}": value for key, value in found.items()},
-        "truth_mae_unchanged": nothing["mae"],
-        "truth_mae_neighbourhood_unchanged": nothing["mae_neighbourhood"],
-        "truth_ratio": found["mae"] / nothing["mae"].clamp(min=1e-12),
-        "nearer": (found["mae"] < nothing["mae"]).float(),
+        "truth_mae_unchanged": nothing,
+        "truth_mae_neighbourhood_unchanged": metrics.masked_mean(missed, near),
+        "truth_ratio": found["mae"] / nothing.clamp(min=1e-12),
+        "nearer": (found["mae"] < nothing).float(),
         "mask_error": metrics.mask_difference(after, wanted),
         "mask_error_unchanged": metrics.mask_difference(before, wanted),
     }
