@@ -49,6 +49,13 @@ MECHANISMS = {  # causes before effects
     "lumen": SizeMechanism((54.0, 46.0, 38.0), (143.0, 104.0, 71.0), 0.08, 0.0, 0.18, NARROWED_BY),
 }
 
+# what lies outside a structure moves along
+CARRIED = {
+    "lumen": "noncalcified_plaque+calcified_plaque",
+    "noncalcified_plaque": "calcified_plaque",
+    "calcified_plaque": "",
+}
+
 
 class CoronaryCauses:
     """The structural causal model of sex, age and sizes.
@@ -66,7 +73,9 @@ class CoronaryCauses:
 
     def variables(self) -> dict[str, Variable]:
         """Sex, age and each structure's size in the whole vessel and in each third."""
-        whole = {self.whole(name): Variable(unit=self.unit, structure=name) for name in STRUCTURES}
+        whole = {
+            self.whole(name): Variable(unit=self.unit, structure=name, carries=CARRIED[name]) for name in STRUCTURES
+        }
         thirds = {part: Variable(unit=self.unit) for name in STRUCTURES for part in self.thirds(name)}
         return {"sex": Variable(kind="binary"), "age": Variable(unit="years"), **whole, **thirds}
 

@@ -190,11 +190,12 @@ class CounterfactualModel(nn.Module, Recorded):
             if self.segmentor is None:
                 raise ValueError("the segmentor that guided the model refines answers; the checkpoint holds none")
             wanted = (cf_values, abduction.pa, self.parents, self.segmentor)
-            for _ in range(corrections):
-                asked = asked + missing(drawn.image, image, *wanted)
-                drawn = self._draw(image, abduction, asked, mediation)
-            if confined:
-                drawn = drawn._replace(image=confine(drawn.image, image, *wanted))
+            for turn in range(corrections + 1):
+                if turn:
+                    asked = asked + missing(drawn.image, image, *wanted)
+                    drawn = self._draw(image, abduction, asked, mediation)
+                if confined:
+                    drawn = drawn._replace(image=confine(drawn.image, image, *wanted))
         return Counterfactual(drawn.image, cf_values, abduction, drawn.cost)
 
     def _draw(self, image: Tensor, abduction: Abduction, pa: Tensor, mediation: Mediation) -> Drawn:

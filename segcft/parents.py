@@ -39,6 +39,8 @@ class Variable:
             volume in 3-D.
         region: Part of the structure that is looked at; all of it unless given.
         over: Structure, or union, whose same measurement (without the region) this one is divided by.
+        carries: Structure, or union, that must move along when this variable changes, as its wall does with a lumen;
+            confined answers may change it.
     """
 
     kind: Literal["continuous", "binary", "categorical"] = "continuous"
@@ -53,6 +55,7 @@ class Variable:
     measure: str = "area"
     region: Region | None = None
     over: str = ""
+    carries: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "categories", tuple(self.categories))
@@ -61,8 +64,13 @@ class Variable:
             raise ValueError(f"a categorical variable needs at least two categories, got {self.categories}")
         if self.structure and self.measure not in MEASUREMENTS:
             raise ValueError(f"unknown measure {self.measure!r}; there are {', '.join(MEASUREMENTS)}")
-        if not self.structure and (self.measure != "area" or self.region or self.over):
-            raise ValueError("measure, region and over say what is measured of a structure, and none is named")
+        if not self.structure and (self.measure != "area" or self.region or self.over or self.carries):
+            raise ValueError("measure, region, over and carries are about a structure, and none is named")
+
+    @property
+    def moves(self) -> str:
+        """Every structure that a change of this variable may move, joined by +; empty of sex, age and the like."""
+        return "+".join(filter(None, (self.structure, self.over, self.carries)))
 
     @property
     def is_size(self) -> bool:
@@ -252,7 +260,8 @@ class DataDescription(Recorded):
 
 def _check_measurable(name: str, variable: Variable, structures: list[str], spatial_dims: int) -> None:
     region = variable.region or Region()
-    for field, asked in (("measures", variable.structure), ("over:", variable.over), ("within:", region.within)):
+    named = {"measures": variable.structure, "over:": variable.over, "carries": variable.carries}
+    for field, asked in {**named, "within:": region.within}.items():
         for structure in asked.split("+") if asked else []:
             if structure not in structures:
                 raise ValueError(

@@ -39,7 +39,7 @@ def confine(
 ) -> Tensor:
     """The answer in the neighbourhood of what moves, before and after; the factual image elsewhere.
 
-    That is a parent's structure, or that part of it which its region holds.
+    That is a parent's structure and what it carries, or that part of them which its region holds.
     Where a parent moves that has no structure, such as age, all of the image may change. See ``missing``.
     """
     about = segmentor.description
@@ -50,7 +50,6 @@ def confine(
     for variable, changed in zip(variables, changes, strict=True):
         moved = changed.any(1).view(-1, *[1] * (image.dim() - 2))
         if variable.structure:
-            union = "+".join(filter(None, (variable.structure, variable.over)))
-            moved = moved & located(masks, union, variable.region, anatomy, about)
+            moved = moved & located(masks, variable.moves, variable.region, anatomy, about)
         allowed = allowed | moved
     return image + neighbourhood(allowed, image) * (cf_image - image)

@@ -168,11 +168,36 @@ def test_confined_answers_change_the_neighbourhood_of_what_moves_and_nothing_els
         torch.testing.assert_close(held.image[near], free.image[near])
 
     half = replace(model.parents["left_size"], region=Region(0, 0.5, "x"))
-    model.parents.variables["left_size"] = half
-    held = model.answer(
-        batch["image"], abduction, model.act(values, {"left_size": 2 * batch["left_size"]}), confined=True
-    )
-    part = (batch["mask"][:, 0] > 0.5) & (torch.arange(16) < 8)
-    outside = neighbourhood(part, batch["image"]) == 0
-    assert (outside & near).any(), "the other half of the structure"
-    assert torch.equal(held.image[outside], batch["image"][outside])
+    do, part = model.act(values, {"left_size": 2 * batch["left_size"]}), torch.arange(16) < 8
+    for variable, allowed in (
+        (half, (batch["mask"][:, 0] > 0.5) & part),
+        (replace(half, region=None, carries="right"), batch["mask"].amax(1) > 0.5),
+    ):
+        model.parents.variables["left_size"] = variable
+        held = model.answer(batch["image"], abduction, do, confined=True)
+        outside = neighbourhood(allowed, batch["image"]) == 0
+        assert (held.image != batch["image"])[~outside].any()
+        assert torch.equal(held.image[outside], batch["image"][outside])
+
+
+@torch.no_grad()
+def test_corrections_measure_the_answer_as_it_is_given(data):
+    model, batch = make(data)
+    values = {name: batch[name] for name in model.parents.names}
+    seen = []
+
+    class Watching(Segmentor):
+        def forward(self, image):
+            return 20 * batch["mask"] - 10
+
+        def measure(self, image, factual=None):
+            seen.append(image)
+            return {"left_size": 1.1 * values["left_size"], "right_size": values["right_size"]}
+
+    model.segmentor = Watching(data.description, "monai.UNet", UNET)
+    abduction, do = model.abduct(batch["image"], values, temperature=0.0), {"left_size": 1.2 * batch["left_size"]}
+    first = model.answer(batch["image"], abduction, model.act(values, do), confined=True).image
+    last = model.answer(batch["image"], abduction, model.act(values, do), corrections=1, confined=True).image
+    assert len(seen) == 1
+    assert torch.equal(seen[0], first)
+    assert not torch.equal(last, first)

@@ -1,5 +1,7 @@
 """From images to one row a question and subject: everything that is known of an answer, before any mean is taken."""
 
+import functools
+
 import pandas as pd
 import torch
 from torch import Tensor
@@ -25,9 +27,10 @@ def rows(given: Answers, people: Subjects, judge: SegmentationModel) -> pd.DataF
     ``judged`` the former where it makes sense, else the latter, ``guided`` the same by the method's own guide;
     ``change_NAME`` of every other variable, signed, in % (of the deviation if it is no size), ``shift_NAME`` in
     training deviations, ``asked_sd`` the request in the same; mean absolute changes of the image ``outside`` the
-    structure or its part, ``change``, that ``within`` the variable's region, ``reversibility``, ``composition``,
-    ``reconstruction``; ``truth_*`` and ``mask_error`` to the true counterfactual, ``*_unchanged`` those of the factual
-    image; ``edge_before`` and ``edge_after`` across the border that a shrinking structure left. NaN where unknown.
+    structure and what it carries, ``change``, that ``within`` the variable's region, ``reversibility``,
+    ``composition``, ``reconstruction``; ``truth_*`` and ``mask_error`` to the true counterfactual, ``*_unchanged``
+    those of the factual image; ``edge_before`` and ``edge_after`` across the border that a shrinking structure left.
+    NaN where unknown.
     """
     return pd.concat([_question(name, given, people, judge) for name in given.images], ignore_index=True)
 
@@ -35,8 +38,10 @@ def rows(given: Answers, people: Subjects, judge: SegmentationModel) -> pd.DataF
 def _question(name: str, given: Answers, people: Subjects, judge: SegmentationModel) -> pd.DataFrame:
     image, cf_image, target = people.batch["image"], given.images[name], people.do[name]
     measured, masks = measure(judge, cf_image, people.masks)
-    before, after = (_part(name, some, people.masks, judge.description) for some in (people.masks, masks))
-    near = dilate(before | after, reach(image))
+    variable, both = judge.description.parents[name], (people.masks, masks)
+    before, after = (_part(name, some, people.masks, judge.description) for some in both)
+    moving = (located(some, variable.moves, variable.region, people.masks, judge.description) for some in both)
+    near = dilate(functools.reduce(torch.logical_or, moving), reach(image))
     columns: dict[str, Tensor] = {
         "factual": people.batch[name],
         "target": target,
