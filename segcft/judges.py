@@ -20,7 +20,7 @@ class Judge(nn.Module, Recorded):
             elsewhere may do without until ``attach``.
 
     Raises:
-        ValueError: If no variable names a structure.
+        ValueError: If there is none.
     """
 
     description: DataDescription
@@ -39,12 +39,12 @@ class Judge(nn.Module, Recorded):
         """Tell a judge that was built without its data what they measure; one that knows keeps what it knows.
 
         Raises:
-            ValueError: If no variable names a structure.
+            ValueError: If it can read none of their variables.
         """
         if self.attached:
             return
         if not self.readable(description):
-            raise ValueError("no variable names a structure: there is nothing to measure")
+            raise ValueError("no variable names a structure, or is visible to a regressor: there is nothing to measure")
         self.description = description
 
     @staticmethod
