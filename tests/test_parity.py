@@ -138,6 +138,15 @@ def test_shifts_equal_the_concatenation_of_tiled_parents():
     torch.testing.assert_close(after, block.residual(state + features + written))
 
 
+def test_stays_finite_and_close_in_bfloat16():
+    model, image, pa = make(conditional_prior=True)
+    expected = model.abduct(image, pa, 0.0).elbo.nelbo()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.abduct(image, pa, 0.0)
+    assert found.pixels.loc.dtype == torch.float32
+    torch.testing.assert_close(found.elbo.nelbo(), expected, rtol=0.05, atol=0.05)
+
+
 def test_recipe_names_the_preset_and_rebuilds_the_network():
     model = ParityHVAE(2, 1, 2, "morphomnist32", conditional_prior=True)
     assert model.recipe["init_args"]["stages"] == "morphomnist32"
