@@ -116,7 +116,9 @@ def study(
     if declaration != "benchmark" and not file.is_file():
         raise ValueError(f"{file} does not exist: nothing says what to compare")
     content, evaluate = read(file), read(folder / "evaluate.yaml")
-    declared = content.get("methods") or evaluate["methods"]
+    declared = content.get("methods") or evaluate.get("methods")
+    if not declared:
+        raise ValueError(f"{folder} has no evaluate.yaml that names methods: there is nothing to compare")
     chosen = {name: _method(value) for name, value in declared.items() if not methods or name in methods}
     for name in methods:
         if name not in declared:

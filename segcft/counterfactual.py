@@ -89,7 +89,7 @@ class CounterfactualModel(nn.Module, Recorded):
         super().__init__()
         self.description, self.parents, self.hvae = description, description.parents, hvae
         self.prediction = prediction or Gated()
-        self.prediction.attach([stage.width for stage in hvae.stages], hvae.spatial_dims)
+        self.prediction.attach(hvae.widths, hvae.spatial_dims)
         self.mechanism = (mechanism or Independent()).requires_grad_(False)  # its answers are targets
         self.mechanism.check_fit(self.parents)
         self.segmentor: SegmentationModel | None = None  # completes parents and refines answers; ``load`` sets it

@@ -101,7 +101,7 @@ class JudgeGuidance(Guidance):
         return self.judge.measure(image, factual)
 
     def _name(self) -> None:
-        self.names = list(self.judge.description.parents.structural) if self.judge.attached else []
+        self.names = self.judge.names if self.judge.attached else []
 
 
 class RegressorGuidance(JudgeGuidance):

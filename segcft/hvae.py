@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segcft.blocks import Bottleneck, Residual, conv, grow, scaled, shrink
-from segcft.latents import Abduction, Belief, Elbo, Normal, normal
+from segcft.latents import Abduction, Belief, Elbo, LatentBlock, Normal, normal
 from segcft.likelihoods import DiscretisedGaussian, Likelihood, Pixels
 from segcft.recipes import Recorded
 
@@ -48,8 +48,8 @@ class Stage:
 Mediation = Literal["total", "direct", "indirect"]
 
 
-class TopDownBlock(nn.Module):
-    """One stochastic block: prior, posterior, and the way of a latent into the decoder and the next prior.
+class TopDownBlock(LatentBlock):
+    """One stochastic block of SiLU bottlenecks.
 
     Args:
         spatial_dims: 2 or 3.
@@ -74,19 +74,19 @@ class TopDownBlock(nn.Module):
         self.split = (2 * latent, width)
 
     def prior_of(self, state: Tensor, memory: Tensor, parents: Tensor) -> tuple[Normal, Tensor]:
-        """Prior of this latent, and the prior's own features."""
+        """See ``LatentBlock.prior_of``."""
         out = self.prior(state, parents) if self.conditional_prior else self.prior(memory)
         statistics, features = out.split(self.split, dim=1)
         return normal(statistics), features
 
     def posterior_of(self, state: Tensor, encoded: Tensor, parents: Tensor) -> Normal:
-        """Posterior of this latent given the encoder's activation."""
+        """See ``LatentBlock.posterior_of``."""
         return normal(self.posterior(torch.cat([state, encoded], dim=1), parents))
 
     def absorb(
         self, state: Tensor, memory: Tensor, latent: Tensor, features: Tensor, parents: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Next decoder state and next prior memory; the memory never sees the parents."""
+        """See ``LatentBlock.absorb``."""
         latent = latent.to(state.dtype)
         state = self.residual(state + features + self.write(latent), parents)
         return state, memory + features + self.remember(latent)
@@ -129,18 +129,28 @@ class HVAE(nn.Module, Recorded):
         self.conditional_prior, self.mixing = conditional_prior, mixing
         self.spatial_dims, self.stages = spatial_dims, stages
         self.likelihood = likelihood or DiscretisedGaussian()
-        self.embed = nn.Sequential(nn.Linear(parents_dim, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.stem = conv(spatial_dims, channels, stages[0].width)
-        self.encoder = nn.ModuleList(_encoder_stages(spatial_dims, stages))
-        self.narrow = nn.ModuleList(
-            conv(spatial_dims, fine.width, coarse.width, 1) for fine, coarse in pairwise(stages)
-        )
-        self.decoder = nn.ModuleList(_decoder_stages(spatial_dims, stages, embedding, conditional_prior))
-        self.widen = nn.ModuleList(conv(spatial_dims, coarse.width, fine.width, 1) for fine, coarse in pairwise(stages))
         self.finest = min(depth for depth, stage in enumerate(stages) if stage.latent_channels and stage.blocks)
         top = stages[-1]
         self.start = nn.Parameter(torch.zeros(1, top.width, *top.size(spatial_dims)))
-        self.head = _head(spatial_dims, stages[0].width, channels)
+        self._build(channels, parents_dim, embedding)
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the decoder's state after every stage, finest first."""
+        return [stage.width for stage in self.stages]
+
+    def _build(self, channels: int, parents_dim: int, embedding: int) -> None:
+        """Make the networks; what a family of blocks decides."""
+        dims, stages = self.spatial_dims, self.stages
+        self.embed: nn.Module = nn.Sequential(
+            nn.Linear(parents_dim, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.stem = conv(dims, channels, stages[0].width)
+        self.encoder = nn.ModuleList(_encoder_stages(dims, stages))
+        self.narrow = nn.ModuleList(conv(dims, fine.width, coarse.width, 1) for fine, coarse in pairwise(stages))
+        self.decoder = nn.ModuleList(_decoder_stages(dims, stages, embedding, self.conditional_prior))
+        self.widen = nn.ModuleList(conv(dims, coarse.width, fine.width, 1) for fine, coarse in pairwise(stages))
+        self.head: nn.Module = _head(dims, stages[0].width, channels)
 
     def abduct(self, image: Tensor, pa: Tensor, temperature: float = 1.0, samples: int = 1) -> Abduction:
         """Latents z ~ q(z | image, parents): one encoder and one decoder pass.
@@ -161,7 +171,7 @@ class HVAE(nn.Module, Recorded):
 
         beliefs: list[Belief] = []
 
-        def infer(block: TopDownBlock, depth: int, state: Tensor, prior: Normal, parents: Tensor) -> Tensor:
+        def infer(block: LatentBlock, depth: int, state: Tensor, prior: Normal, parents: Tensor) -> Tensor:
             beliefs.append(Belief(prior, block.posterior_of(state, encoded[depth], parents)))
             return beliefs[-1].posterior.sample(temperature)
 
@@ -200,7 +210,7 @@ class HVAE(nn.Module, Recorded):
             return abduction.latents, self._decode(abduction.latents, pa)
         given = zip(abduction.latents, abduction.beliefs, strict=True)
 
-        def move(block: TopDownBlock, depth: int, state: Tensor, prior: Normal, parents: Tensor) -> Tensor:
+        def move(block: LatentBlock, depth: int, state: Tensor, prior: Normal, parents: Tensor) -> Tensor:
             latent, belief = next(given)
             return belief.moved(latent, prior, self.mixing)
 
@@ -221,10 +231,7 @@ class HVAE(nn.Module, Recorded):
             raise ValueError(f"this HVAE reads images of {size}, got {tuple(image.shape[2:])}")
         features, encoded = self.stem(image), []
         for depth, blocks in enumerate(self.encoder):
-            if depth:
-                size = self.stages[depth].size(self.spatial_dims)
-                features = self.narrow[depth - 1](shrink(features, size))
-            features = blocks(features)
+            features = blocks(self._narrow(features, depth) if depth else features)
             encoded.append(features)
         return encoded
 
@@ -241,10 +248,13 @@ class HVAE(nn.Module, Recorded):
                     self._widen(memory, depth) if depth >= self.finest else memory,
                 )
             for block in self._blocks(depth):
-                if isinstance(block, TopDownBlock):
+                if isinstance(block, LatentBlock):
                     prior, features = block.prior_of(state, memory, parents)
-                    latents.append(choose(block, depth, state, prior, parents))
-                    state, memory = block.absorb(state, memory, latents[-1], features, parents)
+                    latent = prior.mean
+                    if block.stochastic:
+                        latent = choose(block, depth, state, prior, parents)
+                        latents.append(latent)
+                    state, memory = block.absorb(state, memory, latent, features, parents)
                 else:
                     state = block(state, parents)
             states.append(state)
@@ -255,6 +265,11 @@ class HVAE(nn.Module, Recorded):
         blocks = self.decoder[depth]
         assert isinstance(blocks, nn.ModuleList)
         return blocks
+
+    def _narrow(self, features: Tensor, depth: int) -> Tensor:
+        """On to the next coarser stage."""
+        narrowed: Tensor = self.narrow[depth - 1](shrink(features, self.stages[depth].size(self.spatial_dims)))
+        return narrowed
 
     def _widen(self, flow: Tensor, depth: int) -> Tensor:
         """On to the next finer stage; a 1x1 convolution commutes with interpolation and is cheaper before it."""

@@ -13,14 +13,14 @@ from segcft.recipes import Recorded
 
 
 class Judge(nn.Module, Recorded):
-    """Measures every structural variable of an image.
+    """Measures every variable of an image that it can read.
 
     Args:
         description: What the data measure; carried so that a judge can be used away from its data. One that was made
             elsewhere may do without until ``attach``.
 
     Raises:
-        ValueError: If no variable names a structure.
+        ValueError: If there is none.
     """
 
     description: DataDescription
@@ -39,16 +39,26 @@ class Judge(nn.Module, Recorded):
         """Tell a judge that was built without its data what they measure; one that knows keeps what it knows.
 
         Raises:
-            ValueError: If no variable names a structure.
+            ValueError: If it can read none of their variables.
         """
         if self.attached:
             return
-        if not description.parents.structural:
-            raise ValueError("no variable names a structure: there is nothing to measure")
+        if not self.readable(description):
+            raise ValueError("no variable names a structure, or is visible to a regressor: there is nothing to measure")
         self.description = description
 
+    @staticmethod
+    def readable(description: DataDescription) -> list[str]:
+        """Variables that a judge of this kind can measure: those of structures."""
+        return list(description.parents.structural)
+
+    @property
+    def names(self) -> list[str]:
+        """The variables that it measures, in order."""
+        return self.readable(self.description)
+
     def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """Structural variables in real units, (B,) each.
+        """The variables that it reads in real units, (B,) each.
 
         Args:
             image: (B, C, *S) in [-1, 1].
@@ -131,7 +141,7 @@ class Segmentor(SegmentationModel):
 
 
 class Regressor(Judge):
-    """Predicts the structural variables from the whole image, without a notion of where they are.
+    """Predicts the visible variables from the whole image, without a notion of where they are.
 
     Args:
         description: Variables and their training statistics.
@@ -142,7 +152,6 @@ class Regressor(Judge):
         super().__init__(description)
         from monai.networks.nets import Regressor as MonaiRegressor  # lazily: slow to import
 
-        self.names = list(description.parents.structural)
         self.trunk = MonaiRegressor(
             in_shape=(description.channels, *[2 ** len(widths)] * description.spatial_dims),
             out_shape=(len(self.names),),
@@ -152,8 +161,13 @@ class Regressor(Judge):
         ).net
         self.head = nn.Linear(widths[-1], len(self.names))
 
+    @staticmethod
+    def readable(description: DataDescription) -> list[str]:
+        """Structural variables, and those declared visible."""
+        return description.parents.visible
+
     def forward(self, image: Tensor) -> Tensor:
-        """(B, C, *S) -> standardised structural variables (B, K)."""
+        """(B, C, *S) -> standardised variables (B, len(names))."""
         standardised: Tensor = self.head(F.silu(self.trunk(image)).flatten(2).mean(2))
         return standardised
 

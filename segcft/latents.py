@@ -1,9 +1,10 @@
-"""Latents of the image mechanism: their distributions, and what abduction finds out about them."""
+"""Latents of the image mechanism: their distributions, their blocks, and what abduction finds out about them."""
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segcft.likelihoods import Pixels
 
@@ -42,6 +43,36 @@ def normal(statistics: Tensor) -> Normal:
     """Means and raw deviations (B, 2 * latent_channels, *S) as a distribution."""
     mean, log_std = statistics.float().chunk(2, dim=1)
     return Normal(mean, 5 * torch.tanh(log_std / 5))  # deviations between e^-5 and e^5, smoothly
+
+
+class LatentBlock(nn.Module, ABC):
+    """One latent's place in the decoder: its prior, its posterior, and its way into the decoder and the next prior.
+
+    Attributes:
+        stochastic: Whether the latent is drawn; where it is not, it is its prior's mean and counts as no latent.
+    """
+
+    stochastic: bool = True
+
+    @abstractmethod
+    def prior_of(self, state: Tensor, memory: Tensor, parents: Tensor) -> tuple[Normal, Tensor]:
+        """Prior of this latent, and the prior's own features.
+
+        Args:
+            state: Of the decoder, (B, width, *S).
+            memory: Of the prior, which an exogenous latent keeps from the parents, (B, width, *S).
+            parents: Embedded, (B, embedding).
+        """
+
+    @abstractmethod
+    def posterior_of(self, state: Tensor, encoded: Tensor, parents: Tensor) -> Normal:
+        """Posterior of this latent given the encoder's activation, (B, width, *S)."""
+
+    @abstractmethod
+    def absorb(
+        self, state: Tensor, memory: Tensor, latent: Tensor, features: Tensor, parents: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Next decoder state and next prior memory; the memory never sees the parents of an exogenous latent."""
 
 
 class Belief(NamedTuple):

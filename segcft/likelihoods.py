@@ -106,7 +106,7 @@ class DiscretisedGaussian(Likelihood):
         """-log P(bin of the image); the first and the last bin take the tails."""
         half, inverse = 1 / (self.levels - 1), torch.exp(-pixels.log_scale)
         centred = image.float() - pixels.loc
-        upper, lower = _normal_logit((centred + half) * inverse), _normal_logit((centred - half) * inverse)
+        upper, lower = self._logit((centred + half) * inverse), self._logit((centred - half) * inverse)
         # log(sigmoid(upper) - sigmoid(lower)), stable in both tails
         gap = (lower - upper).clamp(max=-1e-6)
         inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(gap))
@@ -114,9 +114,46 @@ class DiscretisedGaussian(Likelihood):
         log_mass = torch.where(image < -edge, F.logsigmoid(upper), inside)
         return -torch.where(image > edge, F.logsigmoid(-lower), log_mass)
 
+    @staticmethod
+    def _logit(value: Tensor) -> Tensor:
+        """Logit of the standard normal's distribution function; linear beyond 6 deviations."""
+        inner = value.clamp(-6, 6)
+        slope = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * 36)
+        return _normal_logit(inner) + slope * (value - inner)
+
+
+class CappedDiscretisedGaussian(DiscretisedGaussian):
+    """The discretised Gaussian of the public HVAEs: one log-scale a pixel, as it is, and a cap on what a pixel costs.
+
+    No pixel is less probable than ``floor``, and one that is has no gradient.
+
+    Args:
+        min_log_scale: Smallest log-scale.
+        floor: Smallest probability.
+
+    Raises:
+        ValueError: If ``floor`` is not a probability above 0.
+    """
+
+    def __init__(self, min_log_scale: float = -9.0, floor: float = 1e-12) -> None:
+        super().__init__()
+        if not 0 < floor < 1:
+            raise ValueError(f"floor must lie between 0 and 1, got {floor}")
+        self.min_log_scale, self.cap = min_log_scale, -math.log(floor)
+
+    def pixels(self, loc: Tensor, raw_scale: Tensor) -> Pixels:
+        """Decoder outputs (B, C, *S) -> distribution in fp32; the second is the log-scale."""
+        return Pixels(loc.float(), raw_scale.float().clamp(min=self.min_log_scale))
+
+    def nll(self, image: Tensor, pixels: Pixels) -> Tensor:
+        """-log max(P(bin of the image), floor)."""
+        return super().nll(image, pixels).clamp(max=self.cap)
+
+    @staticmethod
+    def _logit(value: Tensor) -> Tensor:
+        return _normal_logit(value)
+
 
 def _normal_logit(value: Tensor) -> Tensor:
-    """Logit g with sigmoid(g(y)) close to the standard normal's distribution function; linear beyond 6 deviations."""
-    inner = value.clamp(-6, 6)
-    slope = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * 36)
-    return 2 * math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3) + slope * (value - inner)
+    """Logit g with sigmoid(g(y)) close to the standard normal's distribution function."""
+    return 2 * math.sqrt(2 / math.pi) * (value + 0.044715 * value**3)

@@ -31,7 +31,7 @@ def guidance_loss(
         kept: True where the causal model leaves a variable as it was, (B,) each; nowhere unless given.
         specificity: Factor on the distance of what is kept.
     """
-    names = [name for name in parents.structural if name in measured]
+    names = [name for name in parents.visible if name in measured]
     if not names:
         return torch.zeros(())
     distance = (parents.standardise(measured, names) - parents.standardise(target, names)).abs()  # (B, names)

@@ -41,6 +41,7 @@ class Variable:
         over: Structure, or union, whose same measurement (without the region) this one is divided by.
         carries: Structure, or union, that must move along when this variable changes, as its wall does with a lumen;
             confined answers may change it.
+        visible: A regressor can read it off the image although it measures no structure: the thickness of a stroke.
     """
 
     kind: Literal["continuous", "binary", "categorical"] = "continuous"
@@ -56,6 +57,7 @@ class Variable:
     region: Region | None = None
     over: str = ""
     carries: str = ""
+    visible: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "categories", tuple(self.categories))
@@ -66,6 +68,8 @@ class Variable:
             raise ValueError(f"unknown measure {self.measure!r}; there are {', '.join(MEASUREMENTS)}")
         if not self.structure and (self.measure != "area" or self.region or self.over or self.carries):
             raise ValueError("measure, region, over and carries are about a structure, and none is named")
+        if self.visible and self.kind == "categorical":
+            raise ValueError("a regressor reads numbers, no categories: visible is for continuous and binary variables")
 
     @property
     def moves(self) -> str:
@@ -177,6 +181,16 @@ class Parents(Recorded):
     def structural(self) -> dict[str, str]:
         """Variable -> structure, for the variables that can be measured in an image."""
         return {name: variable.structure for name, variable in self.variables.items() if variable.structure}
+
+    @property
+    def visible(self) -> list[str]:
+        """Variables that a regressor can read off an image: the structural ones, and those declared visible."""
+        return [name for name, variable in self.variables.items() if variable.structure or variable.visible]
+
+    @property
+    def askable(self) -> list[str]:
+        """Variables that questions are about where no judge names them: the visible ones, or all if there are none."""
+        return self.visible or self.names
 
     @property
     def dim(self) -> int:

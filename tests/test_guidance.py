@@ -12,7 +12,8 @@ from segcft.guidance import (
     SegmentorGuidance,
 )
 from segcft.judges import Regressor, SegmentationModel, Segmentor
-from segcft.parents import Variable
+from segcft.losses import guidance_loss
+from segcft.parents import DataDescription, Variable
 from segcft.recipes import build
 from tests.balls import Balls
 from tests.test_external import save
@@ -159,3 +160,18 @@ def test_a_segmentor_measures_what_other_data_declare_of_its_structures():
     other = Balls(spatial_dims=3)
     judge.attach(other.description)
     assert judge.description is places.description, "volumes are nothing it could outline"
+
+
+def test_a_regressor_reads_visible_variables_and_a_segmentor_does_not():
+    variables = {"thickness": Variable(visible=True, mean=3.0, std=0.5), "age": Variable()}
+    about = DataDescription(variables, [], [1.0, 1.0])
+    guidance = RegressorGuidance(Regressor(about, (4, 8)))
+    assert guidance.names == ["thickness"]
+    measured = guidance(torch.rand(2, 1, 16, 16))
+    assert list(measured) == ["thickness"]
+    target = {"thickness": measured["thickness"] + 1}
+    assert guidance_loss(measured, target, about.parents, {}).item() == pytest.approx(2)
+    with pytest.raises(ValueError, match="no variable names a structure"):
+        Segmentor(about)
+    with pytest.raises(ValueError, match="no variable names a structure"):
+        Regressor(DataDescription({"age": Variable()}, [], [1.0, 1.0]))

@@ -98,3 +98,14 @@ def test_quantiles_are_those_of_the_training_split():
         variable.quantile(1.1)
     with pytest.raises(ValueError, match="continuous variables alone"):
         Variable(kind="binary").fitted(torch.tensor([0.0, 1.0])).quantile(0.5)
+
+
+def test_what_an_image_shows_need_not_be_a_structure():
+    thickness, digit = Variable(visible=True), Variable(kind="categorical", categories=("0", "1"))
+    area = Variable(structure="heart")
+    parents = Parents({"thickness": thickness, "digit": digit, "heart_area": area})
+    assert parents.visible == parents.askable == ["thickness", "heart_area"]
+    assert list(parents.structural) == ["heart_area"]
+    assert Parents({"digit": digit, "age": Variable()}).askable == ["digit", "age"]
+    with pytest.raises(ValueError, match="a regressor reads numbers, no categories"):
+        Variable(kind="categorical", categories=("0", "1"), visible=True)

@@ -3,6 +3,7 @@
 (CheXpert's layout is the fixture ``chexpert_tree``.)
 """
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +86,23 @@ def folder(root: Path, count: int = 24) -> list[str]:
         rows.append({"image": f"{n}.png", "split": split, **{f"mask_{name}": f"{n}_{name}.png" for name in masks}})
     pd.DataFrame(rows).to_csv(root / "manifest.csv", index=False)
     return [f"--data.source.manifest={root / 'manifest.csv'}"]
+
+
+def morphomnist(root: Path, name: str, count: int = 24, seed: int = 0) -> list[str]:
+    """Writes strokes as ``name`` (train or t10k) of Morpho-MNIST; returns the options that read them."""
+    noise = np.random.default_rng(seed)
+    y, x = np.mgrid[:28, :28] - 13.5
+    table = pd.DataFrame({"thickness": noise.uniform(2, 6, count), "intensity": noise.uniform(80, 250, count)})
+    places = noise.uniform(-8, 8, count)
+    strokes = [
+        (abs(x - place) < thickness / 2) & (abs(y) < 10)
+        for thickness, place in zip(table["thickness"], places, strict=True)
+    ]
+    images = (np.stack(strokes) * table["intensity"].to_numpy()[:, None, None]).astype(np.uint8)
+    labels = np.arange(count, dtype=np.uint8) % 10
+    for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+        lengths = b"".join(length.to_bytes(4) for length in values.shape)
+        content = bytes([0, 0, 8, values.ndim]) + lengths + values.tobytes()
+        (root / f"{name}-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
+    table.round(4).rename_axis("index").to_csv(root / f"{name}-morpho.csv")
+    return [f"--data.init_args.root={root}", "--data.init_args.held_out=8", "--data.init_args.batch_size=8"]

@@ -78,7 +78,7 @@ class CounterfactualImages(Callback):
         if batch_idx or model is None or writer is None or trainer.sanity_checking or not trainer.is_global_zero:
             return
         few = {name: value[: self.subjects] for name, value in batch.items()}
-        answer = model(few["image"], few, fixed_do(few, list(model.parents.structural)), temperature=0.0)
+        answer = model(few["image"], few, fixed_do(few, model.parents.askable), temperature=0.0)
         rows = [few["image"], answer.abduction.pixels.loc, answer.image, answer.image - few["image"]]
         writer.add_image("counterfactuals", _grid(rows), trainer.global_step)
 

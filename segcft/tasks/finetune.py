@@ -75,7 +75,7 @@ class CounterfactualFineTuning(Task):
         for name in self.weights:
             self.model.parents[name]
         self.questions = questions
-        self.asked = list(guidance.names) or list(self.model.parents.structural)
+        self.asked = list(guidance.names) or self.model.parents.askable
 
     def on_fit_start(self) -> None:
         """Measure the bound on the pretrained model and fit the shapes, unless a resumed run knows them."""

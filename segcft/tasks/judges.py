@@ -18,11 +18,11 @@ class _TrainJudge(Task):
     judge: Judge
 
     def predictions(self, batch: Batch) -> Batch:
-        """Structural variables in real units, (B,) each."""
+        """What the judge reads in real units, (B,) each."""
         return self.judge.measure(batch["image"])
 
     def area_errors(self, batch: Batch) -> dict[str, Tensor]:
-        """Signed bias and absolute error of every structural variable, see ``_percent``."""
+        """Signed bias and absolute error of every variable that it reads, see ``_percent``."""
         return self._errors(self.judge.measure(batch["image"]), batch)
 
     def _errors(self, measured: Batch, batch: Batch) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ class TrainSegmentor(_TrainJudge):
 
 
 class TrainRegressor(_TrainJudge):
-    """Learn to read the structural variables off the whole image.
+    """Learn to read the visible variables off the whole image.
 
     Args:
         description: What the data measure; linked from the data module.

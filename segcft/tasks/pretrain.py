@@ -65,7 +65,7 @@ class PretrainHVAE(Task):
 
     def predictions(self, batch: Batch) -> Batch:
         """Images (B, C, *S) under one do() a subject; ``do_NAME`` in real units, NaN where not asked."""
-        return predictions(self.model, batch, list(self.model.parents.structural))
+        return predictions(self.model, batch, self.model.parents.askable)
 
     def _beta(self) -> float:
         steps = self.beta_share * max(1, int(self.trainer.estimated_stepping_batches))
