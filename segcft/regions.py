@@ -111,8 +111,8 @@ def _directions(region: Region, anatomy: Tensor, spacing: Sequence[float]) -> Te
 
 
 def reach(image: Tensor) -> int:
-    """Margin around a structure of images (B, C, *S) in pixels: 3 at 64, in proportion elsewhere."""
-    return max(1, round(3 * image.shape[-1] / 64))
+    """Margin around a structure of images (B, C, *S) in pixels: 3 of 64 along the longest side."""
+    return max(1, round(3 * max(image.shape[2:]) / 64))
 
 
 def dilate(mask: Tensor, pixels: int) -> Tensor:
