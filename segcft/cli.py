@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
@@ -22,7 +23,9 @@ from segcft.bundles import export
 from segcft.evaluation import evaluate
 from segcft.reporting import figure, report
 from segcft.tasks import Task
-from segcft.tasks.callbacks import CounterfactualImages, PredictionFiles, StepProgress
+from segcft.tasks.board import FrontPage, Pace
+from segcft.tasks.callbacks import PredictionFiles, StepProgress
+from segcft.tasks.pictures import CounterfactualImages
 
 SOURCES = {
     "chexpert": "data_modules.chexpert.CheXpert",
@@ -84,7 +87,9 @@ class SegCFTCLI(LightningCLI):
             if config.trainer.logger is None:
                 kwargs["logger"] = TensorBoardLogger(os.path.join("logs", config.experiment), name=self.model.stage)
             if config.trainer.logger is not False:
-                callbacks += [LearningRateMonitor("step"), CounterfactualImages()]
+                text = self._parser(self.subcommand).dump(config, skip_none=True)
+                callbacks += [LearningRateMonitor("step"), Pace(), CounterfactualImages()]
+                callbacks.append(FrontPage(text, yaml.safe_load(text)))
         self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 

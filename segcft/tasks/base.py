@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from segcft import checkpoints
 from segcft.counterfactual import CounterfactualModel
 from segcft.interventions import fixed_do
+from segcft.latents import Abduction
 
 Batch = dict[str, Tensor]
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the weight's number of axes
@@ -126,3 +127,10 @@ def predictions(model: CounterfactualModel, batch: Batch, names: list[str]) -> B
     do = fixed_do(batch, names)
     image = model(batch["image"], batch, do, temperature=0.0).image
     return {"image": image, **{f"do_{name}": values for name, values in do.items()}}
+
+
+def elbo_terms(found: Abduction) -> dict[str, Tensor]:
+    """Of the bound, in nats per image dimension: all of it at beta 1, its two terms, and the KL of every resolution."""
+    elbo = found.elbo
+    terms = {"nelbo": elbo.nelbo().mean(), "nll": elbo.nll.mean(), "kl": elbo.kl.sum(1).mean()}
+    return {**terms, **found.kl_by_resolution}
