@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW
@@ -96,8 +96,13 @@ class Task(LightningModule):
         return {**self.earlier_seconds, self.stage: round(self.earlier_seconds.get(self.stage, 0.0) + here, 2)}
 
     def show(self, stage: str, values: dict[str, Tensor], batch: Batch) -> None:
-        """Log means under ``stage/name``, the first one in the progress bar, too."""
+        """Log means under ``stage/name``, the first one in the progress bar, too.
+
+        While training, only the first is handed over at steps that no logger looks at: it costs more than it seems.
+        """
         size, evaluating = len(batch["index"]), stage != "train"
+        if not evaluating and not looked_at(self.trainer):
+            values = dict(list(values.items())[:1])
         for place, (name, value) in enumerate(values.items()):
             self.log(f"{stage}/{name}", value, batch_size=size, prog_bar=place == 0, sync_dist=evaluating)
 
@@ -120,6 +125,12 @@ class Task(LightningModule):
     def predictions(self, batch: Batch) -> Batch:
         """Tensors by name, a subject a row."""
         raise NotImplementedError
+
+
+def looked_at(trainer: Trainer) -> bool:
+    """Whether loggers look at the step that is being taken."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and (trainer.global_step + 1) % every == 0
 
 
 def predictions(model: CounterfactualModel, batch: Batch, names: list[str]) -> Batch:

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from segcft.mechanisms import StructuralCausalModel
-from segcft.tasks.base import Batch
+from segcft.tasks.base import Batch, looked_at
 
 LAYOUT = {
     "Does it learn?": {
@@ -24,17 +24,17 @@ LAYOUT = {
         "KL by resolution": ["Multiline", ["^train/kl_"]],
         "latents in use": ["Multiline", ["^latents/"]],
     },
-    "Does the rest stay?": {
-        "change": ["Multiline", ["^(train|val)/change$"]],
-        "multiplier of the bound": ["Multiline", ["^train/multiplier$"]],
-        "is the guide being gamed?": ["Multiline", ["^val/gap_"]],
-    },
     "Does it run well?": {
         "learning rate": ["Multiline", ["^lr-"]],
         "gradient norm": ["Multiline", ["^pace/gradient_norm$"]],
         "images a second": ["Multiline", ["^pace/images_per_second$"]],
         "share of waiting for data": ["Multiline", ["^pace/data_wait$"]],
         "memory, GiB": ["Multiline", ["^pace/memory_gib$"]],
+    },
+    "Does the rest stay?": {
+        "change": ["Multiline", ["^(train|val)/change$"]],
+        "multiplier of the bound": ["Multiline", ["^train/multiplier$"]],
+        "is the guide being gamed?": ["Multiline", ["^val/gap_"]],
     },
 }
 LONGEST = 80  # characters of a setting among the hyperparameters
@@ -79,7 +79,7 @@ class Pace(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Norm of all gradients before they are clipped."""
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if looked_at(trainer):
             gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
             self._norm = torch.nn.utils.get_total_norm(gradients)
 
