@@ -1,20 +1,18 @@
 """From the rows of every seed to one table, one figure and one section of docs/results.md."""
 
 import json
-import os
-import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from benchmarks.plan import Study
 from segcft.evaluation import Method, reports
 from segcft.evaluation.summary import Estimates, health, summarise
 from segcft.files import write_text
+from segcft.provenance import hardware
 from segcft.statistics import Estimate
 
 FIGURE = {
@@ -110,15 +108,6 @@ def with_section(page: str, experiment: str, content: str) -> str:
     if pattern.search(page):
         return pattern.sub(lambda _: block, page)
     return page.rstrip() + f"\n\n{block}\n"
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores and versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {"processor": names[0] if names else platform.processor() or "unknown", "cores": cores, **versions}
 
 
 def forest(metrics: Estimates) -> Any:

@@ -1,4 +1,4 @@
-"""Command line: ``segcft prepare | inspect | fit | validate | test | predict | evaluate | counterfactual | export``."""
+"""Command line: ``segcft prepare | inspect | fit | validate | test | predict | evaluate | report | ...``."""
 
 import importlib
 import logging
@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
@@ -20,8 +21,11 @@ from data_modules.prepare import prepare
 from segcft.ask import counterfactual
 from segcft.bundles import export
 from segcft.evaluation import evaluate
+from segcft.reporting import figure, report
 from segcft.tasks import Task
-from segcft.tasks.callbacks import CounterfactualImages, PredictionFiles, StepProgress
+from segcft.tasks.board import FrontPage, Pace
+from segcft.tasks.callbacks import PredictionFiles, StepProgress
+from segcft.tasks.pictures import CounterfactualImages
 
 SOURCES = {
     "chexpert": "data_modules.chexpert.CheXpert",
@@ -34,6 +38,8 @@ SOURCES = {
 USAGE = """usage: segcft {prepare,inspect,fit,validate,test,predict,evaluate} [--config FILE.yaml ...] [--help]
        segcft counterfactual --checkpoint FILE --image FILE --do NAME=VALUE --out FOLDER
        segcft export --checkpoint FILE --out FOLDER
+       segcft report RESULTS [RESULTS ...] --out FILE.html
+       segcft figure RESULTS --out FILE.pdf
 
 Structure-specific counterfactual medical images.
 
@@ -44,6 +50,8 @@ Structure-specific counterfactual medical images.
   test       the same on the test split
   predict    measurements or counterfactuals of the test split, under predictions/
   evaluate   compare trained models on a fixed table of interventions: metrics, tables and a figure
+  report     one page from results folders: which method is best, by how much, at what cost, and whether to trust it
+  figure     a panel for a paper from a results folder: factual, counterfactuals, changes, measured values
 
   counterfactual   ask a trained model "what if" about your files: images, panels and numbers
   export           pack a trained model, its segmentor and a model card into one folder to hand on
@@ -79,7 +87,9 @@ class SegCFTCLI(LightningCLI):
             if config.trainer.logger is None:
                 kwargs["logger"] = TensorBoardLogger(os.path.join("logs", config.experiment), name=self.model.stage)
             if config.trainer.logger is not False:
-                callbacks += [LearningRateMonitor("step"), CounterfactualImages()]
+                text = self._parser(self.subcommand).dump(config, skip_none=True)
+                callbacks += [LearningRateMonitor("step"), Pace(), CounterfactualImages()]
+                callbacks.append(FrontPage(text, yaml.safe_load(text)))
         self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 
@@ -165,8 +175,23 @@ def _inspect(arguments: list[str]) -> None:
     inspect(**parser.parse_args(arguments).as_dict())
 
 
+def _report(arguments: list[str]) -> None:
+    parser = ArgumentParser(prog="segcft report", description=report.__doc__)
+    parser.add_argument("results", nargs="+", type=str, help="folders that segcft evaluate or make benchmark wrote")
+    parser.add_argument("--out", type=str, default="report.html", help="file to write: .html or .md")
+    print(f"report: {report(**parser.parse_args(arguments).as_dict())}")
+
+
+def _figure(arguments: list[str]) -> None:
+    parser = ArgumentParser(prog="segcft figure", description=figure.__doc__)
+    parser.add_function_arguments(figure, as_positional=True)
+    print(f"figure: {figure(**parser.parse_args(arguments).as_dict())}")
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": _evaluate,
+    "report": _report,
+    "figure": _figure,
     "prepare": _prepare,
     "inspect": _inspect,
     "counterfactual": counterfactual,

@@ -135,3 +135,12 @@ class Abduction(NamedTuple):
     elbo: Elbo
     beliefs: list[Belief]
     pa: Tensor
+
+    @property
+    def kl_by_resolution(self) -> dict[str, Tensor]:
+        """``kl_8x8`` -> mean KL of the latents there, scalars in nats per image dimension."""
+        found: dict[str, Tensor] = {}
+        for latent, kl in zip(self.latents, self.elbo.kl.mean(0), strict=True):
+            name = "kl_" + "x".join(map(str, latent.shape[2:]))
+            found[name] = found[name] + kl if name in found else kl
+        return found

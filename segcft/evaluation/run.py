@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from data_modules.base import DataModule
 from data_modules.splits import Split
-from segcft import checkpoints, plots
+from segcft import checkpoints, plots, provenance
 from segcft.evaluation import reports
 from segcft.evaluation.questions import (
     Answers,
@@ -25,6 +26,7 @@ from segcft.evaluation.questions import (
 )
 from segcft.evaluation.rows import rows
 from segcft.evaluation.summary import Estimates, health, off_target, summarise
+from segcft.evaluation.sweeps import FILE, Sweeps, sweep
 from segcft.files import write_text
 from segcft.judges import SegmentationModel
 from segcft.mechanisms import opened as opened_mechanism
@@ -47,6 +49,7 @@ def evaluate(
     mechanism: str | None = None,
     gap: float = 3.0,
     references: int = 256,
+    sweeps: int = 3,
 ) -> dict[str, Any]:
     """Measure effectiveness, leakage, locality, the axioms, realism and, where known, distance to the truth.
 
@@ -55,7 +58,7 @@ def evaluate(
         evaluator: A segmentor that guided none of the methods, or its checkpoint.
         methods: Name -> checkpoint of a counterfactual model, or all of a ``Method``; paired
             differences are taken to the last one.
-        out: Folder for metrics.json, subjects.csv, table.csv, table.md, interventions.csv and figure.png.
+        out: Folder for metrics.json, subjects.csv, table.csv, table.md, interventions.csv, figure.png, sweeps.npz.
         experiment: Name written into metrics.json.
         subjects: Number of subjects, the first ones of a seeded permutation.
         split: Split to look at; choices are made on val, never on test.
@@ -64,6 +67,8 @@ def evaluate(
         mechanism: Checkpoint of ``TrainAttributes`` that replaces every model's own mechanism.
         gap: Warn where the evaluator's error exceeds that of a method's own guide by these points and the floor.
         references: Training images that answers should look like.
+        sweeps: Subjects whose pictures are kept while every variable goes through its range, in sweeps.npz, for
+            ``segcft report`` and ``segcft figure``; 0 keeps none.
 
     Raises:
         ValueError: If a checkpoint is missing, of the wrong kind, or does not fit the data.
@@ -76,7 +81,8 @@ def evaluate(
     for contender in contenders.values():
         contender.model.check_fit(data.description)
     with torch.inference_mode():
-        people = gather(data, data.dataset(split), judge, subjects, seed)
+        dataset = data.dataset(split)
+        people = gather(data, dataset, judge, subjects, seed)
         for contender in contenders.values():
             contender.model.parents.check(people.do, strict)
         answers = {"identity": unchanged(people), **({TRUTH: perfect(people)} if people.truth else {})}
@@ -86,6 +92,7 @@ def evaluate(
         figure = plots.comparison(
             people.batch, people.do, people.truth, {name: answers[name].images for name in asked}, judge
         )
+        kept = sweep(contenders, people, dataset, judge, sweeps, TRUTH) if sweeps > 0 else None
     given = (evaluator, *(method.checkpoint for method in asked.values()), mechanism)
     paths = [path for path in given if isinstance(path, str)]
     results = {
@@ -96,10 +103,34 @@ def evaluate(
         "seconds": {stage: spent for path in paths for stage, spent in checkpoints.seconds(path).items()},
         "refinement": {name: method.refinement for name, method in asked.items()},
         "guides": {name: type(c.guide).__name__ if c.guide else None for name, c in contenders.items()},
+        "training": {name: checkpoints.seconds(method.checkpoint) for name, method in asked.items()},
+        "settings": _settings(data, evaluator, asked, mechanism, references),
+        "commit": provenance.commit(),
+        "hardware": provenance.hardware(),
         **conclusions(frame, looks, _floor(people, frame), gap, list(asked)),
     }
-    _write(Path(out), results, frame, people, figure)
+    _write(Path(out), results, frame, people, figure, kept)
     return results
+
+
+def _settings(
+    data: DataModule,
+    evaluator: str | SegmentationModel,
+    methods: dict[str, Method],
+    mechanism: str | None,
+    references: int,
+) -> dict[str, Any]:
+    """What was compared, in words."""
+    return {
+        "data": f"{type(data).__module__}.{type(data).__qualname__}",
+        "variables": {n: asdict(v) | {"quantiles": None} for n, v in data.description.parents.variables.items()},
+        "structures": data.description.structures,
+        "spacing": data.description.spacing,
+        "evaluator": evaluator if isinstance(evaluator, str) else type(evaluator).__name__,
+        "methods": {name: asdict(method) for name, method in methods.items()},
+        "mechanism": mechanism,
+        "references": references,
+    }
 
 
 def _frame(
@@ -204,8 +235,14 @@ def _result(frame: pd.DataFrame, found: dict[str, dict[str, Estimate]]) -> dict[
     }
 
 
-def _write(out: Path, results: dict[str, Any], frame: pd.DataFrame, people: Subjects, figure: Any) -> None:
+def _write(
+    out: Path, results: dict[str, Any], frame: pd.DataFrame, people: Subjects, figure: Any, kept: Sweeps | None
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    if kept is None:
+        (out / FILE).unlink(missing_ok=True)  # of an earlier evaluation
+    else:
+        kept.write(out / FILE)
     metrics, refinement, floor, warnings = (
         *(results[key] for key in ("metrics", "refinement", "evaluator_floor")),
         results["health"]["warnings"],

@@ -113,7 +113,7 @@ def summarise(frame: pd.DataFrame, factors: Sequence[str] = ("subject",), count:
     Returns:
         ``metrics``: method -> do -> metric -> estimate; ``differences``: the same, of each method minus the last one.
     """
-    drawn = _drawn(frame, factors, count)
+    drawn = drawn_metrics(frame, factors, count)
     differences = {}
     for method, found in drawn.items():
         differences[method] = {do: _less(values, drawn[list(drawn)[-1]][do]) for do, values in found.items()}
@@ -122,8 +122,10 @@ def summarise(frame: pd.DataFrame, factors: Sequence[str] = ("subject",), count:
     return {"metrics": estimates, "differences": differences}
 
 
-def _drawn(frame: pd.DataFrame, factors: Sequence[str], count: int) -> dict[str, dict[str, dict[str, Array]]]:
-    """Metrics of all resamples, the same resamples for every method."""
+def drawn_metrics(
+    frame: pd.DataFrame, factors: Sequence[str], count: int = 2000
+) -> dict[str, dict[str, dict[str, Array]]]:
+    """Method -> do -> metric -> its value in every resample, the data's own first; the same for all methods."""
     drawn: dict[str, dict[str, dict[str, Array]]] = {}
     weights: dict[bytes, Array] = {}
     for (method, do), part in frame.groupby(["method", "do"], sort=False):

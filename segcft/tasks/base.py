@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW
@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from segcft import checkpoints
 from segcft.counterfactual import CounterfactualModel
 from segcft.interventions import fixed_do
+from segcft.latents import Abduction
 
 Batch = dict[str, Tensor]
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the weight's number of axes
@@ -95,8 +96,13 @@ class Task(LightningModule):
         return {**self.earlier_seconds, self.stage: round(self.earlier_seconds.get(self.stage, 0.0) + here, 2)}
 
     def show(self, stage: str, values: dict[str, Tensor], batch: Batch) -> None:
-        """Log means under ``stage/name``, the first one in the progress bar, too."""
+        """Log means under ``stage/name``, the first one in the progress bar, too.
+
+        While training, only the first is handed over at steps that no logger looks at: it costs more than it seems.
+        """
         size, evaluating = len(batch["index"]), stage != "train"
+        if not evaluating and not looked_at(self.trainer):
+            values = dict(list(values.items())[:1])
         for place, (name, value) in enumerate(values.items()):
             self.log(f"{stage}/{name}", value, batch_size=size, prog_bar=place == 0, sync_dist=evaluating)
 
@@ -121,8 +127,21 @@ class Task(LightningModule):
         raise NotImplementedError
 
 
+def looked_at(trainer: Trainer) -> bool:
+    """Whether loggers look at the step that is being taken."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and (trainer.global_step + 1) % every == 0
+
+
 def predictions(model: CounterfactualModel, batch: Batch, names: list[str]) -> Batch:
     """Counterfactuals of the questions that validation asks, with deterministic abduction."""
     do = fixed_do(batch, names)
     image = model(batch["image"], batch, do, temperature=0.0).image
     return {"image": image, **{f"do_{name}": values for name, values in do.items()}}
+
+
+def elbo_terms(found: Abduction) -> dict[str, Tensor]:
+    """Of the bound, in nats per image dimension: all of it at beta 1, its two terms, and the KL of every resolution."""
+    elbo = found.elbo
+    terms = {"nelbo": elbo.nelbo().mean(), "nll": elbo.nll.mean(), "kl": elbo.kl.sum(1).mean()}
+    return {**terms, **found.kl_by_resolution}

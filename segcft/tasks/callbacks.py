@@ -1,4 +1,4 @@
-"""What happens around training: progress towards the last step, and pictures of what the model believes."""
+"""What happens around training: progress towards the last step, and files of predictions."""
 
 import math
 import os
@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
-from torch import Tensor
 
 from segcft.files import staged
-from segcft.interventions import fixed_do
-from segcft.tasks.base import Batch, Task
+from segcft.tasks.base import Task
 
 
 class StepProgress(Callback):
@@ -52,37 +50,6 @@ class StepProgress(Callback):
         print(f"\r{line}\x1b[K" if terminal else line, end="" if terminal and done < steps else "\n", file=sys.stderr)
 
 
-class CounterfactualImages(Callback):
-    """Factual, reconstruction and counterfactual of the first validation subjects, as an image in TensorBoard.
-
-    Args:
-        subjects: Number of subjects.
-    """
-
-    def __init__(self, subjects: int = 6) -> None:
-        self.subjects = subjects
-
-    @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the first batch; EMA weights are still in place here."""
-        writer = getattr(trainer.logger, "experiment", None)
-        model = getattr(pl_module, "model", None)
-        if batch_idx or model is None or writer is None or trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        few = {name: value[: self.subjects] for name, value in batch.items()}
-        answer = model(few["image"], few, fixed_do(few, model.parents.askable), temperature=0.0)
-        rows = [few["image"], answer.abduction.pixels.loc, answer.image, answer.image - few["image"]]
-        writer.add_image("counterfactuals", _grid(rows), trainer.global_step)
-
-
 class PredictionFiles(BasePredictionWriter):
     """``segcft predict``: every batch as one file of tensors, opened by ``torch.load(path, weights_only=True)``.
 
@@ -108,10 +75,3 @@ class PredictionFiles(BasePredictionWriter):
         self.folder.mkdir(parents=True, exist_ok=True)
         with staged(self.folder / f"{trainer.global_rank}-{batch_idx:05d}.pt") as path:
             torch.save({name: value.cpu() for name, value in prediction.items()}, path)
-
-
-def _grid(rows: list[Tensor]) -> Tensor:
-    """Rows of (B, C, *S) in [-1, 1] -> one picture (1, height, width) in [0, 1]; volumes show their middle slice."""
-    flat = [row[:, 0] if row.dim() == 4 else row[:, 0, row.shape[2] // 2] for row in rows]  # (B, H, W)
-    picture = torch.cat([torch.cat(list(row), dim=1) for row in flat], dim=0)
-    return (picture.float().clamp(-1, 1)[None] + 1) / 2

@@ -15,7 +15,7 @@ from segcft.mechanisms import Mechanism, opened
 from segcft.parents import DataDescription
 from segcft.prediction import Prediction
 from segcft.shape import ShapeModel
-from segcft.tasks.base import Batch, Optimisation, Task, predictions
+from segcft.tasks.base import Batch, Optimisation, Task, elbo_terms, predictions
 
 
 class CounterfactualFineTuning(Task):
@@ -124,8 +124,12 @@ class CounterfactualFineTuning(Task):
             if shape is not None:
                 terms["shape"] = shape.distance(measured, shape.counterfactual(factual, batch, answer.values))
         terms["guidance"] = guidance_loss(measured, target, self.model.parents, self.weights, kept, self.specificity)
-        terms["nelbo"] = answer.abduction.elbo.nelbo().mean()
-        return {**terms, "change": minimality_loss(answer.image, image), "drawing": answer.cost}
+        return {
+            **terms,
+            **elbo_terms(answer.abduction),
+            "change": minimality_loss(answer.image, image),
+            "drawing": answer.cost,
+        }
 
     @torch.no_grad()
     def _fit_shape(self, shape: ShapeModel) -> None:

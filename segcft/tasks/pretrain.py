@@ -10,7 +10,7 @@ from segcft.hvae import HVAE
 from segcft.mechanisms import Mechanism, opened
 from segcft.parents import DataDescription
 from segcft.prediction import Prediction
-from segcft.tasks.base import Batch, Optimisation, Task, predictions
+from segcft.tasks.base import Batch, Optimisation, Task, elbo_terms, predictions
 
 
 class PretrainHVAE(Task):
@@ -51,17 +51,16 @@ class PretrainHVAE(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """NELBO under the present beta."""
-        elbo = self.model.abduct(batch["image"], batch).elbo
-        loss = elbo.nelbo(self._beta()).mean()
-        self.show("train", {"nelbo": elbo.nelbo().mean(), "nll": elbo.nll.mean(), "kl": elbo.kl.sum(1).mean()}, batch)
+        found = self.model.abduct(batch["image"], batch)
+        loss = found.elbo.nelbo(self._beta()).mean()
+        self.show("train", {**elbo_terms(found), "loss": loss}, batch)
         return loss
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """NELBO at beta 1, and the error of the reconstruction."""
         found = self.model.abduct(batch["image"], batch)
         error = (found.pixels.loc - batch["image"]).abs().mean()
-        terms = {"nll": found.elbo.nll.mean(), "kl": found.elbo.kl.sum(1).mean(), "reconstruction": error}
-        self.show(stage, {"nelbo": found.elbo.nelbo().mean(), **terms}, batch)
+        self.show(stage, {**elbo_terms(found), "reconstruction": error}, batch)
 
     def predictions(self, batch: Batch) -> Batch:
         """Images (B, C, *S) under one do() a subject; ``do_NAME`` in real units, NaN where not asked."""
