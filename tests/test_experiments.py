@@ -199,7 +199,7 @@ def test_every_stage_of_the_coronary_phantom_passes_fast_dev_run(tmp_path, monke
 
 
 def test_no_yaml_is_forgotten():
-    for folder in ROOT.iterdir():
+    for folder in set(ROOT.iterdir()) - {ROOT / "slurm"}:
         own = {"chest_phantom": [*CONFOUNDED, *DECLARATIONS], "chexpert": LARGER, "coronary_phantom": ["regions"]}
         more = {"data", "evaluate", *ALL, *own.get(folder.name, [])}
         assert {path.stem for path in folder.glob("*.yaml")} - {"benchmark"} == more, folder

@@ -5,7 +5,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from segcft import checkpoints
+from segcft import checkpoints, together
 from segcft.counterfactual import Counterfactual, CounterfactualModel
 from segcft.guidance import Guidance
 from segcft.interventions import Questions, fixed_do
@@ -88,15 +88,16 @@ class CounterfactualFineTuning(Task):
         """Ask a random question of every subject and judge the answer."""
         answer = self.model(batch["image"], batch, self.questions.draw(batch, self.asked, self.model.parents))
         terms, learning = self._judge(batch, answer), self.guidance.learn(batch, answer.image)
+        level = together.mean(terms["nelbo"])
         loss: Tensor = (
             sum(learning.values())
             + self.guidance_weight * terms["guidance"]
             + self.shape * terms["shape"]
             + self.minimality * terms["change"]
             + terms["drawing"]
-            + self.constraint(terms["nelbo"])
+            + self.constraint(terms["nelbo"], level)
         )
-        self.constraint.ascend(terms["nelbo"])
+        self.constraint.ascend(level)
         self.show("train", {**terms, **learning, "multiplier": self.constraint.multiplier, "loss": loss}, batch)
         return loss
 
@@ -148,6 +149,4 @@ class CounterfactualFineTuning(Task):
         for batch in islice(loader, batches):
             moved = {name: value.to(self.device) for name, value in batch.items()}
             losses.append(self.model.abduct(moved["image"], moved).elbo.nelbo().mean())
-        gathered = self.all_gather(torch.stack(losses).mean())
-        assert isinstance(gathered, Tensor)
-        return gathered.mean()
+        return together.mean(torch.stack(losses).mean())
