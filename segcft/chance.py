@@ -10,14 +10,15 @@ State = dict[str, Any]
 
 
 def state() -> State:
-    """Python's, NumPy's and torch's generators, on the processor and on every GPU this process has used."""
+    """Python's, NumPy's and torch's generators, on the processor and on this process's GPU."""
     version, words, gauss = random.getstate()
     kind, keys, place, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (the generator that libraries use)
+    words_of_numpy = np.asarray(keys).tolist()
     return {
         "python": {"version": version, "words": list(words), "gauss": gauss},
-        "numpy": {"kind": str(kind), "keys": np.asarray(keys).tolist(), "place": place, "gauss": [has_gauss, float(cached)]},
+        "numpy": {"kind": str(kind), "keys": words_of_numpy, "place": place, "gauss": [has_gauss, float(cached)]},
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
@@ -28,7 +29,7 @@ def restore(found: State) -> None:
     np.random.set_state((numpy["kind"], np.array(numpy["keys"], np.uint32), numpy["place"], *numpy["gauss"]))  # noqa: NPY002
     torch.set_rng_state(found["torch"])
     if found["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(found["cuda"])
+        torch.cuda.set_rng_state(found["cuda"][0])
 
 
 def separate(rank: int) -> None:

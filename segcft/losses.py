@@ -56,8 +56,9 @@ def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
     probability = torch.sigmoid(logits)
     sums = torch.stack([(probability * mask).sum(axes), (probability + mask).sum(axes)])  # (2, K)
     overlap, size = together.total(sums)
-    dice: Tensor = (2 * overlap + 1) / (size + 1)
-    return F.binary_cross_entropy_with_logits(logits, mask) + 1 - dice.mean()
+    dice = (2 * overlap + 1) / (size + 1)
+    loss: Tensor = F.binary_cross_entropy_with_logits(logits, mask) + 1 - dice.mean()
+    return loss
 
 
 class ElboConstraint(nn.Module, Recorded):

@@ -5,6 +5,8 @@ import logging
 import os
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from segcft.cli import main
 from segcft.tasks import resuming
 from segcft.tasks.keeping import AGAIN, Keep, WholeCheckpoints
 from tests.tasks.test_tasks import STAGES, run
+from tests.test_launch import environment
 
 OFTEN = ("--trainer.max_steps=8", "--save_every=0")
 
@@ -260,3 +263,12 @@ def test_differences_are_named():
     before, now = ({"a": [1, {"b": 2}], "c": "x"}, {"a": [1, {"b": 3}], "d": None})
     assert resuming.differences(*map(resuming.facts, (before, now))) == [
         "a.1.b was 2, is 3", "c was x, is nothing", "d was nothing, is None"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_chaos(tmp_path):
+    """Twenty kill -9s at random moments, then to the end: the same bits as a run that was left alone."""
+    script = Path(__file__).parents[1] / "chaos.py"
+    done = subprocess.run([sys.executable, script, tmp_path, "--kills=20"], env=environment(), capture_output=True,
+                          text=True, check=False, timeout=900)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
