@@ -149,3 +149,29 @@ def test_a_world_of_another_size_is_refused_before_training(tmp_path):
     assert done.returncode != 0
     assert "the launcher started 2 processes" in done.stderr
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (2, False)])
+def test_the_batch_script_puts_a_run_that_can_go_on_back_into_the_queue(code, requeued, tmp_path):
+    """With srun and scontrol that only say what they were asked."""
+    for name, says in (("srun", '"$@"'), ("scontrol", f'echo "$@" >> {tmp_path}/asked'), ("python", f"exit {code}")):
+        (tmp_path / name).write_text(f'#!/bin/bash\necho {name} "$@" >> {tmp_path}/calls\n{says}\n')
+        (tmp_path / name).chmod(0o755)
+    more = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SEGCFT_PYTHON": "python"}
+    script = [ROOT / "experiments/slurm/stage.sbatch", "chest_phantom", "segcft_confounded", "--trainer.max_steps=5"]
+    done = subprocess.run(["bash", *script], env=environment(**more), check=False, timeout=60)
+    assert done.returncode == code
+    assert (tmp_path / "asked").is_file() == requeued
+    if requeued:
+        assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+    configs = " ".join(
+        f"--config experiments/chest_phantom/{name}.yaml" for name in ("data", "segcft", "segcft_confounded")
+    )
+    assert f"python -m segcft fit {configs} --trainer.max_steps=5\n" in (tmp_path / "calls").read_text()
+
+
+def test_the_batch_script_asks_for_what_it_needs():
+    script = ["bash", ROOT / "experiments/slurm/stage.sbatch", "chest_phantom"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "usage: sbatch" in done.stderr
