@@ -22,7 +22,7 @@ from data_modules.prepare import prepare
 from segcft.ask import counterfactual
 from segcft.bundles import export
 from segcft.evaluation import evaluate
-from segcft.launch import processes, refuse_lonely, told
+from segcft.launch import processes, settle, told
 from segcft.tasks import Task
 from segcft.tasks.callbacks import CounterfactualImages, PredictionFiles, StepProgress
 from segcft.tasks.health import DataStall, Latents, StepGuard
@@ -95,7 +95,7 @@ class SegCFTCLI(LightningCLI):
                 callbacks += [LearningRateMonitor("step"), CounterfactualImages()]
         self.trainer_defaults = {"callbacks": callbacks}
         trainer = super().instantiate_trainer(**kwargs)
-        refuse_lonely(trainer.world_size, os.environ)
+        settle(trainer, os.environ)
         return trainer
 
     def _start(self, folder: str, told: dict[str, Any]) -> Start:

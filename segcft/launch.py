@@ -143,6 +143,22 @@ def refuse_lonely(world_size: int, environment: Mapping[str, str]) -> None:
         )
 
 
+def settle(trainer: Any, environment: Mapping[str, str]) -> None:
+    """See that a Trainer fits its launcher and these tasks: not every stage uses every parameter of its parts.
+
+    Args:
+        trainer: Lightning's, before it begins.
+        environment: Variables of the process, as ``os.environ``.
+
+    Raises:
+        ValueError: If it is alone though several processes were started.
+    """
+    refuse_lonely(trainer.world_size, environment)
+    options = getattr(trainer.strategy, "_ddp_kwargs", None)
+    if options is not None:
+        options.setdefault("find_unused_parameters", True)
+
+
 def _paths() -> list[str]:
     return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 

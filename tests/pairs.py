@@ -14,10 +14,10 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 
-from segcft import interventions, latents
+from segcft import interventions, latents, together
 from segcft.guidance import CoTrainedGuidance, NoGuidance, RegressorGuidance, SegmentorGuidance
 from segcft.hvae import HVAE, Stage
-from segcft.launch import refuse_lonely, told
+from segcft.launch import settle, told
 from segcft.likelihoods import Gaussian
 from segcft.prediction import Transported
 from segcft.tasks import (
@@ -91,7 +91,7 @@ def train(name, build, data, folder):
                       callbacks=[witness, StepGuard(), EMAWeightAveraging(decay=0.5)], num_sanity_val_steps=0,
                       enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                       use_distributed_sampler=False, **settings)  # fmt: skip
-    refuse_lonely(trainer.world_size, os.environ)
+    settle(trainer, os.environ)
     trainer.fit(task, datamodule=data)
     trainer.save_checkpoint(f"{folder}/{name}.ckpt")
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
@@ -107,6 +107,7 @@ def main(folder):
     torch.randn = lambda *shape, **more: drawn(*shape, **more) if "generator" in more else torch.zeros(*shape, **more)
     torch.randn_like = torch.zeros_like
     assert latents.torch.randn is torch.randn
+    together.agreed = lambda seed: 4711  # one order of the subjects, however many processes draw it
     found = {}
     data = Balls(subjects=SUBJECTS, batch_size=8 // WORLD)
     for name, build in tasks(data, folder).items():
