@@ -79,7 +79,7 @@ def resembles(one, other):
     return one == other
 
 
-@pytest.mark.parametrize(("stage", "at"), [("segcft", 2), ("segcft", 3), ("pretrain", 7), ("segmentor", 5)])
+@pytest.mark.parametrize(("stage", "at"), [("segcft", 2), ("segcft", 3)])
 def test_killed_anywhere_it_ends_with_the_same_bits(stage, at, place, monkeypatch):
     """Within an epoch, at its end, with batch statistics, averages, noise, questions and the multiplier."""
     again(stage, [at], place, monkeypatch)
@@ -106,6 +106,7 @@ def again(stage, places, place, monkeypatch, *more):
     assert os.listdir(f"checkpoints/again/{stage}") == ["last.ckpt"], "nothing else is left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [
     ("--trainer.accumulate_grad_batches=2", "--trainer.max_steps=6"),
     ("--trainer.val_check_interval=2", "--trainer.gradient_clip_val=0.1"),
@@ -121,12 +122,14 @@ def test_it_waits_until_a_run_can_go_on(more, place, monkeypatch):
     assert same(last("pretrain", "whole"), last("pretrain", "parts"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_starts_from_scratch(place, monkeypatch):
     seen = killed(monkeypatch, None)
     run(place, "fit", 2, "segmentor", *OFTEN)
     assert seen == list(range(8))
 
 
+@pytest.mark.slow
 def test_another_configuration_is_not_gone_on_with(place, monkeypatch, caplog):
     more = ["--experiment=other"]
     interrupted(place, "segmentor", 4, *more)
@@ -141,6 +144,7 @@ def test_another_configuration_is_not_gone_on_with(place, monkeypatch, caplog):
     assert seen == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_new_pretrained_model_is_another_configuration(place, monkeypatch, caplog):
     interrupted(place, "segcft", 2, "--experiment=inputs")
     path = Path("checkpoints/balls/pretrain/last.ckpt")
@@ -153,6 +157,7 @@ def test_a_new_pretrained_model_is_another_configuration(place, monkeypatch, cap
     assert "pretrained, the file was" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_named_is_gone_on_from_and_so_is_that_run(place, monkeypatch):
     given = "--resume=checkpoints/balls/segmentor/last.ckpt"
     more = ["--experiment=named", "--trainer.max_steps=12", "--save_every=0", given]
@@ -167,6 +172,7 @@ def test_a_checkpoint_that_is_named_is_gone_on_from_and_so_is_that_run(place, mo
     assert main(["fit", f"--config={wrong}", "--resume=nowhere.ckpt"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["cut", "flipped", "missing", "foreign"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(harm, place, monkeypatch, caplog):
     interrupted(place, "segcft", 5, "--experiment=damaged")
@@ -206,6 +212,7 @@ def test_a_full_disk_leaves_the_former_checkpoint_whole(tmp_path, caplog):
     assert files.failed is None
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_checkpoint_was_not_written_fails(place, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -216,6 +223,7 @@ def test_a_run_whose_last_checkpoint_was_not_written_fails(place, monkeypatch):
     assert Path("checkpoints/full/segmentor/unfinished.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("at", [1, 2])
 def test_a_signal_saves_and_stops_and_the_same_command_goes_on(number, at, place, monkeypatch, capsys):
@@ -238,6 +246,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(number, at, place
     assert same(last("segcft"), last("segcft", "signalled"))
 
 
+@pytest.mark.slow
 def test_the_mark_says_what_is_at_work_and_where_it_logs(place):
     interrupted(place, "segmentor", 2, "--experiment=marked", "--trainer.logger=true")
     mark = json.loads(Path("checkpoints/marked/segmentor/unfinished.json").read_text())
@@ -245,6 +254,7 @@ def test_the_mark_says_what_is_at_work_and_where_it_logs(place):
     assert mark["number"] == last("segmentor", "marked")["run"]
 
 
+@pytest.mark.slow
 def test_logs_of_a_run_that_goes_on_lie_in_one_folder(place, tmp_path):
     text = (place / "segmentor2.yaml").read_text().replace("  logger: false\n", "")
     (place / "logged.yaml").write_text(text)
