@@ -56,6 +56,7 @@ Structure-specific counterfactual medical images.
   counterfactual   ask a trained model "what if" about your files: images, panels and numbers
   export           pack a trained model, its segmentor and a model card into one folder to hand on
 
+A fit that was interrupted goes on when its command is given again; --resume=never starts anew.
 Several --config files are read in order and later ones override; so do options: --trainer.max_steps=100.
 `segcft COMMAND --help` lists the options of a command.
 """
