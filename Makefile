@@ -29,7 +29,7 @@ needs = @test -f $(RUNS)/$(1)/last.ckpt || { echo "$(RUNS)/$(1)/last.ckpt is mis
 
 help:  ## List the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
-	@echo; echo "EXPERIMENT=$(EXPERIMENT); others: $(notdir $(wildcard experiments/*))"
+	@echo; echo "EXPERIMENT=$(EXPERIMENT); others: $(filter-out slurm,$(notdir $(wildcard experiments/*)))"
 
 setup: $(READY)  ## Create .venv with pinned packages and the project, editable; nothing to do when done
 

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data_modules.loaders import TrainingLoader, alone, deaf, evaluation_loader
 from data_modules.splits import Split
 from segcft.measurements import MEASUREMENTS
 from segcft.outlines import measure_masks
@@ -56,11 +57,22 @@ class ImageDataset(Dataset[Batch], ABC):
         columns = {name: torch.cat([part[name] for part in parts]) for name in description.parents.names}
         self.attributes, self.measured = {**self.attributes, **columns}, description
 
-    def __getitem__(self, index: int) -> Batch:
-        return {name: value[0] for name, value in self.read(torch.tensor([index])).items()}
+    def visit(self, indices: Tensor, visits: Tensor) -> Batch:
+        """As ``read``, for training.
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        return self.read(torch.as_tensor(indices))
+        Args:
+            indices: Subjects, (B,).
+            visits: The epoch in which each is visited, (B,); it decides the augmentation.
+        """
+        return self.read(indices)
+
+    def __getitem__(self, index: int) -> Batch:
+        return {name: value[0] for name, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, entries: Sequence[int]) -> Batch:
+        """Entry ``index + len(self) * visit``, see ``loaders.Shuffled``."""
+        chosen = torch.as_tensor(entries)
+        return self.visit(chosen % len(self), chosen // len(self))
 
 
 class AttributeDataset(Dataset[Batch]):
@@ -76,8 +88,8 @@ class AttributeDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        chosen = torch.as_tensor(indices)
+    def __getitems__(self, entries: Sequence[int]) -> Batch:
+        chosen = torch.as_tensor(entries) % len(self)
         return {"index": chosen, **{name: column[chosen] for name, column in self.images.attributes.items()}}
 
 
@@ -183,22 +195,15 @@ class DataModule(LightningDataModule, ABC):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Test split."""
-        return self._feed("test")
+        return alone(self._feed("test"))
 
     def _feed(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
         return self.attribute_loader(split, shuffle) if self.attributes_only else self.loader(split, shuffle)
 
     def _batches(self, dataset: Dataset[Batch], shuffle: bool, workers: int) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            drop_last=shuffle and len(dataset) >= self.batch_size,  # type: ignore[arg-type]
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=_as_read,
-        )
+        options = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": deaf}
+        options |= {"pin_memory": torch.cuda.is_available(), "collate_fn": _as_read}
+        return (TrainingLoader if shuffle else evaluation_loader)(dataset, self.batch_size, **options)
 
 
 def _as_read(batch: Any) -> Any:

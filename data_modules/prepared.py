@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from data_modules.base import Batch, DataModule, ImageDataset
 from data_modules.cache import Cache, key
@@ -123,7 +122,7 @@ class CachedImages(ImageDataset):
         structures: Mask channels, in order.
         masked: Variables that are measured anew where augmentation moves the masks.
         augmentation: Random changes of every reading; None leaves images as they are.
-        seed: Decides the augmentation, together with the loader process and the order of reading.
+        seed: Decides the augmentation, together with the subject and its visit: whatever process reads it.
     """
 
     def __init__(
@@ -139,7 +138,7 @@ class CachedImages(ImageDataset):
         self.cache, self.structures, self.masked = cache, structures, masked
         self.attributes = {name: torch.from_numpy(table[name].to_numpy(np.float32, copy=True)) for name in variables}
         self.rows = table["row"].to_numpy(np.int64)
-        self.augmentation, self.seed, self._reads = augmentation, seed, 0
+        self.augmentation, self.seed = augmentation, seed
         shapes = table[["image_height", "image_width"]] if {"image_height", "image_width"} <= set(table) else None
         self.shapes = None if shapes is None else shapes.to_numpy(np.int64)  # of the films before padding, (N, 2)
         self.window = cache.facts["plan"]["window"]
@@ -148,40 +147,41 @@ class CachedImages(ImageDataset):
         return len(self.rows)
 
     def read(self, indices: Tensor) -> Batch:
-        """Subjects ``indices`` (B,) as one batch, see ``ImageDataset.read``."""
-        return self._read(indices, self.augmentation)
+        """Subjects ``indices`` (B,) as one batch, on their first visit; see ``ImageDataset.read``."""
+        return self.visit(indices, torch.zeros_like(indices))
 
     def read_unchanged(self, indices: Tensor) -> Batch:
         """As the cache holds them."""
         return self._read(indices, None)
 
-    def _read(self, indices: Tensor, augmentation: Augmentation | None) -> Batch:
+    def visit(self, indices: Tensor, visits: Tensor) -> Batch:
+        """The same on their visits (B,), each augmented in its own way."""
+        return self._read(indices, visits if self.augmentation else None)
+
+    def _read(self, indices: Tensor, visits: Tensor | None) -> Batch:
         places = indices.numpy()
         images, masks = self.cache.images[self.rows[places]], self.cache.read_masks(self.rows[places], self.structures)
         values = {name: column[indices] for name, column in self.attributes.items()}
-        if augmentation is not None:
-            images, masks = self._augment(augmentation, places, images, masks)
+        if visits is not None:
+            images, masks = self._augment(places, visits, images, masks)
         image, mask = to_signed(torch.from_numpy(images), self.window), torch.from_numpy(masks).float()
-        if augmentation is not None and self.masked is not None:
+        if visits is not None and self.masked is not None:
             values |= measure_masks(mask, image, self.masked)
         return {"image": image, "mask": mask, "index": indices, **values}
 
     def _augment(
         self,
-        augmentation: Augmentation,
         places: NDArray[np.int64],
+        visits: Tensor,
         images: NDArray[np.uint8],
         masks: NDArray[np.uint8],
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Films (B, 1, S, S) and masks (B, K, S, S), each moved in its own way."""
-        worker = get_worker_info()
-        self._reads += 1
-        stream = np.random.default_rng([self.seed, worker.id if worker else 0, self._reads])
-        seeds = stream.integers(2**31, size=len(places)).tolist()
-        drawn = [
-            augmentation(image[0], mask, self._field(place, image.shape[-1]), seed)
-            for place, image, mask, seed in zip(places, images, masks, seeds, strict=True)
-        ]
+        assert self.augmentation is not None
+        drawn = []
+        for place, visit, image, mask in zip(places.tolist(), visits.tolist(), images, masks, strict=True):
+            seed = int(np.random.default_rng([self.seed, place, visit]).integers(2**31))
+            drawn.append(self.augmentation(image[0], mask, self._field(place, image.shape[-1]), seed))
         return np.stack([image for image, _ in drawn])[:, None], np.stack([mask for _, mask in drawn])
 
     def _field(self, place: int, size: int) -> NDArray[np.uint8]:

@@ -6,12 +6,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -21,11 +22,15 @@ from data_modules.prepare import prepare
 from segcft.ask import counterfactual
 from segcft.bundles import export
 from segcft.evaluation import evaluate
+from segcft.launch import processes, settle, told
 from segcft.reporting import figure, report
 from segcft.tasks import Task
 from segcft.tasks.board import FrontPage, Pace
 from segcft.tasks.callbacks import PredictionFiles, StepProgress
+from segcft.tasks.health import DataStall, Latents, StepGuard
+from segcft.tasks.keeping import AGAIN, Interrupted, Keep, WholeCheckpoints
 from segcft.tasks.pictures import CounterfactualImages
+from segcft.tasks.resuming import Start, begin, facts
 
 SOURCES = {
     "chexpert": "data_modules.chexpert.CheXpert",
@@ -34,6 +39,8 @@ SOURCES = {
     "folder": "data_modules.folder.Folder",
     "coronary_cta": "data_modules.coronary_cta.CoronaryCTA",
 }
+
+UNTOLD = ("config", "ckpt_path", "weights_only", "save_every")  # what does not decide what a run learns
 
 USAGE = """usage: segcft {prepare,inspect,fit,validate,test,predict,evaluate} [--config FILE.yaml ...] [--help]
        segcft counterfactual --checkpoint FILE --image FILE --do NAME=VALUE --out FOLDER
@@ -56,6 +63,7 @@ Structure-specific counterfactual medical images.
   counterfactual   ask a trained model "what if" about your files: images, panels and numbers
   export           pack a trained model, its segmentor and a model card into one folder to hand on
 
+A fit that was interrupted goes on when its command is given again; --resume=never starts anew.
 Several --config files are read in order and later ones override; so do options: --trainer.max_steps=100.
 `segcft COMMAND --help` lists the options of a command.
 """
@@ -65,40 +73,64 @@ class SegCFTCLI(LightningCLI):
     """LightningCLI that tells the task what the data measure, and where a run keeps its files."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One link, and the experiment's name."""
+        """One link, the experiment's name, and when to save and go on."""
         parser.add_argument("--experiment", type=str, default="default", help="folder under checkpoints/ and logs/")
+        parser.add_argument("--resume", type=str, default="auto", help="fit: auto, never or a checkpoint")
+        parser.add_argument("--save_every", type=float, default=10.0, help="fit: minutes between two checkpoints")
         parser.link_arguments("data.description", "model.init_args.description", apply_on="instantiate")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Keep checkpoints under checkpoints/EXPERIMENT/STAGE and TensorBoard logs under logs/EXPERIMENT/STAGE."""
         config = self.config[self.subcommand]
         assert isinstance(self.model, Task)
+        for name, value in told(os.environ).items():
+            if config.trainer[name] in (None, "auto", 1 if name == "num_nodes" else "auto"):  # the user left it open
+                kwargs[name] = value
         callbacks: list[Callback] = [StepProgress()]
         if not config.trainer.fast_dev_run:
             folder = os.path.join(config.experiment, self.model.stage)
             callbacks.append(PredictionFiles(os.path.join("predictions", folder)))
-            # after every epoch, whether validated or not: the last one is what the next stage reads
-            keep: dict[str, Any] = {
-                "filename": "last",
-                "save_on_train_epoch_end": True,
-                "enable_version_counter": False,
-            }
-            callbacks.append(ModelCheckpoint(os.path.join("checkpoints", folder), **keep))
+            self.start = self._start(os.path.join("checkpoints", folder), kwargs)
+            callbacks += [StepGuard(os.path.join("checkpoints", folder)), Latents(), DataStall()]
+            callbacks.append(Keep(os.path.join("checkpoints", folder), config.save_every, self.start.run))
+            kwargs["plugins"] = [*_listed(self._get(self.config_init, "trainer").plugins), WholeCheckpoints()]
             if config.trainer.logger is None:
-                kwargs["logger"] = TensorBoardLogger(os.path.join("logs", config.experiment), name=self.model.stage)
+                place: dict[str, Any] = {"name": self.model.stage, "version": self.start.run.version}
+                if self.start.run.version is not None:  # the same folder, without what was logged after the checkpoint
+                    place["purge_step"] = self.start.step
+                kwargs["logger"] = TensorBoardLogger(os.path.join("logs", config.experiment), **place)
             if config.trainer.logger is not False:
                 text = self._parser(self.subcommand).dump(config, skip_none=True)
                 callbacks += [LearningRateMonitor("step"), Pace(), CounterfactualImages()]
                 callbacks.append(FrontPage(text, yaml.safe_load(text)))
         self.trainer_defaults = {"callbacks": callbacks}
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        settle(trainer, os.environ)
+        return trainer
+
+    def _start(self, folder: str, told: dict[str, Any]) -> Start:
+        """Where the run begins; of a configuration, all counts but how it is started and when it is saved."""
+        config = self.config[self.subcommand]
+        text = self._parser(self.subcommand).dump(config, skip_none=False)
+        plain = yaml.safe_load(text)
+        plain["trainer"] |= told
+        configuration = facts({key: value for key, value in plain.items() if key not in UNTOLD})
+        fresh = self.subcommand != "fit" or config.get("ckpt_path") is not None
+        return begin(Path(folder), configuration, "never" if fresh else config.resume)
+
+    def before_fit(self) -> None:
+        """Go on from a checkpoint by hand: given to the parser, it would override the command line."""
+        start = getattr(self, "start", None)
+        if start is not None and start.checkpoint is not None:
+            self.config_init[self.subcommand].ckpt_path = str(start.checkpoint)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 on success, 1 if some files failed, 2 with one clear line on bad input (a traceback with SEGCFT_DEBUG=1).
+        0 on success, 1 if some files failed, 2 with one clear line on bad input (a traceback with SEGCFT_DEBUG=1), 75
+        if training was asked to stop by a signal and can go on.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -108,8 +140,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         command = COMMANDS.get(arguments[0])
         if command:
+            if processes(os.environ) > 1:
+                raise ValueError(f"{arguments[0]} works in one process: run it without a launcher")
             return command(arguments[1:]) or 0
         _train(arguments)
+    except Interrupted as stop:
+        print(f"segcft: {stop}", file=sys.stderr)
+        return AGAIN
     except ValueError as error:
         if os.environ.get("SEGCFT_DEBUG"):
             raise
@@ -126,7 +163,12 @@ def _train(arguments: list[str]) -> None:
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 10},
+        trainer_defaults={
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 10,
+            "use_distributed_sampler": False,  # data modules share subjects out themselves
+        },
         args=arguments if arguments != sys.argv[1:] else None,  # Lightning warns when both are there
     )
 
@@ -186,6 +228,10 @@ def _figure(arguments: list[str]) -> None:
     parser = ArgumentParser(prog="segcft figure", description=figure.__doc__)
     parser.add_function_arguments(figure, as_positional=True)
     print(f"figure: {figure(**parser.parse_args(arguments).as_dict())}")
+
+
+def _listed(given: Any) -> list[Any]:
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segcft import together
 from segcft.parents import Parents, Values
 from segcft.recipes import Recorded
 
@@ -47,12 +48,17 @@ def minimality_loss(cf_image: Tensor, image: Tensor) -> Tensor:
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Binary cross-entropy plus soft Dice, averaged over structures; logits and mask (B, K, *S)."""
+    """Binary cross-entropy plus soft Dice, averaged over structures; logits and mask (B, K, *S).
+
+    Dice is that of all processes' subjects together: it is no mean over subjects.
+    """
     logits, axes = logits.float(), (0, *range(2, logits.dim()))
     probability = torch.sigmoid(logits)
-    overlap = 2 * (probability * mask).sum(axes) + 1
-    dice = overlap / ((probability + mask).sum(axes) + 1)
-    return F.binary_cross_entropy_with_logits(logits, mask) + 1 - dice.mean()
+    sums = torch.stack([(probability * mask).sum(axes), (probability + mask).sum(axes)])  # (2, K)
+    overlap, size = together.total(sums)
+    dice = (2 * overlap + 1) / (size + 1)
+    loss: Tensor = F.binary_cross_entropy_with_logits(logits, mask) + 1 - dice.mean()
+    return loss
 
 
 class ElboConstraint(nn.Module, Recorded):
@@ -94,16 +100,26 @@ class ElboConstraint(nn.Module, Recorded):
         """Set the bound from the pretrained model's NELBO on training data, a scalar."""
         self.bound = (nelbo + self.slack).detach().to(self.bound)
 
-    def forward(self, nelbo: Tensor) -> Tensor:
-        """Penalty on the batch's NELBO, a scalar."""
+    def forward(self, nelbo: Tensor, level: Tensor | None = None) -> Tensor:
+        """Penalty on the batch's NELBO, a scalar.
+
+        Args:
+            nelbo: Of this process's subjects.
+            level: Mean over all processes, without gradient; ``nelbo`` itself unless given.
+        """
         if self.fixed:
             return self.multiplier * nelbo
         assert self.measured, "measure the bound before training"
-        coefficient = (self.multiplier + self.damping * (nelbo.detach() - self.bound)).clamp(min=0)
+        level = nelbo.detach() if level is None else level
+        coefficient = (self.multiplier + self.damping * (level - self.bound)).clamp(min=0)
         return coefficient * (nelbo - self.bound)
 
     @torch.no_grad()
     def ascend(self, nelbo: Tensor) -> None:
-        """Raise the multiplier while the bound is broken, lower it, not below 0, while it holds."""
+        """Raise the multiplier while the bound is broken, lower it, not below 0, while it holds.
+
+        Args:
+            nelbo: Mean over all processes, a scalar: they have to stay agreed.
+        """
         if not self.fixed:
             self.multiplier = (self.multiplier + self.step * (nelbo.detach() - self.bound)).clamp(min=0)

@@ -38,6 +38,7 @@ class TrainAttributes(Task):
 
     def setup(self, stage: str) -> None:
         """Ask the data module for variables alone."""
+        super().setup(stage)
         self.trainer.datamodule.attributes_only = True  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:

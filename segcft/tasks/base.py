@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from segcft import checkpoints
+from segcft import chance, checkpoints, together
 from segcft.counterfactual import CounterfactualModel
 from segcft.interventions import fixed_do
 from segcft.latents import Abduction
@@ -72,13 +72,17 @@ class Task(LightningModule):
         schedule = LambdaLR(optimiser, lambda step: choice.factor(step, steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_fit_start(self) -> None:
-        """Start the clock and lay out the weights."""
-        self._started = time.monotonic()
-        if self.optimisation.channels_last:
+    def setup(self, stage: str) -> None:
+        """Lay out the weights, before several processes agree on their gradients' layout; give each its own chance."""
+        chance.separate(self.global_rank)
+        if stage == "fit" and self.optimisation.channels_last:
             for weight in self.parameters():
                 if weight.dim() in _CHANNELS_LAST:
                     weight.data = weight.data.to(memory_format=_CHANNELS_LAST[weight.dim()])
+
+    def on_fit_start(self) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add recipes and the time spent."""
@@ -103,6 +107,9 @@ class Task(LightningModule):
         size, evaluating = len(batch["index"]), stage != "train"
         if not evaluating and not looked_at(self.trainer):
             values = dict(list(values.items())[:1])
+        if not evaluating and self.trainer.world_size > 1:  # in evaluation Lightning sums up over batches first
+            means = together.mean(torch.stack([value.detach().float() for value in values.values()]))
+            values = dict(zip(values, means, strict=True))
         for place, (name, value) in enumerate(values.items()):
             self.log(f"{stage}/{name}", value, batch_size=size, prog_bar=place == 0, sync_dist=evaluating)
 

@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from segcft import checkpoints
+from segcft import checkpoints, together
 from segcft.counterfactual import Counterfactual, CounterfactualModel
 from segcft.guidance import Guidance
 from segcft.interventions import Questions, fixed_do
@@ -89,15 +89,16 @@ class CounterfactualFineTuning(Task):
         """Ask a random question of every subject and judge the answer."""
         answer = self.model(batch["image"], batch, self.questions.draw(batch, self.asked, self.model.parents))
         terms, learning = self._judge(batch, answer), self.guidance.learn(batch, answer.image)
+        level = together.mean(terms["nelbo"])
         loss: Tensor = (
             sum(learning.values())
             + self.guidance_weight * terms["guidance"]
             + self.shape * terms["shape"]
             + self.minimality * terms["change"]
             + terms["drawing"]
-            + self.constraint(terms["nelbo"])
+            + self.constraint(terms["nelbo"], level)
         )
-        self.constraint.ascend(terms["nelbo"])
+        self.constraint.ascend(level)
         self.show("train", {**terms, **learning, "multiplier": self.constraint.multiplier, "loss": loss}, batch)
         return loss
 
@@ -148,9 +149,7 @@ class CounterfactualFineTuning(Task):
         """Mean NELBO on training batches; all processes agree on it."""
         batches = self._training_batches(16)
         losses = [self.model.abduct(batch["image"], batch).elbo.nelbo().mean() for batch in batches]
-        gathered = self.all_gather(torch.stack(losses).mean())
-        assert isinstance(gathered, Tensor)
-        return gathered.mean()
+        return together.mean(torch.stack(losses).mean())
 
     def _training_batches(self, count: int) -> Iterator[Batch]:
         """The first ``count`` of a pass over the training split, where the model is."""

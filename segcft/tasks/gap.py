@@ -33,6 +33,14 @@ class GuideGap(Callback):
         self.smallest: dict[str, float] = {}
         self._gaps: dict[str, list[Tensor]] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The smallest gaps so far."""
+        return {"smallest": self.smallest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from them."""
+        self.smallest = dict(state_dict["smallest"])
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
         self._gaps = {}

@@ -247,6 +247,15 @@ def test_augmentation_moves_image_and_mask_and_measures_anew(root, tmp_path):
     assert (inside > 0).float().mean() > 0.8, "the masks lie on the discs"
 
 
+def test_subject_and_visit_alone_decide_the_augmentation(root, tmp_path):
+    train = data(root, tmp_path, augment=Augmentation()).dataset("train")
+    first, other = train.__getitems__([3, 5]), train.__getitems__([5, 3 + len(train), 3])
+    assert other["index"].tolist() == [5, 3, 3]
+    for name in ("image", "mask", "left_area"):
+        assert torch.equal(first[name], other[name][[2, 0]]), "whatever is read beside it, and before"
+    assert not torch.equal(other["image"][1], other["image"][2]), "another epoch, another change"
+
+
 def test_what_is_not_offered_is_refused(root, tmp_path):
     for variables, options, message in (
         ({"weight": Variable()}, {}, "unknown variable 'weight'; discs offers age, left_area, right_area"),

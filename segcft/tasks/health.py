@@ -1,0 +1,204 @@
+"""Is the training well? Steps that would spoil it are left out; latents that died and loaders that stall are named.
+
+One number is read from the device in each step: the gradient's norm, together with the loss.
+"""
+
+import logging
+import math
+import statistics
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+
+from segcft import together
+from segcft.counterfactual import CounterfactualModel
+from segcft.files import staged
+from segcft.latents import Belief
+from segcft.tasks.base import Batch
+
+log = logging.getLogger(__name__)
+
+
+class StepGuard(Callback):
+    """Leaves out optimiser steps whose loss or gradient is not finite, or whose gradient is far beyond the usual.
+
+    Weights, averages of the gradient and the step count of the optimiser stay as they were; the schedule goes on.
+    The batches of the first few such steps are saved. Shows ``health/gradient`` and ``health/skipped``.
+
+    Args:
+        folder: Where to save batches, ``bad-STEP.pt``; None to save none.
+        patience: Such steps in a row after which training stops.
+        spike: A norm this many times the median of the last 100 is far beyond; 0 to let all finite ones pass.
+        warmup: Steps until a median is trusted.
+        keep: Batches to save.
+    """
+
+    def __init__(
+        self, folder: str | None = None, patience: int = 20, spike: float = 100.0, warmup: int = 50, keep: int = 3
+    ) -> None:
+        self.folder, self.patience, self.spike, self.warmup, self.keep = folder, patience, spike, warmup, keep
+        self.skipped = self.in_a_row = 0
+        self.norms: deque[float] = deque(maxlen=100)
+        self._batch: Batch = {}
+        self._loss = torch.zeros(())
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Remember what to save."""
+        self._batch = batch
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Remember the loss."""
+        self._loss = loss.detach()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look at the gradients, which all processes share, and take them away if they would do harm.
+
+        Raises:
+            ValueError: After ``patience`` such steps in a row.
+        """
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm, loss = self._read(gradients)
+        reason = self._reason(norm, loss)
+        pl_module.log("health/gradient", norm if math.isfinite(norm) else -1.0)
+        pl_module.log("health/skipped", float(self.skipped + bool(reason)))
+        if not reason:
+            self.norms.append(norm)
+            self.in_a_row = 0
+            return
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        where = self._save(trainer)
+        log.warning("step %d was left out: %s; %d so far%s", trainer.global_step, reason, self.skipped, where)
+        if self.in_a_row >= self.patience:
+            raise ValueError(f"{self.in_a_row} steps in a row were left out, the last one because {reason}{where}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, and the usual norms."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "norms": list(self.norms)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+        self.norms = deque(state_dict["norms"], maxlen=100)
+
+    def _read(self, gradients: list[Tensor]) -> tuple[float, float]:
+        """Norm of all gradients, and the loss over all processes, at one go."""
+        norms = torch._foreach_norm(gradients)
+        norm = torch.linalg.vector_norm(torch.stack([each.float() for each in norms])) if norms else torch.zeros(())
+        found: list[float] = torch.stack([norm, together.mean(self._loss.float()).to(norm.device)]).tolist()
+        return found[0], found[1]
+
+    def _reason(self, norm: float, loss: float) -> str:
+        """Why the step must not be taken; empty if it may."""
+        if not math.isfinite(loss):
+            return f"its loss is {loss}"
+        if not math.isfinite(norm):
+            return f"the norm of its gradient is {norm}"
+        usual = statistics.median(self.norms) if self.spike and len(self.norms) >= self.warmup else math.inf
+        return f"the norm of its gradient, {norm:.3g}, is usually {usual:.3g}" if norm > self.spike * usual else ""
+
+    def _save(self, trainer: Trainer) -> str:
+        if self.folder is None or self.skipped > self.keep:
+            return ""
+        path = Path(self.folder) / f"bad-{trainer.global_step}-{trainer.global_rank}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staged(path) as temporary:
+            torch.save({name: value.cpu() for name, value in self._batch.items()}, temporary)
+        return f"; its batch is {path}"
+
+
+class Latents(Callback):
+    """Shows, on the first validation batch, what the latents know: ``health/kl`` and ``health/dead_latents``.
+
+    A channel of a latent is dead if its posterior differs from its prior by less than ``least`` nats an image. Warns
+    when all are: the posterior has collapsed.
+
+    Args:
+        least: Nats an image.
+    """
+
+    def __init__(self, least: float = 0.01) -> None:
+        self.least, self._warned = least, False
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Abduct without chance."""
+        model = getattr(pl_module, "model", None)
+        if batch_idx or trainer.sanity_checking or not isinstance(model, CounterfactualModel):
+            return
+        beliefs = model.abduct(batch["image"], batch, temperature=0.0).beliefs
+        if not beliefs:
+            return
+        channels = torch.cat([channel_kl(belief) for belief in beliefs])
+        dead, size = int((channels < self.least).sum()), len(batch["index"])
+        pl_module.log("health/kl", channels.sum(), batch_size=size, sync_dist=True)
+        pl_module.log("health/dead_latents", float(dead), batch_size=size, sync_dist=True)
+        if dead == len(channels) and not self._warned:
+            self._warned = True
+            log.warning("all %d latent channels are dead: the posterior has collapsed onto the prior", dead)
+
+
+def channel_kl(belief: Belief) -> Tensor:
+    """KL of posterior from prior of every channel, (latent_channels,) in nats an image, averaged over the batch."""
+    q, p = belief.posterior, belief.prior
+    ratio = 2 * (q.log_std - p.log_std)
+    distance = ((q.mean - p.mean) * torch.exp(-p.log_std)).square()
+    each = 0.5 * (ratio.exp() + distance - 1 - ratio)  # (B, latent_channels, *S)
+    return each.flatten(2).sum(2).mean(0)
+
+
+class DataStall(Callback):
+    """Shows the share of time that training waits for data, ``health/waiting``; warns once if it is most of it.
+
+    Args:
+        share: Of the time, over ``steps``, from which on to warn.
+        steps: Batches to look at together.
+    """
+
+    def __init__(self, share: float = 0.5, steps: int = 50) -> None:
+        self.share, self.steps = share, steps
+        self._waited = self._spent = 0.0
+        self._count, self._mark, self._warned = 0, math.nan, False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation and saving are not waiting; the first batch of an epoch starts the loader."""
+        self._mark = math.nan
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The batch has come."""
+        now = time.perf_counter()
+        if not math.isnan(self._mark):
+            self._waited += now - self._mark
+            self._spent += now - self._mark
+        self._mark = now
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step is done; sum up now and then."""
+        now = time.perf_counter()
+        self._spent, self._count = self._spent + now - self._mark, self._count + 1
+        self._mark = math.nan if trainer.validating else now
+        if self._count < self.steps:
+            return
+        waiting = self._waited / max(self._spent, 1e-9)
+        pl_module.log("health/waiting", waiting)
+        if waiting > self.share and not self._warned:
+            self._warned = True
+            log.warning("training waits for data %.0f %% of the time: raise --data.num_workers", 100 * waiting)
+        self._waited, self._spent, self._count = 0.0, 0.0, 0

@@ -1,0 +1,66 @@
+"""What several processes agree on; with one process everything is its own."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def place() -> tuple[int, int]:
+    """Rank of this process and number of processes."""
+    together = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+
+def total(value: Tensor) -> Tensor:
+    """Sum over all processes, of any shape.
+
+    Its gradient is that of the sum: averaged over the processes, as DDP does, the gradients of a loss made of such
+    sums are those of one process that sees all subjects.
+    """
+    if place()[1] == 1:
+        return value
+    from torch.distributed.nn.functional import all_reduce
+
+    summed: Tensor = all_reduce(value)  # type: ignore[no-untyped-call]
+    return summed
+
+
+@torch.no_grad()
+def mean(value: Tensor) -> Tensor:
+    """Mean over all processes, of any shape, without gradient."""
+    size = place()[1]
+    if size == 1:
+        return value.detach()
+    summed = value.detach().clone()
+    dist.all_reduce(summed)
+    return summed / size
+
+
+def any_of(wish: bool, device: torch.device) -> bool:
+    """Whether any process wishes so."""
+    if place()[1] == 1:
+        return wish
+    wishes = torch.tensor(float(wish), device=device)
+    dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
+    return bool(wishes)
+
+
+def agreed(value: Any) -> Any:
+    """Rank 0's value, plain data."""
+    if place()[1] == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every process's value, plain data, by rank."""
+    size = place()[1]
+    if size == 1:
+        return [value]
+    values: list[Any] = [None] * size
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,101 @@
+"""Kill -9 a training at random moments, start it again with the same command, and compare with one left alone.
+
+    python tests/chaos.py FOLDER --kills 20
+
+Every run is a forked process that kills itself a random while after training began: in a step, in validation, or
+while it writes. Prints how often it was killed, where it went on, and whether the final checkpoint has the same bits.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from segcft.cli import main
+from segcft.tasks.keeping import Keep
+
+CONFIG = """
+experiment: chaos
+data: {class_path: tests.balls.Balls, init_args: {subjects: 24}}
+trainer:
+  max_steps: 40
+  logger: false
+  accelerator: cpu
+  devices: 1
+  callbacks: [{class_path: EMAWeightAveraging, init_args: {decay: 0.5}}]
+model:
+  class_path: segcft.tasks.PretrainHVAE
+  init_args: {hvae: {class_path: segcft.hvae.HVAE, init_args: {stages: [
+    {resolution: 16, width: 8, blocks: 0}, {resolution: 4, width: 8, latent_channels: 2}]}}}
+"""
+KEYS = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "callbacks")
+
+
+def run(experiment, delay=None):
+    """One process; its exit code, or minus the signal that ended it."""
+    process = os.fork()
+    if not process:
+        code = 1
+        try:
+            if delay is not None:
+                strike_after(delay)
+            code = main(["fit", "--config=chaos.yaml", f"--experiment={experiment}", "--save_every=0"])
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def strike_after(delay):
+    """Die ``delay`` seconds after training has begun."""
+    before = Keep.on_train_start
+
+    def begin(self, trainer, module):
+        before(self, trainer, module)
+        print(f"  from step {trainer.global_step}, {delay:.2f} s", flush=True)
+        threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGKILL)), daemon=True).start()
+
+    Keep.on_train_start = begin
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        shared = [key for key in one if "ModelCheckpoint" not in str(key) and "Keep" not in str(key)]
+        return all(key in other and same(one[key], other[key]) for key in shared)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def chaos(kills, seed):
+    """Train once in peace and once under fire."""
+    Path("chaos.yaml").write_text(CONFIG)
+    began = time.perf_counter()
+    assert run("peace") == 0
+    spent, chance, killed = time.perf_counter() - began, random.Random(seed), 0
+    while killed < kills and run("fire", chance.uniform(0, 0.15 * spent)) == -signal.SIGKILL:
+        killed += 1
+    assert run("fire") == 0
+    one, other = (torch.load(f"checkpoints/{name}/pretrain/last.ckpt") for name in ("peace", "fire"))
+    left = os.listdir("checkpoints/fire/pretrain")
+    equal = all(same(one[key], other[key]) for key in KEYS) and one["global_step"] == other["global_step"] == 40
+    print(f"killed {killed} times; same bits: {equal}; left: {left}", flush=True)
+    return equal and left == ["last.ckpt"] and killed > 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    Path(options.folder).mkdir(parents=True, exist_ok=True)
+    os.chdir(options.folder)
+    sys.exit(0 if chaos(options.kills, options.seed) else 1)

@@ -1,0 +1,284 @@
+"""A run that was killed goes on as if nothing had happened, or says why it does not."""
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from segcft.cli import main
+from segcft.tasks import resuming
+from segcft.tasks.keeping import AGAIN, Keep, WholeCheckpoints
+from tests.tasks.test_tasks import STAGES, run
+from tests.test_launch import environment
+
+OFTEN = ("--trainer.max_steps=8", "--save_every=0")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder in which every stage was trained without a disturbance, three batches an epoch."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage, _, _ in STAGES:
+            run(folder, "fit", 2, stage, *OFTEN)
+    return folder
+
+
+@pytest.fixture
+def place(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+def last(stage, experiment="balls", name="last.ckpt"):
+    return torch.load(f"checkpoints/{experiment}/{stage}/{name}", weights_only=True)
+
+
+def killed(patch, at, blow=RuntimeError):
+    """From now on the batch after ``at`` steps is the last thing a run sees; returns the steps it began with."""
+    seen = []
+
+    def strike(self, trainer, module, batch, batch_idx):
+        seen.append(trainer.global_step)
+        if trainer.global_step == at:
+            raise blow("killed")
+
+    patch.setattr(Keep, "on_train_batch_start", strike)
+    return seen
+
+
+def interrupted(place, stage, at, *more):
+    with pytest.MonkeyPatch.context() as patch:
+        killed(patch, at)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(place, "fit", 2, stage, *OFTEN, *more)
+
+
+def same(one, other):
+    """Weights, averages, optimiser and schedule, bit by bit."""
+    for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert resembles(one[key], other[key]), key
+    return True
+
+
+def resembles(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(resembles(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(resembles, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize(("stage", "at"), [("segcft", 2), ("segcft", 3)])
+def test_killed_anywhere_it_ends_with_the_same_bits(stage, at, place, monkeypatch):
+    """Within an epoch, at its end, with batch statistics, averages, noise, questions and the multiplier."""
+    again(stage, [at], place, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [name for name, _, _ in STAGES])
+def test_killed_after_every_step_it_ends_with_the_same_bits(stage, place, monkeypatch):
+    for at in range(1, 8):
+        again(stage, [at], place, monkeypatch)
+    again(stage, range(1, 8), place, monkeypatch)
+
+
+def again(stage, places, place, monkeypatch, *more):
+    other = ["--experiment=again", *more]
+    for at in places:
+        interrupted(place, stage, at, *other)
+        assert Path(f"checkpoints/again/{stage}/unfinished.json").is_file()
+    with monkeypatch.context() as patch:
+        seen = killed(patch, None)
+        run(place, "fit", 2, stage, *OFTEN, *other)
+    assert seen[0] == places[-1]
+    assert same(last(stage), last(stage, "again"))
+    assert os.listdir(f"checkpoints/again/{stage}") == ["last.ckpt"], "nothing else is left"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [
+    ("--trainer.accumulate_grad_batches=2", "--trainer.max_steps=6"),
+    ("--trainer.val_check_interval=2", "--trainer.gradient_clip_val=0.1"),
+    ("--trainer.limit_train_batches=2",),
+    ("--data.batch_size=5", "--trainer.check_val_every_n_epoch=2", "--trainer.precision=bf16-mixed"),
+])  # fmt: skip
+def test_it_waits_until_a_run_can_go_on(more, place, monkeypatch):
+    """Gathered gradients, a validation that is due, epochs that are cut short."""
+    run(place, "fit", 2, "pretrain", *OFTEN, "--experiment=whole", *more)
+    for at in (1, 2, 3):
+        interrupted(place, "pretrain", at, "--experiment=parts", *more)
+    run(place, "fit", 2, "pretrain", *OFTEN, "--experiment=parts", *more)
+    assert same(last("pretrain", "whole"), last("pretrain", "parts"))
+
+
+@pytest.mark.slow
+def test_a_finished_run_starts_from_scratch(place, monkeypatch):
+    seen = killed(monkeypatch, None)
+    run(place, "fit", 2, "segmentor", *OFTEN)
+    assert seen == list(range(8))
+
+
+@pytest.mark.slow
+def test_another_configuration_is_not_gone_on_with(place, monkeypatch, caplog):
+    more = ["--experiment=other"]
+    interrupted(place, "segmentor", 4, *more)
+    seen = killed(monkeypatch, 2)
+    with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="killed"):
+        run(place, "fit", 2, "segmentor", *OFTEN, *more, "--model.init_args.optimisation.lr=0.5")
+    assert seen == [0, 1, 2]
+    assert "optimisation.lr was 0.001, is 0.5. Starting afresh" in caplog.text
+    seen.clear()
+    with pytest.raises(RuntimeError, match="killed"):
+        run(place, "fit", 2, "segmentor", *OFTEN, *more, "--resume=never", "--model.init_args.optimisation.lr=0.5")
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_new_pretrained_model_is_another_configuration(place, monkeypatch, caplog):
+    interrupted(place, "segcft", 2, "--experiment=inputs")
+    path = Path("checkpoints/balls/pretrain/last.ckpt")
+    before = path.stat()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    seen = killed(monkeypatch, None)
+    with caplog.at_level(logging.WARNING):
+        run(place, "fit", 2, "segcft", *OFTEN, "--experiment=inputs")
+    assert seen[0] == 0
+    assert "pretrained, the file was" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_named_is_gone_on_from_and_so_is_that_run(place, monkeypatch):
+    given = "--resume=checkpoints/balls/segmentor/last.ckpt"
+    more = ["--experiment=named", "--trainer.max_steps=12", "--save_every=0", given]
+    with monkeypatch.context() as patch:
+        killed(patch, 10)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(place, "fit", 2, "segmentor", *more)
+    seen = killed(monkeypatch, None)
+    run(place, "fit", 2, "segmentor", *more)
+    assert seen == [10, 11]
+    wrong = place / "segmentor2.yaml"
+    assert main(["fit", f"--config={wrong}", "--resume=nowhere.ckpt"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["cut", "flipped", "missing", "foreign"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(harm, place, monkeypatch, caplog):
+    interrupted(place, "segcft", 5, "--experiment=damaged")
+    path = Path("checkpoints/damaged/segcft/last.ckpt")
+    content = bytearray(path.read_bytes())
+    path.unlink()  # not written in place: previous.ckpt may be another name of the same file
+    if harm == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif harm == "flipped":
+        content[len(content) // 3] ^= 1
+        path.write_bytes(content)
+    elif harm == "foreign":
+        path.write_bytes(Path("checkpoints/balls/segcft/last.ckpt").read_bytes())
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        seen = killed(patch, None)
+        run(place, "fit", 2, "segcft", *OFTEN, "--experiment=damaged")
+    assert seen[0] == 4
+    assert ("is damaged and left out" in caplog.text) == (harm in ("cut", "flipped"))
+    assert same(last("segcft"), last("segcft", "damaged"))
+
+
+def test_a_full_disk_leaves_the_former_checkpoint_whole(tmp_path, caplog):
+    files, path = WholeCheckpoints(), tmp_path / "last.ckpt"
+    files.save_checkpoint({"weights": torch.zeros(10)}, path)
+    files.save_checkpoint({"weights": torch.ones(10)}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+        files.save_checkpoint({"weights": torch.ones(10**6)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "could not be written" in files.failed
+    assert torch.load(path)["weights"].sum() == 10
+    assert torch.load(tmp_path / "previous.ckpt")["weights"].sum() == 0
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "previous.ckpt"]
+    files.save_checkpoint({"weights": torch.ones(10)}, path)
+    assert files.failed is None
+
+
+@pytest.mark.slow
+def test_a_run_whose_last_checkpoint_was_not_written_fails(place, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("segcft.tasks.keeping.torch.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(place, "fit", 2, "segmentor", "--experiment=full", *OFTEN)
+    assert Path("checkpoints/full/segmentor/unfinished.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_signal_saves_and_stops_and_the_same_command_goes_on(number, at, place, monkeypatch, capsys):
+    """Within an epoch after the very step; in its last step after the epoch."""
+    more = ["--trainer.max_steps=8", "--experiment=signalled"]
+    command = ["fit", f"--config={place / 'segcft2.yaml'}", *more]
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)]
+
+    def told(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == at:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keep, "on_train_batch_start", told)
+        assert main(command) == AGAIN
+    assert f"saved at step {at + 1}" in capsys.readouterr().err
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    assert last("segcft", "signalled")["global_step"] == at + 1
+    assert main(command) == 0
+    assert same(last("segcft"), last("segcft", "signalled"))
+
+
+@pytest.mark.slow
+def test_the_mark_says_what_is_at_work_and_where_it_logs(place):
+    interrupted(place, "segmentor", 2, "--experiment=marked", "--trainer.logger=true")
+    mark = json.loads(Path("checkpoints/marked/segmentor/unfinished.json").read_text())
+    assert mark["configuration"]["trainer.max_steps"] == 8
+    assert mark["number"] == last("segmentor", "marked")["run"]
+
+
+@pytest.mark.slow
+def test_logs_of_a_run_that_goes_on_lie_in_one_folder(place, tmp_path):
+    text = (place / "segmentor2.yaml").read_text().replace("  logger: false\n", "")
+    (place / "logged.yaml").write_text(text)
+    command = ["fit", "--config=logged.yaml", "--experiment=logged", *OFTEN]
+    with pytest.MonkeyPatch.context() as patch:
+        killed(patch, 4)
+        with pytest.raises(RuntimeError, match="killed"):
+            main(command)
+    assert main(command) == 0
+    assert os.listdir("logs/logged/segmentor") == ["version_0"]
+    assert main(command) == 0
+    assert sorted(os.listdir("logs/logged/segmentor")) == ["version_0", "version_1"]
+
+
+def test_differences_are_named():
+    before, now = ({"a": [1, {"b": 2}], "c": "x"}, {"a": [1, {"b": 3}], "d": None})
+    assert resuming.differences(*map(resuming.facts, (before, now))) == [
+        "a.1.b was 2, is 3", "c was x, is nothing", "d was nothing, is None"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_chaos(tmp_path):
+    """Twenty kill -9s at random moments, then to the end: the same bits as a run that was left alone."""
+    script = Path(__file__).parents[1] / "chaos.py"
+    done = subprocess.run([sys.executable, script, tmp_path, "--kills=20"], env=environment(), capture_output=True,
+                          text=True, check=False, timeout=900)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

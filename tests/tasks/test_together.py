@@ -1,0 +1,142 @@
+"""Several processes learn what one would: shares of subjects, gradients, metrics, weights."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_modules.loaders import Shares, Shuffled, TrainingLoader
+from segcft import chance, together
+from tests.balls import BallDataset
+from tests.test_launch import TORCHRUN, environment
+
+ROOT = Path(__file__).parents[2]
+
+
+def as_rank(monkeypatch, rank, world):
+    monkeypatch.setattr(together, "place", lambda: (rank, world))
+    monkeypatch.setattr(together, "agreed", lambda value: value)
+
+
+def orders(monkeypatch, subjects, world):
+    found = []
+    for rank in range(world):
+        as_rank(monkeypatch, rank, world)
+        torch.manual_seed(3)
+        found.append(list(Shuffled(subjects)))
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_order_of_one(world, monkeypatch):
+    (alone,) = orders(monkeypatch, 20, 1)
+    shared = orders(monkeypatch, 20, world)
+    assert {len(share) for share in shared} == {20 // world}
+    together_read = [subject for turn in zip(*shared, strict=True) for subject in turn]
+    assert together_read == alone[: len(together_read)]
+    assert sorted(alone) == list(range(20))
+
+
+@pytest.mark.parametrize("subjects", range(3, 40))
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_every_subject_is_evaluated_once_in_equally_many_batches(subjects, batch_size, monkeypatch):
+    parts = []
+    for rank in range(3):
+        as_rank(monkeypatch, rank, 3)
+        parts.append(list(Shares(subjects, batch_size)))
+    assert sorted(subject for part in parts for batch in part for subject in batch) == list(range(subjects))
+    assert len({len(part) for part in parts}) == 1
+    assert all(0 < len(batch) <= batch_size + 1 for part in parts for batch in part)
+
+
+def test_too_few_subjects_are_refused(monkeypatch):
+    as_rank(monkeypatch, 1, 3)
+    for kind in (Shuffled, lambda count: Shares(count, 4)):
+        with pytest.raises(ValueError, match=r"2 .*subjects cannot be shared among 3 processes"):
+            kind(2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("read", [0, 1, 3])
+def test_a_loader_goes_on_where_its_state_was_taken(read, workers):
+    def loader():
+        made = TrainingLoader(BallDataset("train", 8, 20, 2), 4, num_workers=workers, collate_fn=lambda batch: batch)
+        return made, lambda: [batch["index"].tolist() for batch in made]
+
+    torch.manual_seed(1)
+    first, epoch = loader()
+    iterator = iter(first)
+    for _ in range(read):
+        next(iterator)
+    state = first.state_dict()
+    rest = [batch["index"].tolist() for batch in iterator] if read else []
+    after = (epoch(), torch.rand(2).tolist()) if not read or not workers else None
+    torch.manual_seed(7)
+    second, again = loader()
+    second.load_state_dict(state)
+    assert second.state_dict() is state, "asked before it has read anything"
+    assert again() == rest
+    if after:
+        assert (again(), torch.rand(2).tolist()) == after
+
+
+def test_another_number_of_processes_cannot_go_on(monkeypatch):
+    loader = TrainingLoader(BallDataset("train", 8, 20, 2), 4)
+    state = loader.state_dict()
+    as_rank(monkeypatch, 0, 2)
+    with pytest.raises(ValueError, match="written by 1 processes, this run has 2"):
+        loader.load_state_dict(state)
+
+
+def test_chance_is_restored_and_told_apart():
+    import random
+
+    import numpy as np
+
+    def draw():
+        numpy = np.random.standard_normal(2).tolist()  # noqa: NPY002
+        return random.random(), float(torch.rand(())), random.gauss(0, 1), *numpy
+
+    draw()
+    state = chance.state()
+    expected = [draw() for _ in range(3)]
+    chance.restore(state)
+    assert [draw() for _ in range(3)] == expected
+    chance.restore(state)
+    chance.separate(0)
+    assert draw() == expected[0]
+    chance.separate(1)
+    one = draw()
+    chance.restore(state)
+    chance.separate(2)
+    assert not set(one) & set(draw())
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path):
+    """Every task: gradients, train and validation numbers, averaged weights; both ranks agree on every bit."""
+    for launch in ([sys.executable], TORCHRUN):
+        done = subprocess.run([*launch, str(ROOT / "tests/pairs.py"), str(tmp_path / f"of{len(launch)}")],
+                              env=environment(), capture_output=True, text=True, check=False, timeout=900)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, first, second = (torch.load(file) for file in sorted(tmp_path.glob("*/?.?.pt")))
+    for name, alone in one.items():
+        assert len(alone["gradients"]) == len(first[name]["gradients"]) == 2
+        for key in ("gradients", "metrics", "weights"):
+            compare(alone[key], first[name][key], f"{name}.{key}", 1e-5)
+        compare(first[name]["weights"], second[name]["weights"], name, 0)
+
+
+def compare(one, other, name, tolerance):
+    """Everything within ``tolerance`` of the largest entry, or of 1."""
+    if isinstance(one, dict | list):
+        items = one.items() if isinstance(one, dict) else enumerate(one)
+        assert len(one) == len(other), name
+        for key, value in items:
+            compare(value, other[key], f"{name}.{key}", tolerance)
+        return
+    one, other = torch.as_tensor(one).double(), torch.as_tensor(other).double()
+    scale = max(1.0, float(one.abs().max())) if one.numel() else 1.0
+    torch.testing.assert_close(other, one, rtol=0, atol=tolerance * scale, equal_nan=True, msg=lambda m: f"{name}: {m}")

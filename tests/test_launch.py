@@ -1,0 +1,177 @@
+"""Launchers: what they tell the Trainer, and one script under each of them, unchanged."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from segcft.launch import located, main, refuse_lonely, split, told
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+experiment: balls
+data: {class_path: tests.balls.Balls, init_args: {subjects: 24, batch_size: 4}}
+trainer: {max_steps: 3, logger: false}
+model:
+  class_path: segcft.tasks.TrainSegmentor
+  init_args: {network: monai.UNet, options: {channels: [4, 8], strides: [2], norm: batch}}
+"""
+BIN = Path(sys.executable).parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+FABRIC = [str(BIN / "fabric"), "run", "--devices=2", "--accelerator=cpu", "--precision=bf16-mixed"]
+LIGHTNING = [sys.executable, "-m", "segcft.launch", "run"]
+FIT = ["fit", "--config=run.yaml"]
+LAUNCHERS = {
+    "plain": [sys.executable, "-m", "segcft", *FIT, "--trainer.devices=2", "--trainer.accelerator=cpu"],
+    "torchrun": [*TORCHRUN, "-m", "segcft", *FIT],
+    "fabric": [*FABRIC, str(ROOT / "segcft/__main__.py"), *FIT],
+    "lightning": [*LIGHTNING, "--devices=2", "--accelerator=cpu", "segcft", *FIT],
+    "lightning_model": [*LIGHTNING, "model", "--devices", "2", str(ROOT / "segcft/__main__.py"), *FIT],
+}
+
+
+def environment(**more):
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def as_slurm(tasks, job="4711"):
+    """What srun tells each of ``tasks`` processes on one node."""
+    common = {"SLURM_JOB_ID": job, "SLURM_JOB_NAME": "segcft", "SLURM_NTASKS": str(tasks), "SLURM_NNODES": "1",
+              "SLURM_NTASKS_PER_NODE": str(tasks), "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1"}  # fmt: skip
+    return [{**common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(tasks)]
+
+
+def test_the_trainer_is_told_what_torchrun_fabric_and_slurm_started():
+    assert told({}) == {}
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    assert told(torchrun) == {"devices": 4, "num_nodes": 2}
+    fabric = {"LT_CLI_USED": "1", "LT_ACCELERATOR": "cuda", "LT_STRATEGY": "ddp", "LT_PRECISION": "bf16-mixed"}
+    asked = {"accelerator": "cuda", "strategy": "ddp", "precision": "bf16-mixed"}
+    assert told({**torchrun, **fabric, "LT_DEVICES": "4"}) == {**asked, "devices": 4, "num_nodes": 2}
+    assert told({**torchrun, **fabric, "LT_DEVICES": "1,3,5,7"})["devices"] == "1,3,5,7"
+    slurm = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NAME": "segcft"}
+    assert told(slurm) == {"devices": 4, "num_nodes": 2}
+    assert told({**slurm, **torchrun, "WORLD_SIZE": "4"}) == {"devices": 4, "num_nodes": 1}, "torchrun under srun"
+    assert told({**slurm, "SLURM_JOB_NAME": "bash"}) == {}, "processes started by hand"
+
+
+def test_a_trainer_that_stayed_alone_is_refused():
+    refuse_lonely(1, {})
+    refuse_lonely(2, {"WORLD_SIZE": "2"})
+    for world_size in (1, 4):
+        with pytest.raises(ValueError, match=rf"started 2 processes .* knows of {world_size}"):
+            refuse_lonely(world_size, {"WORLD_SIZE": "2"})
+
+
+def test_options_of_the_launcher_end_at_the_script():
+    assert split(["--devices=2", "--strategy", "ddp", "a.py", "--devices", "3"]) == (
+        ["--devices=2", "--strategy", "ddp"], "a.py", ["--devices", "3"])  # fmt: skip
+    assert split(["--devices=2", "--", "a.py", "--", "-x"]) == (["--devices=2"], "a.py", ["-x"])
+    for none in ([], ["--devices", "2"], ["--devices=2"]):
+        with pytest.raises(ValueError, match="script to run is missing"):
+            split(none)
+
+
+def test_a_script_is_a_file_or_a_package_that_runs(tmp_path):
+    (tmp_path / "a.py").touch()
+    assert located(str(tmp_path / "a.py")) == str(tmp_path / "a.py")
+    assert Path(located("segcft")) == ROOT / "segcft/__main__.py"
+    for wrong in ("nowhere.py", "math", "data_modules"):
+        with pytest.raises(ValueError, match=f"{wrong} is neither a file nor a package"):
+            located(wrong)
+
+
+def test_other_commands_belong_to_the_sdk(capsys, monkeypatch):
+    class Sdk:
+        @staticmethod
+        def load():
+            return lambda: 7
+
+        @classmethod
+        def select(cls, **kwargs):
+            return [cls]
+
+    assert main(["login"]) == 2
+    assert "'login'" in (said := capsys.readouterr().err)
+    assert "lightning-sdk, which is not installed" in said
+    monkeypatch.setattr("segcft.launch.distribution", lambda name: type("Found", (), {"entry_points": Sdk}))
+    assert main(["login"]) == 7
+    assert main(["run"]) == 2
+    assert "script to run is missing" in capsys.readouterr().err
+
+
+def test_the_file_runs_as_a_script_beside_modules_named_like_the_standard_library():
+    done = subprocess.run([sys.executable, ROOT / "segcft/__main__.py", "--help"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": ""}, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "usage: segcft" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_same_command_trains_in_two_processes(launcher, tmp_path):
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    done = subprocess.run(LAUNCHERS[launcher], cwd=tmp_path, env=environment(), capture_output=True, text=True,
+                          check=False, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Starting with 2 processes" in done.stderr
+    assert len(re.findall(r"segmentor\s+3/3", done.stderr)) == 1, "one training, not two"
+    assert "strides do not match" not in done.stderr
+    checkpoint = torch.load(tmp_path / "checkpoints/balls/segmentor/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    assert checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]["ready"] == 1, "half of 24 subjects each"
+    assert ("bfloat16" in done.stderr) == (launcher == "fabric")
+
+
+@pytest.mark.slow
+def test_srun_trains_in_two_processes(tmp_path):
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "segcft", *FIT, "--trainer.accelerator=cpu"]
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment(**variables), stderr=subprocess.PIPE, text=True)
+        for variables in as_slurm(2)
+    ]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "Starting with 2 processes" in said[0]
+    assert len(re.findall(r"segmentor\s+3/3", "".join(said))) == 1
+
+
+@pytest.mark.slow
+def test_a_world_of_another_size_is_refused_before_training(tmp_path):
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    done = subprocess.run([*TORCHRUN, "-m", "segcft", *FIT, "--trainer.devices=1"], cwd=tmp_path, env=environment(),
+                          capture_output=True, text=True, check=False, timeout=300)  # fmt: skip
+    assert done.returncode != 0
+    assert "the launcher started 2 processes" in done.stderr
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (2, False)])
+def test_the_batch_script_puts_a_run_that_can_go_on_back_into_the_queue(code, requeued, tmp_path):
+    """With srun and scontrol that only say what they were asked."""
+    for name, says in (("srun", '"$@"'), ("scontrol", f'echo "$@" >> {tmp_path}/asked'), ("python", f"exit {code}")):
+        (tmp_path / name).write_text(f'#!/bin/bash\necho {name} "$@" >> {tmp_path}/calls\n{says}\n')
+        (tmp_path / name).chmod(0o755)
+    more = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SEGCFT_PYTHON": "python"}
+    script = [ROOT / "experiments/slurm/stage.sbatch", "chest_phantom", "segcft_confounded", "--trainer.max_steps=5"]
+    done = subprocess.run(["bash", *script], env=environment(**more), check=False, timeout=60)
+    assert done.returncode == code
+    assert (tmp_path / "asked").is_file() == requeued
+    if requeued:
+        assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+    configs = " ".join(
+        f"--config experiments/chest_phantom/{name}.yaml" for name in ("data", "segcft", "segcft_confounded")
+    )
+    assert f"python -m segcft fit {configs} --trainer.max_steps=5\n" in (tmp_path / "calls").read_text()
+
+
+def test_the_batch_script_asks_for_what_it_needs():
+    script = ["bash", ROOT / "experiments/slurm/stage.sbatch", "chest_phantom"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "usage: sbatch" in done.stderr
