@@ -134,10 +134,10 @@ class Task(LightningModule):
         raise NotImplementedError
 
 
-def looked_at(trainer: Trainer) -> bool:
-    """Whether loggers look at the step that is being taken."""
+def looked_at(trainer: Trainer, taken: bool = False) -> bool:
+    """Whether loggers look at the step that is being taken, or has been ``taken``."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and (trainer.global_step + 1) % every == 0
+    return every > 0 and (trainer.global_step + (not taken)) % every == 0
 
 
 def predictions(model: CounterfactualModel, batch: Batch, names: list[str]) -> Batch:

@@ -26,9 +26,9 @@ LAYOUT = {
     },
     "Does it run well?": {
         "learning rate": ["Multiline", ["^lr-"]],
-        "gradient norm": ["Multiline", ["^pace/gradient_norm$"]],
+        "gradient norm": ["Multiline", ["^health/gradient$"]],
         "images a second": ["Multiline", ["^pace/images_per_second$"]],
-        "share of waiting for data": ["Multiline", ["^pace/data_wait$"]],
+        "share of waiting for data": ["Multiline", ["^health/waiting$"]],
         "memory, GiB": ["Multiline", ["^pace/memory_gib$"]],
     },
     "Does the rest stay?": {
@@ -50,53 +50,39 @@ def writer(trainer: Trainer) -> SummaryWriter | None:
 
 
 class Pace(Callback):
-    """``pace/images_per_second``, ``data_wait`` (a share of the time), ``gradient_norm`` and ``memory_gib``.
-
-    Read at logged steps alone, of all steps since the last one; validation does not count.
-    """
+    """``pace/images_per_second`` since the last logged step, validation left out, and ``pace/memory_gib``."""
 
     def __init__(self) -> None:
-        self._since = self._idle = math.nan
-        self._waited, self._images = 0.0, 0
-        self._norm: torch.Tensor | None = None
+        self._since, self._images, self._due = math.nan, 0, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clocks."""
-        self._since = self._idle = time.monotonic()
-        self._waited, self._images = 0.0, 0
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """The batch is there."""
-        self._waited += time.monotonic() - self._idle
+        """Start the clock."""
+        self._since, self._images = time.monotonic(), 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clocks."""
-        self._since, self._idle = (clock - time.monotonic() for clock in (self._since, self._idle))
+        """Stop the clock."""
+        self._since -= time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let them go on."""
-        self._since, self._idle = (clock + time.monotonic() for clock in (self._since, self._idle))
+        """Let it go on."""
+        self._since += time.monotonic()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Norm of all gradients before they are clipped."""
-        if looked_at(trainer):
-            gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
-            self._norm = torch.nn.utils.get_total_norm(gradients)
+        """Gradients may be summed over several batches: only the last of them takes a step."""
+        self._due = looked_at(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Log, and wait for the next batch."""
+        """Log."""
         self._images += len(batch["index"]) * trainer.world_size
-        now = time.monotonic()
-        if self._norm is not None:
-            spent = max(now - self._since, 1e-9)
-            numbers = {"images_per_second": self._images / spent, "data_wait": self._waited / spent}
-            numbers |= {"gradient_norm": float(self._norm), "memory_gib": memory(pl_module.device)}
+        if self._due:
+            now = time.monotonic()
+            speed = self._images / max(now - self._since, 1e-9)
+            numbers = {"pace/images_per_second": speed, "pace/memory_gib": memory(pl_module.device)}
             for logger in trainer.loggers:
-                logger.log_metrics({f"pace/{key}": value for key, value in numbers.items()}, trainer.global_step)
-            self._since, self._waited, self._images, self._norm = now, 0.0, 0, None
-        self._idle = time.monotonic()
+                logger.log_metrics(numbers, trainer.global_step)
+            self._since, self._images, self._due = now, 0, False
 
 
 def memory(device: torch.device) -> float:

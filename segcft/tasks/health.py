@@ -21,7 +21,7 @@ from segcft import together
 from segcft.counterfactual import CounterfactualModel
 from segcft.files import staged
 from segcft.latents import Belief
-from segcft.tasks.base import Batch
+from segcft.tasks.base import Batch, looked_at
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,9 @@ class StepGuard(Callback):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm, loss = self._read(gradients)
         reason = self._reason(norm, loss)
-        pl_module.log("health/gradient", norm if math.isfinite(norm) else -1.0)
-        pl_module.log("health/skipped", float(self.skipped + bool(reason)))
+        if reason or looked_at(trainer):
+            pl_module.log("health/gradient", norm if math.isfinite(norm) else -1.0)
+            pl_module.log("health/skipped", float(self.skipped + bool(reason)))
         if not reason:
             self.norms.append(norm)
             self.in_a_row = 0
@@ -194,10 +195,11 @@ class DataStall(Callback):
         now = time.perf_counter()
         self._spent, self._count = self._spent + now - self._mark, self._count + 1
         self._mark = math.nan if trainer.validating else now
+        waiting = self._waited / max(self._spent, 1e-9)
+        if looked_at(trainer, taken=True):
+            pl_module.log("health/waiting", waiting)
         if self._count < self.steps:
             return
-        waiting = self._waited / max(self._spent, 1e-9)
-        pl_module.log("health/waiting", waiting)
         if waiting > self.share and not self._warned:
             self._warned = True
             log.warning("training waits for data %.0f %% of the time: raise --data.num_workers", 100 * waiting)

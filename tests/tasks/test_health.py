@@ -111,7 +111,7 @@ def test_a_loader_that_stalls_is_named(delay, warns, caplog):
     stall, module = DataStall(steps=5), Slow()
     with caplog.at_level(logging.WARNING):
         Trainer(max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-                callbacks=[stall], enable_progress_bar=False, enable_model_summary=False).fit(
+                callbacks=[stall], enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1).fit(
             module, DataLoader(Rows(11, {}, delay), batch_size=1))  # fmt: skip
     assert ("waits for data" in caplog.text) == warns
     assert 0 <= float(module.trainer.callback_metrics["health/waiting"]) <= 1
