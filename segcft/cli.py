@@ -31,6 +31,7 @@ from segcft.tasks.health import DataStall, Latents, StepGuard
 from segcft.tasks.keeping import AGAIN, Interrupted, Keep, WholeCheckpoints
 from segcft.tasks.pictures import CounterfactualImages
 from segcft.tasks.resuming import Start, begin, facts
+from segcft.trust import admit
 
 SOURCES = {
     "chexpert": "data_modules.chexpert.CheXpert",
@@ -64,6 +65,7 @@ Structure-specific counterfactual medical images.
   export           pack a trained model, its segmentor and a model card into one folder to hand on
 
 A fit that was interrupted goes on when its command is given again; --resume=never starts anew.
+Configuration files name code of segcft and its libraries alone; --trust PACKAGE lets them name yours.
 Several --config files are read in order and later ones override; so do options: --trainer.max_steps=100.
 `segcft COMMAND --help` lists the options of a command.
 """
@@ -138,6 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if arguments else 2
     _quiet()
     try:
+        arguments = admit(arguments)
         command = COMMANDS.get(arguments[0])
         if command:
             if processes(os.environ) > 1:

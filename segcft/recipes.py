@@ -56,16 +56,25 @@ def imported(class_path: str, trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> An
         ValueError: If it lies outside or does not exist.
     """
     module_name, _, name = class_path.rpartition(".")
-    declared = tuple(package.strip() for package in os.environ.get(TRUST, "").split(",") if package.strip())
-    if not any(f"{module_name}.".startswith(f"{package}.") for package in trusted + declared):
+    if not trusts(module_name, trusted):
         raise ValueError(
-            f"class_path {class_path!r} lies outside the trusted packages {', '.join(trusted + declared)}; "
+            f"class_path {class_path!r} lies outside the trusted packages {', '.join(trusted + declared())}; "
             f"if its code is yours, set the environment variable {TRUST} to its package"
         )
     try:
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"class_path {class_path!r} does not exist in this version of segcft: {error}") from error
+
+
+def trusts(path: str, trusted: tuple[str, ...]) -> bool:
+    """Whether a dotted path lies in a trusted package or module, or in one that the user declared so."""
+    return any(f"{path}.".startswith(f"{package}.") for package in trusted + declared())
+
+
+def declared() -> tuple[str, ...]:
+    """Packages that the user trusts."""
+    return tuple(package.strip() for package in os.environ.get(TRUST, "").split(",") if package.strip())
 
 
 def _built(value: Any, trusted: tuple[str, ...]) -> Any:
