@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import csv
+import os
 import runpy
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from segcft.recipes import TRUST
+
+os.environ[TRUST] = "tests.balls"  # configurations of tests name them
 SHARED = Path(__file__).parents[2] / "shared"
 FINDINGS = [
     *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),
