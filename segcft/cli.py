@@ -41,7 +41,7 @@ SOURCES = {
     "coronary_cta": "data_modules.coronary_cta.CoronaryCTA",
 }
 
-UNTOLD = ("config", "ckpt_path", "weights_only", "save_every")  # what does not decide what a run learns
+UNTOLD = ("config", "ckpt_path", "weights_only", "save_every", "resume")  # what does not decide what a run learns
 
 USAGE = """usage: segcft {prepare,inspect,fit,validate,test,predict,evaluate} [--config FILE.yaml ...] [--help]
        segcft counterfactual --checkpoint FILE --image FILE --do NAME=VALUE --out FOLDER
