@@ -30,6 +30,7 @@ from segcft.tasks.callbacks import PredictionFiles, StepProgress
 from segcft.tasks.health import DataStall, Latents, StepGuard
 from segcft.tasks.keeping import AGAIN, Interrupted, Keep, WholeCheckpoints
 from segcft.tasks.pictures import CounterfactualImages
+from segcft.tasks.record import Record
 from segcft.tasks.resuming import Start, begin, facts
 from segcft.trust import admit
 
@@ -101,8 +102,9 @@ class SegCFTCLI(LightningCLI):
                 if self.start.run.version is not None:  # the same folder, without what was logged after the checkpoint
                     place["purge_step"] = self.start.step
                 kwargs["logger"] = TensorBoardLogger(os.path.join("logs", config.experiment), **place)
+            text = self._parser(self.subcommand).dump(config, skip_none=True)
+            callbacks.append(Record(os.path.join("checkpoints", folder), yaml.safe_load(text)))
             if config.trainer.logger is not False:
-                text = self._parser(self.subcommand).dump(config, skip_none=True)
                 callbacks += [LearningRateMonitor("step"), Pace(), CounterfactualImages()]
                 callbacks.append(FrontPage(text, yaml.safe_load(text)))
         self.trainer_defaults = {"callbacks": callbacks}

@@ -103,7 +103,11 @@ def again(stage, places, place, monkeypatch, *more):
         run(place, "fit", 2, stage, *OFTEN, *other)
     assert seen[0] == places[-1]
     assert same(last(stage), last(stage, "again"))
-    assert os.listdir(f"checkpoints/again/{stage}") == ["last.ckpt"], "nothing else is left"
+    assert set(os.listdir(f"checkpoints/again/{stage}")) == {"last.ckpt", "run.json"}, "nothing else is left"
+    record = json.loads(Path(f"checkpoints/again/{stage}/run.json").read_text())
+    assert [start["step"] for start in record["starts"]][-1] == places[-1]
+    assert record["steps"] == 8
+    assert record["finished"]
 
 
 @pytest.mark.slow
