@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from data_modules.identity import pseudonym, remove_identity
 from data_modules.readers import FILMS, NIFTI, Pixels, Window, dicom_levels, shown
 from segcft.files import staged
 
@@ -26,12 +28,14 @@ def suffix(source: Path) -> str:
     return next((end for end in reversed(NIFTI) if name.endswith(end)), ".png" if name.endswith(FILMS) else ".dcm")
 
 
-def write_changed(source: Path, change: Change, target: Path, window: Window | None, note: str) -> None:
+def write_changed(
+    source: Path, change: Change, target: Path, window: Window | None, note: str, identity: bool = False
+) -> None:
     """Write a file like ``source``, whole or not at all, in which every pixel without a change is what it was.
 
-    PNG and JPEG become PNG of the same mode; colours all change alike. DICOM keeps every tag, the patient's among them,
-    for the image still shows them; it becomes a derived image of a new series, with new UIDs, that says what was done.
-    Levels go back through the inverse of window, VOI and rescale. NIfTI keeps header, affine and stored type.
+    PNG and JPEG become PNG of the same mode; colours all change alike. DICOM becomes a derived image of a new series,
+    with new UIDs, that says what was done, and loses whatever names the patient, see ``identity.remove_identity``.
+    Levels go back through the inverse of window, VOI and rescale. NIfTI keeps affine and stored type.
 
     Args:
         source: What ``read_picture`` read.
@@ -39,14 +43,15 @@ def write_changed(source: Path, change: Change, target: Path, window: Window | N
         target: Where to write; its suffix is ``suffix(source)``.
         window: As ``read_picture`` was given it.
         note: What was done, in a sentence.
+        identity: Keep every tag of a DICOM file and extension of a NIfTI, the patient's name among them.
 
     Raises:
         ValueError: If the file cannot hold the change.
     """
-    write: dict[str, Callable[..., None]] = {".png": _png, ".dcm": _dicom}
+    write: dict[str, Callable[..., None]] = {".png": _png, ".dcm": partial(_dicom, identity=identity)}
     try:
         with staged(target) as path:
-            write.get(suffix(source), _nifti)(source, change, path, window, note)
+            write.get(suffix(source), partial(_nifti, identity=identity))(source, change, path, window, note)
     except (AttributeError, NotImplementedError, TypeError) as error:  # of libraries, on files they cannot write
         raise ValueError(f"{source} cannot be written with a change: {error}") from error
 
@@ -82,7 +87,7 @@ def _png(source: Path, change: Change, path: Path, window: Window | None, note: 
     Image.fromarray(added).save(path, format="PNG", pnginfo=about, **kept)
 
 
-def _dicom(source: Path, change: Change, path: Path, window: Window | None, note: str) -> None:
+def _dicom(source: Path, change: Change, path: Path, window: Window | None, note: str, identity: bool) -> None:
     data: Any = pydicom.dcmread(source)
     stored = data.pixel_array
     if stored.dtype.kind not in "ui" or data.BitsStored > 16:
@@ -97,19 +102,22 @@ def _dicom(source: Path, change: Change, path: Path, window: Window | None, note
     for name in ("SmallestImagePixelValue", "LargestImagePixelValue"):
         if name in data:
             delattr(data, name)
-    _say_derived(data, pydicom.dcmread(source, stop_before_pixels=True), note)
+    if not identity:
+        remove_identity(data)
+    _say_derived(data, pydicom.dcmread(source, stop_before_pixels=True), note, str if identity else pseudonym)
     data.save_as(path, enforce_file_format=True)
 
 
-def _say_derived(data: Any, original: Any, note: str) -> None:
-    """Tags of a derived image (DICOM PS3.3, C.7.6.1.1.2): another series of the same study."""
+def _say_derived(data: Any, original: Any, note: str, named: Callable[[str], str]) -> None:
+    """Tags of a derived image (DICOM PS3.3, C.7.6.1.1.2): another series of the same study, its source as ``named``."""
     data.ImageType = ["DERIVED", "SECONDARY", *list(original.get("ImageType") or [])[2:]]
     data.SeriesInstanceUID = generate_uid(entropy_srcs=[str(original.get("SeriesInstanceUID", generate_uid())), note])
     data.SeriesDescription = "Counterfactual (synthetic)"
     data.DerivationDescription = note[:1024]
     if "SOPInstanceUID" in original:
         item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = original.SOPClassUID, original.SOPInstanceUID
+        item.ReferencedSOPClassUID = original.SOPClassUID
+        item.ReferencedSOPInstanceUID = named(original.SOPInstanceUID)
         data.SourceImageSequence = [item]
 
 
@@ -124,7 +132,7 @@ def _inverse(stored: Pixels, levels: Pixels) -> Callable[[Pixels], Pixels]:
     return lambda wanted: np.interp(wanted, known, mean)
 
 
-def _nifti(source: Path, change: Change, path: Path, window: Window | None, note: str) -> None:
+def _nifti(source: Path, change: Change, path: Path, window: Window | None, note: str, identity: bool) -> None:
     image: Any = nibabel.load(source)
     stored, slope = np.array(image.dataobj.get_unscaled(), order="C"), float(image.dataobj.slope)
     places = _places(image)
@@ -132,6 +140,9 @@ def _nifti(source: Path, change: Change, path: Path, window: Window | None, note
     flat[places] = _added(flat[places], change / np.float32(slope))
     changed = type(image)(stored, image.affine, image.header)
     changed.header.set_slope_inter(slope, float(image.dataobj.inter))  # said aloud, voxels are stored as they are
+    if not identity:
+        changed.header["db_name"] = b""
+        changed.header.extensions.clear()  # they may hold the DICOM tags
     changed.header["descrip"] = note.encode("ascii", "replace")[:79]
     content = changed.to_bytes()
     path.write_bytes(gzip.compress(content, mtime=0) if suffix(source) == ".nii.gz" else content)

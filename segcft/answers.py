@@ -72,7 +72,8 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
         change = framing.levels(answer.difference)
         target = folder / f"{name}{suffix(file)}"
         asked = " ".join(request.text for request in question.values())
-        write_changed(file, change, target, job.window, f"Synthetic counterfactual by segcft, not acquired: {asked}")
+        note = f"Synthetic counterfactual by segcft, not acquired: {asked}"
+        write_changed(file, change, target, job.window, note, job.options.keep_identity)
         drawn = framing.image(picture.levels + change).to(job.options.device)  # what the file shows is measured
         masks = _masks(job.model, drawn)
         if job.options.manifest:

@@ -190,5 +190,6 @@ def _parser() -> ArgumentParser:
     add("--spacing", type=float, nargs="+", metavar="MM", help="of a pixel, for files that do not say it")
     add("--strict", action="store_true", help="refuse targets outside the training range instead of warning")
     add("--manifest", action="store_true", help="also masks by the segmentor and manifest.csv, to train on the answers")
+    add("--keep-identity", action="store_true", help="keep every DICOM tag, the patient's name among them")
     add("--device", default="cpu", help="cpu, cuda or mps")
     return parser

@@ -241,7 +241,7 @@ def test_a_changed_file_has_the_grid_and_depth_of_its_source(kind, tmp_path):
 
 def test_a_changed_dicom_says_that_it_is_derived(tmp_path):
     source, _, _ = picture(tmp_path / "a", "dcm")
-    write_changed(source, np.ones((31, 40), np.float32), tmp_path / "b.dcm", None, "left lung")
+    write_changed(source, np.ones((31, 40), np.float32), tmp_path / "b.dcm", None, "left lung", identity=True)
     old, new = pydicom.dcmread(source), pydicom.dcmread(tmp_path / "b.dcm")
     assert new.SOPInstanceUID != old.SOPInstanceUID
     assert new.file_meta.MediaStorageSOPInstanceUID == new.SOPInstanceUID
@@ -249,6 +249,38 @@ def test_a_changed_dicom_says_that_it_is_derived(tmp_path):
     assert list(new.ImageType)[:2] == ["DERIVED", "SECONDARY"]
     assert new.SourceImageSequence[0].ReferencedSOPInstanceUID == old.SOPInstanceUID
     assert (new.PatientName, new.PatientID, new.DerivationDescription) == ("A^B", "7", "left lung")
+
+
+def test_a_changed_dicom_names_nobody_unless_asked_to(tmp_path):
+    source, _, _ = picture(tmp_path / "a", "dcm")
+    with_secrets = pydicom.dcmread(source)
+    secrets = {
+        "InstitutionName": "Clinic-X",
+        "StudyDate": "20200131",
+        "OperatorsName": "C^D",
+        "ImageComments": "of A B",
+    }
+    for name, value in secrets.items():
+        setattr(with_secrets, name, value)
+    block = with_secrets.private_block(0x0011, "MAKER", create=True)
+    block.add_new(1, "LO", "private A B")
+    with_secrets.StudyInstanceUID = "1.2.3.4.5"
+    with_secrets.preamble = b"A B was here".ljust(128, b"\0")
+    with_secrets.save_as(source, enforce_file_format=True)
+    change = np.ones((31, 40), np.float32)
+    write_changed(source, change, tmp_path / "b.dcm", None, "left lung")
+    write_changed(source, change, tmp_path / "c.dcm", None, "right lung")
+    content = (tmp_path / "b.dcm").read_bytes()
+    for secret in (*secrets.values(), "A^B", "A B", "1.2.3.4.5", str(with_secrets.SOPInstanceUID), "private"):
+        assert secret.encode() not in content, secret
+    one, other, old = (pydicom.dcmread(path) for path in (tmp_path / "b.dcm", tmp_path / "c.dcm", source))
+    assert one.StudyInstanceUID == other.StudyInstanceUID != old.StudyInstanceUID
+    assert one.SeriesInstanceUID != other.SeriesInstanceUID
+    assert (one.PatientIdentityRemoved, one.PatientName, one.PatientID) == ("YES", "", "")
+    assert (one.PixelSpacing, one.SOPClassUID) == (old.PixelSpacing, old.SOPClassUID)
+    write_changed(source, change, tmp_path / "d.dcm", None, "left lung", identity=True)
+    assert np.array_equal(pydicom.dcmread(tmp_path / "d.dcm").pixel_array, one.pixel_array)
+    assert read_picture(tmp_path / "b.dcm", None).levels.shape == (31, 40)
 
 
 @pytest.fixture
