@@ -154,7 +154,7 @@ class Shares(Sampler[list[int]]):
 def evaluation_loader(dataset: Dataset[Batch], batch_size: int, **options: Any) -> DataLoader[Batch]:
     """Every subject once, in order, shared out among the processes."""
     if together.place()[1] == 1:
-        return DataLoader(dataset, batch_size, **options)
+        return DataLoader(dataset, batch_size=batch_size, **options)
     return DataLoader(dataset, batch_sampler=Shares(len(dataset), batch_size), **options)  # type: ignore[arg-type]
 
 
@@ -163,7 +163,9 @@ def alone(loader: DataLoader[Batch]) -> DataLoader[Batch]:
     if not isinstance(loader.batch_sampler, Shares):
         return loader
     own = [subject for batch in loader.batch_sampler for subject in batch]
-    return DataLoader(loader.dataset, len(loader.batch_sampler.batches[0]), sampler=own, collate_fn=loader.collate_fn)
+    return DataLoader(
+        loader.dataset, batch_size=len(loader.batch_sampler.batches[0]), sampler=own, collate_fn=loader.collate_fn
+    )
 
 
 def deaf(worker: int) -> None:
