@@ -17,9 +17,10 @@ def missing(
     parents: Parents,
     segmentor: SegmentationModel,
 ) -> Tensor:
-    """What an answer lacks of what was to move, by the segmentor, in training deviations and at most one, (B, P).
+    """What an answer lacks of what was to move, by the segmentor, in training deviations, (B, P).
 
-    Added to what is asked, it brings the next answer closer.
+    Added to what is asked, it brings the next answer closer. It is at most half of what was asked and one deviation:
+    a small intervention is not drowned by the segmentor's own error, and none stays none.
 
     Args:
         cf_image: The answer, (B, C, *S).
@@ -31,7 +32,8 @@ def missing(
     """
     wanted = parents.encode(cf_values)
     found = parents.encode(cf_values | segmentor.measure(cf_image, image))
-    return torch.where(wanted == pa, 0.0, (wanted - found).clamp(-1, 1))
+    most = (0.5 * (wanted - pa).abs()).clamp(max=1)
+    return torch.where(wanted == pa, 0.0, (wanted - found).clamp(-most, most))
 
 
 def confine(

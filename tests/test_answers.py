@@ -23,6 +23,7 @@ from segcft.hvae import HVAE, Stage
 from segcft.judges import Segmentor
 from segcft.mechanisms import Mechanism, intervene
 from segcft.parents import DataDescription
+from segcft.refinement import missing
 from tests.balls import Balls
 from tests.dicoms import write_dicom
 
@@ -119,12 +120,24 @@ def test_a_question_agrees_with_training_and_evaluation():
     assert not torch.allclose(by_default.image, found.image)
 
 
+def test_a_correction_is_at_most_half_of_what_was_asked():
+    model, batch = make(description(2)), films(2)
+    values = model.complete(batch["image"], {})
+    pa = model.parents.encode(values)
+    for change in (0.0, 1e-3, 10.0):
+        asked = values | {"left_size": values["left_size"] * (1 + change)}
+        found = missing(batch["image"], batch["image"], asked, pa, model.parents, model.segmentor)
+        most = (0.5 * (model.parents.encode(asked) - pa).abs()).clamp(max=1)
+        torch.testing.assert_close(found.abs(), most, msg=f"an unchanged image lacks all of {change}")
+
+
 def test_direct_effect_holds_descendants_and_is_total_where_there_are_none():
     about, batch = description(2, age=True), films(2)
     given = {name: batch[name] for name in about.parents.names}
 
     def ask(mechanism, name, effect):
-        return make(about, mechanism).counterfactual(batch["image"], given, {name: "+20%"}, effect=effect)
+        model = make(about, mechanism)
+        return model.counterfactual(batch["image"], given, {name: "+20%"}, effect=effect, corrections=0, confined=False)
 
     total, direct = ask(Chain(), "left_size", "total"), ask(Chain(), "left_size", "direct")
     torch.testing.assert_close(total.values["right_size"], batch["right_size"] + 0.2 * batch["left_size"])

@@ -37,13 +37,21 @@ class StepGuard(Callback):
         patience: Such steps in a row after which training stops.
         spike: A norm this many times the median of the last 100 is far beyond; 0 to let all finite ones pass.
         warmup: Steps until a median is trusted.
+        steady: Such steps in a row after which no batch is to blame: finite ones pass, the usual is learnt anew.
         keep: Batches to save.
     """
 
     def __init__(
-        self, folder: str | None = None, patience: int = 20, spike: float = 100.0, warmup: int = 50, keep: int = 3
+        self,
+        folder: str | None = None,
+        patience: int = 20,
+        spike: float = 100.0,
+        warmup: int = 50,
+        steady: int = 3,
+        keep: int = 3,
     ) -> None:
         self.folder, self.patience, self.spike, self.warmup, self.keep = folder, patience, spike, warmup, keep
+        self.steady = steady
         self.skipped = self.in_a_row = 0
         self.norms: deque[float] = deque(maxlen=100)
         self._batch: Batch = {}
@@ -102,6 +110,8 @@ class StepGuard(Callback):
             return f"its loss is {loss}"
         if not math.isfinite(norm):
             return f"the norm of its gradient is {norm}"
+        if self.in_a_row >= self.steady:
+            self.norms.clear()
         usual = statistics.median(self.norms) if self.spike and len(self.norms) >= self.warmup else math.inf
         return f"the norm of its gradient, {norm:.3g}, is usually {usual:.3g}" if norm > self.spike * usual else ""
 

@@ -76,6 +76,14 @@ def test_large_gradients_pass_until_the_usual_is_known_and_where_they_are_wanted
         assert guard.skipped == 0
 
 
+def test_gradients_that_stay_large_pass_once_no_batch_is_to_blame():
+    guard = StepGuard(warmup=3, steady=2, patience=4)
+    history = train(guard, Rows(12, dict.fromkeys(range(5, 12), 1e6))).history
+    assert guard.skipped == 2
+    assert not torch.equal(history[6][0], history[7][0])
+    assert guard.in_a_row == 0
+
+
 def test_it_stops_after_patience_and_says_where_to_look(tmp_path):
     guard = StepGuard(str(tmp_path), patience=3, keep=2)
     with pytest.raises(ValueError, match="3 steps in a row were left out, the last one because its loss is nan"):
