@@ -121,7 +121,7 @@ def test_the_guidance_measures_shape_in_the_same_pass_and_keeps_it_in_its_checkp
 
 
 def test_corrections_ask_again_for_what_the_segmentor_misses(data):
-    """Only of what was to move; a judge that always finds the factual size drives the request ever further."""
+    """Only of what was to move; a judge that always finds the factual size drives the request half as far again each time."""
     model, batch = make(data)
     values = {name: batch[name] for name in model.parents.names}
     do = model.act(values, {"left_size": 1.05 * batch["left_size"]})
@@ -137,7 +137,7 @@ def test_corrections_ask_again_for_what_the_segmentor_misses(data):
     step = model.parents.encode(do) - model.parents.encode(values)
     for corrections in (0, 1, 3):
         found = model.answer(batch["image"], abduction, do, corrections=corrections)
-        asked = model.parents.encode(do) + corrections * step
+        asked = model.parents.encode(do) + corrections * 0.5 * step
         expected = model.prediction(batch["image"], abduction.pixels, model.hvae.predict(abduction, asked)).image
         torch.testing.assert_close(found.image, expected)
         assert found.values is do, "what was asked for stays on record"
