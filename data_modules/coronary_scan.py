@@ -4,6 +4,8 @@ Every layer has its attenuation and every border the width of the scanner's poin
 diluted (partial volume) and calcium spills over its neighbours (blooming). See ``coronary_anatomy`` for conventions.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ class Places:
     """
 
     def __init__(self, vessel: Vessel, x: Tensor, y: Tensor | None) -> None:
+        self.vessel = vessel
         self.x, self.y, self.dims = x.float(), None if y is None else y.float(), x.dim() - 2
         self.dx = self.x - self.spread(vessel.shift[0])
         self.dy = None if self.y is None else self.y - self.spread(vessel.shift[1])
@@ -40,6 +43,20 @@ class Places:
         facing = (self.dx * cos + self.dy * sin) / self.rho.clamp(min=1e-3)  # cosine of the angle to its middle
         share = (facing - self.spread(plaque.edge)).clamp(0) * self.spread(plaque.peak)
         return (radius * radius + 2 * amount * share).sqrt()
+
+    @cached_property
+    def borders(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances of the outer borders of lumen, non-calcified and calcified plaque, (B, L, *A), mm."""
+        lumen = self.spread(self.vessel.radius)
+        inner = self.grown(lumen, self.vessel.plaques[STRUCTURES[NONCALCIFIED - 1]])
+        return lumen, inner, self.grown(inner, self.vessel.plaques[STRUCTURES[CALCIFIED - 1]])
+
+    @property
+    def labels(self) -> Tensor:
+        """Label map, (B, L, *A) uint8: 0, or 1 + the index of the structure at the point."""
+        lumen, inner, outer = self.borders
+        plaque = torch.where(self.rho < inner, NONCALCIFIED, torch.where(self.rho < outer, CALCIFIED, 0))
+        return torch.where(self.rho < lumen, LUMEN, plaque).to(torch.uint8)
 
     def towards(self, turn: Tensor) -> Tensor:
         """Offset in the direction ``turn`` (B,) of a turn, (B, 1 or L, *A), mm."""
@@ -64,18 +81,41 @@ def paint(noise: Noise, vessel: Vessel, x: Tensor, y: Tensor | None, pixel: floa
     """
     at = Places(vessel, x, y)
     width = at.spread(_edge(noise, vessel.s, pixel))
-    lumen = at.spread(vessel.radius)
     calcium, soft = (vessel.plaques[name] for name in STRUCTURES[1:])
-    inner = at.grown(lumen, soft)
-    outer = at.grown(inner, calcium)
+    lumen, inner, outer = at.borders
     borders = [lumen, inner, outer, outer + at.spread(noise["wall"])]
     cover = [step(border - at.rho, width) + step(border + at.rho, width) - 1 for border in borders]  # thin: diluted
     blood = at.spread(noise["blood"][:, None] * (1 - noise["blood_drop"][:, None] * vessel.s / LENGTH))
     hu = blood * cover[0] + at.spread(soft.hu) * (cover[1] - cover[0]) + at.spread(calcium.hu) * (cover[2] - cover[1])
     hu = hu + at.spread(noise["wall_hu"]) * (cover[3] - cover[2])
     hu = hu + _surroundings(noise, vessel.s, at, width) * (1 - cover[3])
-    label = torch.where(at.rho < inner, NONCALCIFIED, torch.where(at.rho < outer, CALCIFIED, 0))
-    return hu, torch.where(at.rho < lumen, LUMEN, label).to(torch.uint8)
+    return hu, at.labels
+
+
+def covered(vessel: Vessel, x: Tensor, y: Tensor | None, pixel: tuple[float, ...]) -> Tensor:
+    """Quarters of every pixel that each structure covers, (B, L, *A) uint8, as ``fractions`` reads them.
+
+    A quarter belongs to the structure at its centre; it is a strip across the vessel, in 3-D a square.
+
+    Args:
+        vessel: As ``paint`` takes it.
+        x: Likewise.
+        y: Likewise.
+        pixel: Its edge lengths across the vessel, mm.
+    """
+    quarters: list[tuple[Tensor, Tensor | None]]
+    if y is None:
+        quarters = [(x + pixel[0] * part / 8, None) for part in (-3, -1, 1, 3)]
+    else:
+        quarters = [(x + a * pixel[0] / 4, y + b * pixel[1] / 4) for a in (-1, 1) for b in (-1, 1)]
+    counts = torch.tensor([0, 1, 5, 25], dtype=torch.uint8)  # of 0 to 4 each, a digit to the base of five
+    return sum((counts[Places(vessel, *at).labels.long()] for at in quarters), torch.zeros((), dtype=torch.uint8))
+
+
+def fractions(quarters: Tensor) -> Tensor:
+    """What ``covered`` counted, (B, *S) -> how much of every pixel each structure covers, (B, K, *S) float32."""
+    digits = torch.tensor([1, 5, 25], dtype=torch.uint8).reshape(-1, *[1] * (quarters.dim() - 1))
+    return (quarters[:, None] // digits % 5) / 4
 
 
 def grainy(noise: Noise, hu: Tensor, grain: Tensor) -> Tensor:

@@ -23,12 +23,12 @@ def region_weights(rows: int) -> NDArray[np.float64]:
 
 
 def measured(
-    mask: NDArray[np.bool_], structures: Sequence[str], spacing: Sequence[float], regions: bool = True
+    mask: NDArray[np.bool_ | np.float32], structures: Sequence[str], spacing: Sequence[float], regions: bool = True
 ) -> dict[str, float]:
     """Area (mm^2) or volume (mm^3) of every structure, in the whole vessel and in each third.
 
     Args:
-        mask: (K, *S), rows along the vessel first.
+        mask: (K, *S), or how much of a pixel each covers; rows along the vessel first.
         structures: Names of the K channels.
         spacing: Edge length along each axis of S, mm.
         regions: Whether to measure the thirds.

@@ -48,15 +48,17 @@ def minimality_loss(cf_image: Tensor, image: Tensor) -> Tensor:
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Binary cross-entropy plus soft Dice, averaged over structures; logits and mask (B, K, *S).
+    """Binary cross-entropy plus soft Dice, averaged over structures; logits and mask (B, K, *S), mask in [0, 1].
 
-    Dice is that of all processes' subjects together: it is no mean over subjects.
+    Dice takes the overlap of p and m as (p + m - |p - m|) / 2: p m where m is 0 or 1, and least at p = m where it lies
+    between (Wang et al., Dice Semimetric Losses, 2023). It is that of all processes' subjects together: no mean over
+    subjects.
     """
     logits, axes = logits.float(), (0, *range(2, logits.dim()))
     probability = torch.sigmoid(logits)
-    sums = torch.stack([(probability * mask).sum(axes), (probability + mask).sum(axes)])  # (2, K)
-    overlap, size = together.total(sums)
-    dice = (2 * overlap + 1) / (size + 1)
+    sums = torch.stack([(probability - mask).abs().sum(axes), (probability + mask).sum(axes)])  # (2, K)
+    apart, size = together.total(sums)
+    dice = (size - apart + 1) / (size + 1)
     loss: Tensor = F.binary_cross_entropy_with_logits(logits, mask) + 1 - dice.mean()
     return loss
 

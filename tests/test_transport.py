@@ -121,7 +121,7 @@ def test_the_guidance_measures_shape_in_the_same_pass_and_keeps_it_in_its_checkp
 
 
 def test_corrections_ask_again_for_what_the_segmentor_misses(data):
-    """Only of what was to move; a judge that always finds the factual size drives the request half as far again each time."""
+    """Only of what was to move; a judge that always finds the factual size drives it half as far again each time."""
     model, batch = make(data)
     values = {name: batch[name] for name in model.parents.names}
     do = model.act(values, {"left_size": 1.05 * batch["left_size"]})
