@@ -206,6 +206,7 @@ def test_a_short_benchmark_from_end_to_end(tmp_path, monkeypatch, capsys):
         "chest_phantom/location",
         "coronary_phantom/regions",
         "chexpert/benchmark",
+        "chexpert/size_128",
     ],
 )
 def test_every_declaration_can_be_planned(declaration):

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1] / "experiments"
 STAGES = ["segmentor", "evaluator", "regressor", "pretrain", "nocft", "regcft", "segcft"]
 ALL = ["attributes", *STAGES]
 CONFOUNDED = ["segmentor_confounded", "regressor_confounded", "regcft_confounded", "segcft_confounded"]  # chest phantom
-LARGER = ["data_192", "pretrain_192", "finetune_192"]  # chexpert
+LARGER = ["data_192", "pretrain_192", "finetune_192", "size_128"]  # chexpert
 DECLARATIONS = ["ablations", "carried", "location"]  # of benchmarks
 QUICK = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
 ONE_STEP = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1"]
