@@ -25,7 +25,7 @@ PAIRS = @OMP_NUM_THREADS=1 TERM=dumb $(MAKE) --no-print-directory -j2
 needs = @test -f $(RUNS)/$(1)/last.ckpt || { echo "$(RUNS)/$(1)/last.ckpt is missing: run 'make $(1) EXPERIMENT=$(EXPERIMENT)' first" >&2; exit 2; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-slow all demo evaluate benchmark tensorboard clean $(STAGES)
+.PHONY: help setup lint test test-slow docs all demo evaluate benchmark tensorboard clean $(STAGES)
 
 help:  ## List the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -51,6 +51,10 @@ test: $(READY)  ## Fast suite
 
 test-slow: $(READY)  ## The rest: training and end-to-end runs
 	$(BIN)/pytest -m slow
+
+docs: $(READY)  ## The site, in build/site; every link is checked
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 attributes: $(READY)  ## Fit how parents cause each other
 	$(FIT)
