@@ -24,6 +24,7 @@ from segcft.bundles import export
 from segcft.evaluation import evaluate
 from segcft.launch import processes, settle, told
 from segcft.reporting import figure, report
+from segcft.sweep import sweep
 from segcft.tasks import Task
 from segcft.tasks.board import FrontPage, Pace
 from segcft.tasks.callbacks import PredictionFiles, StepProgress
@@ -47,6 +48,7 @@ UNTOLD = ("config", "ckpt_path", "weights_only", "save_every", "resume")  # what
 USAGE = """usage: segcft {prepare,inspect,fit,validate,test,predict,evaluate} [--config FILE.yaml ...] [--help]
        segcft counterfactual --checkpoint FILE --image FILE --do NAME=VALUE --out FOLDER
        segcft export --checkpoint FILE --out FOLDER
+       segcft sweep PLAN.yaml --out FOLDER [--workers N]
        segcft report RESULTS [RESULTS ...] --out FILE.html
        segcft figure RESULTS --out FILE.pdf
 
@@ -59,6 +61,7 @@ Structure-specific counterfactual medical images.
   test       the same on the test split
   predict    measurements or counterfactuals of the test split, under predictions/
   evaluate   compare trained models on a fixed table of interventions: metrics, tables and a figure
+  sweep      fit with many settings or seeds: a table and a picture of what the validation split says
   report     one page from results folders: which method is best, by how much, at what cost, and whether to trust it
   figure     a panel for a paper from a results folder: factual, counterfactuals, changes, measured values
 
@@ -247,6 +250,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "inspect": _inspect,
     "counterfactual": counterfactual,
     "export": export,
+    "sweep": sweep,
 }
 
 
