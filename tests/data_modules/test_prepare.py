@@ -312,7 +312,7 @@ def test_a_file_that_is_a_link_out_of_the_cache_is_refused(root, tmp_path, name)
 @pytest.mark.parametrize("name", ["images.npy", "masks.npy"])
 def test_a_cache_that_loses_a_file_while_it_is_read_serves_on_or_says_why_not(root, tmp_path, name):
     """Removed: what is mapped stays readable, the next start says what is missing. Cut short: an error, not a kill."""
-    data = Prepared(Discs(str(root)), VARIABLES, cache=str(tmp_path / "cache"))
+    data = Prepared(Discs(str(root)), VARIABLES, cache=str(tmp_path / "cache"), batch_size=4)
     batches = iter(data.train_dataloader())
     next(batches)
     (tmp_path / "cache" / name).rename(tmp_path / "away")
@@ -327,6 +327,7 @@ def test_a_cache_that_loses_a_file_while_it_is_read_serves_on_or_says_why_not(ro
         open_cache(tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_nobody_is_named_in_the_log(tmp_path, monkeypatch, caplog, capfd):
     """Reading, skipping, going on, training, predicting: identifiers stay in the tables."""
     root = write(tmp_path / "in", 40)
