@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -171,7 +172,7 @@ class Sweep:
         self.space = {name: distribution(values) for name, values in plan.space.items()}
         storages = engine().storages
         with self._door():
-            self._same_plan()
+            self.name = self._begun()
             journal = storages.JournalStorage(storages.journal.JournalFileBackend(str(self.work / "journal.log")))
             self.study = engine().create_study(
                 storage=journal, study_name="sweep", direction=plan.direction, load_if_exists=True
@@ -266,7 +267,7 @@ class Sweep:
 
     def _fit(self, number: int, seed: int, params: dict[str, Any], lock: int) -> bool:
         """Train one seed and write down its objective; False if it failed or was stopped."""
-        name = f"sweeps/{self.out.resolve().name}/trial-{number:04d}/seed-{seed}"
+        name = f"sweeps/{self.name}/trial-{number:04d}/seed-{seed}"
         record = next(iter(Path("checkpoints", name).glob(f"*/{RECORD}")), None)
         if record is None or not json.loads(record.read_text(encoding="utf-8"))["finished"]:
             command = [
@@ -323,17 +324,18 @@ class Sweep:
             last = " ".join(logs[-1].read_text(errors="replace").splitlines()[-1:]) if logs else ""
             raise ValueError(f"all {len(ended)} trials failed, see {self.out / 'logs'}; the last one said: {last}")
 
-    def _same_plan(self) -> None:
-        """See that the folder was begun with this plan; more trials may be asked for."""
+    def _begun(self) -> str:
+        """See that the folder was begun with this plan, but for more trials; the name of its folder of checkpoints."""
         flat = facts({**asdict(self.plan), "options": list(self.passed)})
         now = {name: value for name, value in flat.items() if name != "trials"}
         file = self.work / "plan.json"
-        if file.is_file():
-            differing = differences(json.loads(file.read_text(encoding="utf-8")), now)
-            if differing:
-                raise ValueError(f"{self.out} holds another sweep: {'; '.join(differing[:3])}: choose another --out")
-        else:
-            write_text(file, json.dumps(now, indent=1) + "\n")
+        if not file.is_file():  # a name of its own: nothing that another sweep left is taken for this one's
+            name = f"{self.out.resolve().name}-{uuid.uuid4().hex[:8]}"
+            write_text(file, json.dumps({"name": name, "plan": now}, indent=1) + "\n")
+        begun = json.loads(file.read_text(encoding="utf-8"))
+        if differing := differences(begun["plan"], now):
+            raise ValueError(f"{self.out} holds another sweep: {'; '.join(differing[:3])}: choose another --out")
+        return str(begun["name"])
 
     @contextmanager
     def _door(self) -> Iterator[None]:
