@@ -144,7 +144,7 @@ def engine() -> Any:
     try:
         import optuna  # lazily: an optional extra
     except ImportError as error:
-        raise ValueError("segcft sweep needs Optuna: pip install 'segcft[sweep]'") from error
+        raise ValueError("segcft sweep needs Optuna: pip install optuna, or segcft's extra 'sweep'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
