@@ -46,8 +46,23 @@ class Cache:
     images: NDArray[Any]
     masks: NDArray[np.uint8]
 
+    def read_images(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Images of some subjects, (B, C, *S).
+
+        Raises:
+            ValueError: If the file has been cut short since it was opened.
+        """
+        _refuse_short(self.folder / IMAGES, self.images)
+        images: NDArray[Any] = self.images[rows]
+        return images
+
     def read_masks(self, rows: NDArray[np.int64], structures: list[str]) -> NDArray[np.uint8]:
-        """Masks of some subjects, (B, len(structures), *S) in {0, 1}."""
+        """Masks of some subjects, (B, len(structures), *S) in {0, 1}.
+
+        Raises:
+            ValueError: If the file has been cut short since it was opened.
+        """
+        _refuse_short(self.folder / MASKS, self.masks)
         bits = np.array([self.facts["plan"]["structures"].index(name) for name in structures], np.uint8)
         packed = self.masks[rows][:, None]
         return (packed >> bits.reshape(1, -1, *[1] * (packed.ndim - 2))) & np.uint8(1)
@@ -57,12 +72,16 @@ def open_cache(folder: Path) -> Cache:
     """Map a complete cache into memory.
 
     Raises:
-        ValueError: If it is missing, partial, of another format, or its files do not fit each other.
+        ValueError: If it is missing, partial, of another format, its files do not fit each other, or one of them is a
+            link that leaves the folder.
     """
     if not (folder / FACTS).is_file():
         partial = partial_folder(folder)
         state = f"is only partly prepared (see {partial})" if partial.is_dir() else "is not a prepared data set"
         raise ValueError(f"{folder} {state}: run the same `segcft prepare` command (again)")
+    for name in (FACTS, TABLE, IMAGES, MASKS):
+        if (target := (folder / name).resolve()).parent != folder.resolve():
+            raise ValueError(f"{folder / name} is a link to {target}, outside the cache: refused")
     facts = _read_facts(folder)
     try:
         images, masks = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (IMAGES, MASKS))
@@ -77,6 +96,16 @@ def open_cache(folder: Path) -> Cache:
             f"{MASKS} {masks.shape} should have the frame {frame} {plan['dtype']}"
         )
     return Cache(folder, facts, table, images, masks)
+
+
+def _refuse_short(file: Path, mapped: NDArray[Any]) -> None:
+    """Reading what a mapped file no longer holds would kill the process; one that was removed stays readable."""
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError:
+        return
+    if size < mapped.nbytes:
+        raise ValueError(f"{file} has {size} bytes, {mapped.nbytes} are needed: it was cut short, prepare it again")
 
 
 def partial_folder(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from data_modules.chest_films import ChestFilms
 from data_modules.splits import Split, hashed_splits
-from data_modules.tables import categories, extract, numbers, origins, read_columns, refuse
+from data_modules.tables import categories, extract, numbers, origins, read_columns, refuse, refuse_outside
 
 FINDINGS = {
     name.lower().replace(" ", "_"): name
@@ -98,6 +98,7 @@ def _films(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     frame = frame[views == "Frontal"]
     names = extract(frame["Path"], PATH)
     refuse(frame, "Path", path, names["patient"].isna().to_numpy(), "no .../patient.../ in it")
+    refuse_outside(frame, "Path", path)
     values = {"age": _ages(frame, path)} if "Age" in frame else {}
     values |= {name: categories(frame, col, path, words) for name, (col, words) in WORDS.items() if col in frame}
     values |= {name: findings(frame, column, path) for name, column in FINDINGS.items() if column in frame}

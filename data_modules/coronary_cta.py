@@ -71,6 +71,7 @@ class CoronaryCTA(Source):
         smoothing: float = 0.0,
         attributes: Sequence[str] = (),
         seed: int = 0,
+        allow_outside: bool = False,
     ) -> None:
         self.manifest = Path(manifest).expanduser()
         self.labels = dict(LABELS if labels is None else labels)
@@ -80,13 +81,13 @@ class CoronaryCTA(Source):
         self.length, self.width, self.angles, self.regions = length, width, list(angles), regions
         self.calcium_threshold, self.calcium_margin = calcium_threshold, calcium_margin
         self.centerline_frame, self.smoothing, self.attributes = centerline_frame, smoothing, list(attributes)
-        self.seed = seed
+        self.seed, self.allow_outside = seed, allow_outside
         self._check()
         self.spacing = [length / self.frame[0], *(width / side for side in self.frame[1:])]
         self.unit = "mm^2" if len(self.frame) == 2 else "mm^3"
 
     def options(self) -> dict[str, Any]:
-        """Every argument but the manifest's path."""
+        """Every argument but the manifest's path, and where files may lie."""
         names = (
             "labels", "length", "width", "angles", "regions", "calcium_threshold", "calcium_margin", "centerline_frame",
             "smoothing", "attributes", "seed",
@@ -178,7 +179,7 @@ class CoronaryCTA(Source):
             raise ValueError(f"{path}: {error}") from error
 
     def _manifest(self) -> pd.DataFrame:
-        return read_manifest(self.manifest, self.attributes, self.seed)
+        return read_manifest(self.manifest, self.attributes, self.seed, self.allow_outside)
 
     def _with_angles(self, table: pd.DataFrame) -> pd.DataFrame:
         """Each vessel once an angle in 2-D."""

@@ -10,13 +10,15 @@ import pandas as pd
 
 from data_modules.coronary_files import CENTRELINE_SUFFIXES
 from data_modules.splits import SPLITS, hashed_splits
-from data_modules.tables import bad_cell, header, numbers, read_columns, refuse
+from data_modules.tables import bad_cell, header, numbers, read_columns, refuse, refuse_outside
 
 FILES = ["image", "label", "centerline"]
 SEXES = {"f": 0.0, "female": 0.0, "0": 0.0, "m": 1.0, "male": 1.0, "1": 1.0}
 
 
-def read_manifest(path: Path, attributes: Sequence[str] = (), seed: int = 0) -> pd.DataFrame:
+def read_manifest(
+    path: Path, attributes: Sequence[str] = (), seed: int = 0, allow_outside: bool = False
+) -> pd.DataFrame:
     """Read a manifest: columns ``image``, ``label``, ``centerline`` (paths relative to it), ``patient_id``, ``vessel``.
 
     An optional ``split`` is train, val, test or blank; a patient whose rows are all blank is put into one by a hash of
@@ -26,6 +28,7 @@ def read_manifest(path: Path, attributes: Sequence[str] = (), seed: int = 0) -> 
         path: The CSV.
         attributes: Further columns of numbers, which may be blank.
         seed: Decides the division of patients.
+        allow_outside: Accept files outside the manifest's folder.
 
     Returns:
         One row a vessel, indexed by the row in the file: ``id``, ``patient``, ``vessel``, ``split``, the paths
@@ -48,6 +51,8 @@ def read_manifest(path: Path, attributes: Sequence[str] = (), seed: int = 0) -> 
     table["patient"], table["vessel"] = frame["patient_id"], frame["vessel"]
     table["split"] = _splits(frame, path, seed)
     for name in FILES:
+        if not allow_outside:
+            refuse_outside(frame, name, path, path.parent)
         paths = [path.parent / cell for cell in frame[name]]
         missing = {here for here in set(paths) if not here.is_file()}
         refuse(frame, name, path, np.array([here in missing for here in paths]), "no such file")

@@ -1,7 +1,6 @@
 """Any images with masks, listed in a CSV: radiographs, slices or volumes."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from data_modules.frames import resample
 from data_modules.readers import Picture, Window, read_labels, read_picture
 from data_modules.sources import Sample, Source
 from data_modules.splits import hashed_splits, refuse_shared
-from data_modules.tables import categories, header, numbers, origins, read_table, refuse, refuse_twice
+from data_modules.tables import categories, header, numbers, origins, read_table, refuse, refuse_outside, refuse_twice
 
 log = logging.getLogger(__name__)
 
@@ -128,10 +127,7 @@ class Folder(Source):
     def _paths(self, frame: pd.DataFrame, field: str) -> "pd.Series[str]":
         folder = self.manifest.parent
         if not self.allow_outside:
-            home = os.path.realpath(folder)
-            inside = [cell != cell or _inside(home, cell) for cell in frame[field].tolist()]
-            hint = f"this file lies outside {folder}, perhaps by a link: say allow_outside: true if that is meant"
-            refuse(frame, field, self.manifest, ~np.array(inside, bool), hint)
+            refuse_outside(frame, field, self.manifest, folder)
         paths = [str(folder / cell) if cell == cell else "" for cell in frame[field].tolist()]
         return pd.Series(paths, frame.index, dtype="str")
 
@@ -198,13 +194,6 @@ class Folder(Source):
     def _stored(self, image: NDArray[np.float32]) -> NDArray[Any]:
         limits = LEVELS if self.dtype == "int16" else (0, 255)
         return np.asarray(np.rint(image - self.offset).clip(*limits), self.dtype)
-
-
-def _inside(folder: str, path: str) -> bool:
-    try:
-        return os.path.commonpath([folder, os.path.realpath(os.path.join(folder, path))]) == folder
-    except (OSError, ValueError):  # no path at all, such as one with a null in it
-        return False
 
 
 def _check_geometry(frame: tuple[int, ...], spacing: list[float] | None) -> None:

@@ -14,7 +14,7 @@ from data_modules.chest_films import ChestFilms
 from data_modules.chexmask import Variant
 from data_modules.readers import Pixels
 from data_modules.splits import hashed_splits
-from data_modules.tables import bad_cell, categories, numbers, origins, read_table, refuse, years
+from data_modules.tables import bad_cell, categories, numbers, origins, read_table, refuse, refuse_outside, years
 
 COLUMNS = ["ImageID", "PatientID", "StudyDate_DICOM", "PatientBirth", "PatientSex_DICOM", "Projection", "Labels"]
 OPTIONAL = ["ImageDir", "PhotometricInterpretation_DICOM"]
@@ -84,6 +84,8 @@ class PadChest(ChestFilms):
         frame = frame[frame["Projection"].isin(self.projections)]
         for field in ("ImageID", "PatientID"):
             refuse(frame, field, path, frame[field].isna().to_numpy(), "every film needs one")
+        for field in {"ImageID", "ImageDir"} & set(frame):
+            refuse_outside(frame, field, path)
         age = years(frame, "StudyDate_DICOM", path) - numbers(frame, "PatientBirth", path, blank=True)
         table = pd.DataFrame({"id": frame["ImageID"], "patient": frame["PatientID"], "image": self._images(frame)})
         values: dict[str, Any] = {

@@ -160,7 +160,8 @@ class CachedImages(ImageDataset):
 
     def _read(self, indices: Tensor, visits: Tensor | None) -> Batch:
         places = indices.numpy()
-        images, masks = self.cache.images[self.rows[places]], self.cache.read_masks(self.rows[places], self.structures)
+        rows = self.rows[places]
+        images, masks = self.cache.read_images(rows), self.cache.read_masks(rows, self.structures)
         values = {name: column[indices] for name, column in self.attributes.items()}
         if visits is not None:
             images, masks = self._augment(places, visits, images, masks)

@@ -1,5 +1,6 @@
 """CSV tables read by column name, whose errors name the file, the row, the field and the value."""
 
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -160,6 +161,39 @@ def refuse(frame: pd.DataFrame, field: str, path: Path, wrong: NDArray[np.bool_]
     if wrong.any():
         first = int(wrong.argmax())
         raise bad_cell(path, int(frame.index[first]), field, frame[field].iloc[first], reason)
+
+
+def refuse_outside(frame: pd.DataFrame, field: str, path: Path, folder: Path | None = None) -> None:
+    """Raise for the first file name that leaves a folder; blank cells pass.
+
+    Args:
+        frame: Part of the table.
+        field: Column of paths, relative to the folder.
+        path: Of the table.
+        folder: What must not be left, by links neither; None to look at the name alone: no ``..``, and not absolute.
+
+    Raises:
+        ValueError: If any does.
+    """
+    if folder is None:
+        inside = [cell != cell or _descends(cell) for cell in frame[field].tolist()]
+        refuse(frame, field, path, ~np.array(inside, bool), "this path leaves the data set's folder")
+        return
+    home = os.path.realpath(folder)
+    inside = [cell != cell or _inside(home, cell) for cell in frame[field].tolist()]
+    hint = f"this file lies outside {folder}, perhaps by a link: say allow_outside: true if that is meant"
+    refuse(frame, field, path, ~np.array(inside, bool), hint)
+
+
+def _descends(path: str) -> bool:
+    return not path.startswith("/") and ".." not in path.replace("\\", "/").split("/") and "\0" not in path
+
+
+def _inside(folder: str, path: str) -> bool:
+    try:
+        return os.path.commonpath([folder, os.path.realpath(os.path.join(folder, path))]) == folder
+    except (OSError, ValueError):  # no path at all, such as one with a null in it
+        return False
 
 
 def refuse_twice(frame: pd.DataFrame, field: str, path: Path, what: str) -> None:

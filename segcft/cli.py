@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,8 +22,10 @@ from data_modules.prepare import prepare
 from segcft.ask import counterfactual
 from segcft.bundles import export
 from segcft.evaluation import evaluate
+from segcft.files import try_out
 from segcft.launch import processes, settle, told
 from segcft.reporting import figure, report
+from segcft.sweep import sweep
 from segcft.tasks import Task
 from segcft.tasks.board import FrontPage, Pace
 from segcft.tasks.callbacks import PredictionFiles, StepProgress
@@ -42,11 +44,13 @@ SOURCES = {
     "coronary_cta": "data_modules.coronary_cta.CoronaryCTA",
 }
 
-UNTOLD = ("config", "ckpt_path", "weights_only", "save_every", "resume")  # what does not decide what a run learns
+# what does not decide what a run learns, or is told to the Trainer
+UNTOLD = ("config", "ckpt_path", "weights_only", "save_every", "resume", "deterministic")
 
 USAGE = """usage: segcft {prepare,inspect,fit,validate,test,predict,evaluate} [--config FILE.yaml ...] [--help]
        segcft counterfactual --checkpoint FILE --image FILE --do NAME=VALUE --out FOLDER
        segcft export --checkpoint FILE --out FOLDER
+       segcft sweep PLAN.yaml --out FOLDER [--workers N]
        segcft report RESULTS [RESULTS ...] --out FILE.html
        segcft figure RESULTS --out FILE.pdf
 
@@ -59,6 +63,7 @@ Structure-specific counterfactual medical images.
   test       the same on the test split
   predict    measurements or counterfactuals of the test split, under predictions/
   evaluate   compare trained models on a fixed table of interventions: metrics, tables and a figure
+  sweep      fit with many settings or seeds: a table and a picture of what the validation split says
   report     one page from results folders: which method is best, by how much, at what cost, and whether to trust it
   figure     a panel for a paper from a results folder: factual, counterfactuals, changes, measured values
 
@@ -80,6 +85,7 @@ class SegCFTCLI(LightningCLI):
         parser.add_argument("--experiment", type=str, default="default", help="folder under checkpoints/ and logs/")
         parser.add_argument("--resume", type=str, default="auto", help="fit: auto, never or a checkpoint")
         parser.add_argument("--save_every", type=float, default=10.0, help="fit: minutes between two checkpoints")
+        parser.add_argument("--deterministic", action=ActionYesNo, default=False, help="the same bits on a GPU, too")
         parser.link_arguments("data.description", "model.init_args.description", apply_on="instantiate")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -89,6 +95,8 @@ class SegCFTCLI(LightningCLI):
         for name, value in told(os.environ).items():
             if config.trainer[name] in (None, "auto", 1 if name == "num_nodes" else "auto"):  # the user left it open
                 kwargs[name] = value
+        if config.deterministic:
+            kwargs["deterministic"] = True
         callbacks: list[Callback] = [StepProgress()]
         if not config.trainer.fast_dev_run:
             folder = os.path.join(config.experiment, self.model.stage)
@@ -123,8 +131,17 @@ class SegCFTCLI(LightningCLI):
         return begin(Path(folder), configuration, "never" if fresh else config.resume)
 
     def before_fit(self) -> None:
-        """Go on from a checkpoint by hand: given to the parser, it would override the command line."""
+        """See that the run can be kept, and go on by hand: given to the parser, a checkpoint would override the rest.
+
+        Raises:
+            ValueError: If checkpoints or logs cannot be written.
+        """
         start = getattr(self, "start", None)
+        if start is not None and self.trainer.is_global_zero:
+            assert isinstance(self.model, Task)
+            try_out(Path("checkpoints", self.config[self.subcommand].experiment, self.model.stage))
+            if isinstance(self.trainer.logger, TensorBoardLogger):
+                try_out(Path(self.trainer.logger.root_dir))
         if start is not None and start.checkpoint is not None:
             self.config_init[self.subcommand].ckpt_path = str(start.checkpoint)
 
@@ -247,6 +264,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "inspect": _inspect,
     "counterfactual": counterfactual,
     "export": export,
+    "sweep": sweep,
 }
 
 

@@ -44,6 +44,21 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def try_out(folder: Path) -> None:
+    """See that a folder can be made and written.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    trial = folder / f".{os.getpid()}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"x")
+        trial.unlink()
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error}") from error
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:

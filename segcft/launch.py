@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SDK = "lightning-sdk"  # the package that owns the command's other verbs
+SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs in which a user starts processes by hand
 
 USAGE = """usage: lightning run [model] [--devices=N] [--accelerator=A] [--strategy=S] [--precision=P]
@@ -151,9 +152,14 @@ def settle(trainer: Any, environment: Mapping[str, str]) -> None:
         environment: Variables of the process, as ``os.environ``.
 
     Raises:
-        ValueError: If it is alone though several processes were started.
+        ValueError: If it is alone though several processes were started, or would share out parameters.
     """
     refuse_lonely(trainer.world_size, environment)
+    if type(trainer.strategy).__name__ in SHARDED:
+        raise ValueError(
+            f"{type(trainer.strategy).__name__} would give each process a part of every parameter, but averaged "
+            "weights and the guard over gradients look at whole ones: use --trainer.strategy=ddp"
+        )
     options = getattr(trainer.strategy, "_ddp_kwargs", None)
     if options is not None:
         options.setdefault("find_unused_parameters", True)

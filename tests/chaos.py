@@ -2,8 +2,9 @@
 
     python tests/chaos.py FOLDER --kills 20
 
-Every run is a forked process that kills itself a random while after training began: in a step, in validation, or
-while it writes. Prints how often it was killed, where it went on, and whether the final checkpoint has the same bits.
+Every run is a forked process that kills itself a random while after it began or after its first step: in a step, in
+validation, or while it writes. Prints how often it was killed, where it went on, and whether the final checkpoint has
+the same bits. A run that begins before the last step that was saved is an error.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 
 from segcft.cli import main
+from segcft.recipes import TRUST
 from segcft.tasks.keeping import Keep
 
 CONFIG = """
@@ -37,30 +39,43 @@ model:
 KEYS = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "callbacks")
 
 
-def run(experiment, delay=None):
-    """One process; its exit code, or minus the signal that ended it."""
+def run(experiment, *stroke):
+    """One process; its exit code, or minus the signal that ended it; see ``strike_after``."""
     process = os.fork()
     if not process:
         code = 1
         try:
-            if delay is not None:
-                strike_after(delay)
+            if stroke:
+                strike_after(*stroke)
             code = main(["fit", "--config=chaos.yaml", f"--experiment={experiment}", "--save_every=0"])
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def strike_after(delay):
-    """Die ``delay`` seconds after training has begun."""
-    before = Keep.on_train_start
+def strike_after(delay, stepped):
+    """Die ``delay`` seconds after training has begun, or after the first step if ``stepped``; note what was saved."""
+    start, end, saved = Keep.on_train_start, Keep.on_train_batch_end, Path("saved")
+    die = threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGKILL)), daemon=True)
 
-    def begin(self, trainer, module):
-        before(self, trainer, module)
+    def on_train_start(self, trainer, module):
+        start(self, trainer, module)
         print(f"  from step {trainer.global_step}, {delay:.2f} s", flush=True)
-        threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGKILL)), daemon=True).start()
+        if saved.is_file() and trainer.global_step < int(saved.read_text()):
+            os._exit(1)  # steps were lost
+        if not stepped:
+            die.start()
 
-    Keep.on_train_start = begin
+    def on_train_batch_end(self, trainer, *more):
+        if stepped and not die.is_alive():
+            die.start()
+        before = self._saved
+        end(self, trainer, *more)
+        if self._saved != before:
+            saved.with_suffix(".part").write_text(str(trainer.global_step))
+            saved.with_suffix(".part").rename(saved)
+
+    Keep.on_train_start, Keep.on_train_batch_end = on_train_start, on_train_batch_end
 
 
 def same(one, other):
@@ -80,14 +95,17 @@ def chaos(kills, seed):
     began = time.perf_counter()
     assert run("peace") == 0
     spent, chance, killed = time.perf_counter() - began, random.Random(seed), 0
-    while killed < kills and run("fire", chance.uniform(0, 0.15 * spent)) == -signal.SIGKILL:
+    while killed < kills:
+        stepped = chance.random() < 0.8
+        if run("fire", chance.uniform(0, (0.02 if stepped else 0.1) * spent), stepped) != -signal.SIGKILL:
+            break
         killed += 1
     assert run("fire") == 0
     one, other = (torch.load(f"checkpoints/{name}/pretrain/last.ckpt") for name in ("peace", "fire"))
     left = os.listdir("checkpoints/fire/pretrain")
     equal = all(same(one[key], other[key]) for key in KEYS) and one["global_step"] == other["global_step"] == 40
     print(f"killed {killed} times; same bits: {equal}; left: {left}", flush=True)
-    return equal and set(left) == {"last.ckpt", "run.json"} and killed > 0
+    return equal and set(left) == {"last.ckpt", "run.json"} and killed == kills
 
 
 if __name__ == "__main__":
@@ -98,4 +116,5 @@ if __name__ == "__main__":
     options = parser.parse_args()
     Path(options.folder).mkdir(parents=True, exist_ok=True)
     os.chdir(options.folder)
+    os.environ[TRUST] = "tests.balls"
     sys.exit(0 if chaos(options.kills, options.seed) else 1)

@@ -2,14 +2,17 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 
-from segcft.launch import located, main, refuse_lonely, split, told
+from segcft.launch import located, main, refuse_lonely, settle, split, told
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -65,6 +68,12 @@ def test_a_trainer_that_stayed_alone_is_refused():
     for world_size in (1, 4):
         with pytest.raises(ValueError, match=rf"started 2 processes .* knows of {world_size}"):
             refuse_lonely(world_size, {"WORLD_SIZE": "2"})
+
+
+def test_strategies_that_share_out_parameters_are_refused():
+    trainer = SimpleNamespace(world_size=1, strategy=FSDPStrategy())
+    with pytest.raises(ValueError, match=r"FSDPStrategy would give each process a part .* --trainer\.strategy=ddp"):
+        settle(trainer, {})
 
 
 def test_options_of_the_launcher_end_at_the_script():
@@ -142,6 +151,29 @@ def test_srun_trains_in_two_processes(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_nodes_train_together(tmp_path):
+    """An agent of torchrun on each, one process an agent, meeting on the loopback."""
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
+             "--master_addr=127.0.0.1", f"--master_port={port}"]  # fmt: skip
+    nodes = [
+        subprocess.Popen(
+            [*agent, f"--node_rank={rank}", "-m", "segcft", *FIT, "--trainer.accelerator=cpu"],
+            cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [node.communicate(timeout=300)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert "Starting with 2 processes" in said[0]
+    assert len(re.findall(r"segmentor\s+3/3", "".join(said))) == 1, "one training, not two"
+    assert torch.load(tmp_path / "checkpoints/balls/segmentor/last.ckpt", weights_only=True)["global_step"] == 3
+
+
+@pytest.mark.slow
 def test_a_world_of_another_size_is_refused_before_training(tmp_path):
     (tmp_path / "run.yaml").write_text(CONFIG)
     done = subprocess.run([*TORCHRUN, "-m", "segcft", *FIT, "--trainer.devices=1"], cwd=tmp_path, env=environment(),
@@ -152,13 +184,19 @@ def test_a_world_of_another_size_is_refused_before_training(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (2, False)])
-def test_the_batch_script_puts_a_run_that_can_go_on_back_into_the_queue(code, requeued, tmp_path):
+@pytest.mark.parametrize("kind", ["stage", "sweep"])
+def test_the_batch_script_puts_a_run_that_can_go_on_back_into_the_queue(kind, code, requeued, tmp_path):
     """With srun and scontrol that only say what they were asked."""
-    for name, says in (("srun", '"$@"'), ("scontrol", f'echo "$@" >> {tmp_path}/asked'), ("python", f"exit {code}")):
+    for name, says in (
+        ("srun", 'while [[ $1 == --* ]]; do shift; done; "$@"'),
+        ("scontrol", f'echo "$@" >> {tmp_path}/asked'),
+        ("python", f"exit {code}"),
+    ):
         (tmp_path / name).write_text(f'#!/bin/bash\necho {name} "$@" >> {tmp_path}/calls\n{says}\n')
         (tmp_path / name).chmod(0o755)
     more = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SEGCFT_PYTHON": "python"}
-    script = [ROOT / "experiments/slurm/stage.sbatch", "chest_phantom", "segcft_confounded", "--trainer.max_steps=5"]
+    given = {"stage": ["chest_phantom", "segcft_confounded"], "sweep": ["plan.yaml", "--out=out"]}[kind]
+    script = [ROOT / f"experiments/slurm/{kind}.sbatch", *given, "--trainer.max_steps=5"]
     done = subprocess.run(["bash", *script], env=environment(**more), check=False, timeout=60)
     assert done.returncode == code
     assert (tmp_path / "asked").is_file() == requeued
@@ -167,11 +205,15 @@ def test_the_batch_script_puts_a_run_that_can_go_on_back_into_the_queue(code, re
     configs = " ".join(
         f"--config experiments/chest_phantom/{name}.yaml" for name in ("data", "segcft", "segcft_confounded")
     )
-    assert f"python -m segcft fit {configs} --trainer.max_steps=5\n" in (tmp_path / "calls").read_text()
+    asked = {"stage": f"fit {configs}", "sweep": "sweep plan.yaml --out=out"}[kind]
+    calls = (tmp_path / "calls").read_text()
+    assert f"python -m segcft {asked} --trainer.max_steps=5\n" in calls
+    assert ("srun --wait=45 python" in calls) == (kind == "stage"), "a process that died is not waited for"
 
 
-def test_the_batch_script_asks_for_what_it_needs():
-    script = ["bash", ROOT / "experiments/slurm/stage.sbatch", "chest_phantom"]
+@pytest.mark.parametrize("given", [["stage.sbatch", "chest_phantom"], ["sweep.sbatch"]])
+def test_the_batch_script_asks_for_what_it_needs(given):
+    script = ["bash", ROOT / "experiments/slurm" / given[0], *given[1:]]
     done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert "usage: sbatch" in done.stderr

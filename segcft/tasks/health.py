@@ -119,9 +119,12 @@ class StepGuard(Callback):
         if self.folder is None or self.skipped > self.keep:
             return ""
         path = Path(self.folder) / f"bad-{trainer.global_step}-{trainer.global_rank}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with staged(path) as temporary:
-            torch.save({name: value.cpu() for name, value in self._batch.items()}, temporary)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with staged(path) as temporary:
+                torch.save({name: value.cpu() for name, value in self._batch.items()}, temporary)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the second
+            return f"; its batch could not be saved: {error}".splitlines()[0]
         return f"; its batch is {path}"
 
 

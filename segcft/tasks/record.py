@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -25,7 +26,8 @@ RECORD = "run.json"
 class Record(Callback):
     """Writes ``run.json``: command, configuration, commit, versions, machine, fingerprint of the data, and when.
 
-    A run that was interrupted and goes on adds a line to ``starts``; ``finished`` stays empty until it has ended.
+    A run that was interrupted and goes on adds a line to ``starts``; ``finished`` stays empty until it has ended. Then
+    ``seconds`` of training are added, and ``metrics``: what the last validation found.
 
     Args:
         folder: Of the stage's checkpoints.
@@ -57,7 +59,10 @@ class Record(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """It has ended well."""
         if trainer.is_global_zero:
-            self.content |= {"finished": _now(), "steps": trainer.global_step}
+            found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            metrics = {name: value if math.isfinite(value) else None for name, value in found.items()}
+            seconds = pl_module.seconds[pl_module.stage]  # type: ignore[index,operator]
+            self.content |= {"finished": _now(), "steps": trainer.global_step, "seconds": seconds, "metrics": metrics}
             self._write()
 
     def _write(self) -> None:

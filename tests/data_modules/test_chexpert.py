@@ -198,6 +198,8 @@ BAD_CELLS = [
     ("Frontal/Lateral", "", "Frontal or Lateral"),
     ("Path", "", "no .../patient.../ in it"),
     ("Path", "CheXpert-v1.0-small/train/p3/view1.jpg", "no .../patient.../ in it"),
+    ("Path", "CheXpert/train/patient1/../../../../etc/x.jpg", "leaves the data set's folder"),
+    ("Path", "/train/patient1/x.jpg", "leaves the data set's folder"),
     ("Path", "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg", "this image occurs twice"),
 ]
 

@@ -1,6 +1,7 @@
 """Vessels in CT volumes: phantoms written to disk and straightened again, and all that can be wrong with a manifest."""
 
 import logging
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -41,10 +42,11 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def manifest(written, tmp_path):
-    """A copy of the manifest, to spoil; its files stay where they are."""
+    """A copy of the manifest, to spoil; its files have another name beside it."""
+    shutil.copytree(written.parent, tmp_path / "files", copy_function=os.link)
     table = pd.read_csv(written, dtype=str, keep_default_na=False)
     for name in ("image", "label", "centerline"):
-        table[name] = [str(written.parent / cell) for cell in table[name]]
+        table[name] = [str(tmp_path / "files" / cell) for cell in table[name]]
     table.to_csv(tmp_path / "manifest.csv", index=False)
     return tmp_path / "manifest.csv"
 
@@ -191,6 +193,9 @@ def test_short_vessels_are_left_out(manifest, tmp_path, caplog, spoil):
     ("field", "value", "said"),
     [
         ("image", "absent.nii.gz", "no such file"),
+        ("image", "/etc/hostname", "lies outside"),
+        ("label", "../secret.nii.gz", "lies outside"),
+        ("centerline", "files/../../a.csv", "lies outside"),
         ("label", "", "blank"),
         ("split", "valid", "train, val, test or blank"),
         ("sex", "x", "F, M or blank"),
@@ -302,10 +307,12 @@ def test_wrong_arguments_are_named(written):
 def test_imagecas_and_asoca_folders_become_manifests(written, tmp_path):
     source = written.parent
     manifest = imagecas_manifest(source, source, tmp_path / "imagecas.csv")
-    table = read_manifest(manifest)
+    with pytest.raises(ValueError, match="say allow_outside: true if that is meant"):
+        read_manifest(manifest)
+    table = read_manifest(manifest, allow_outside=True)
     assert table["patient"].tolist() == [f"phantom{n:04d}" for n in range(COUNT)]
     assert set(table["vessel"]) == {"lad"}
-    cta = CoronaryCTA(str(manifest), {"lumen": [1, 2, 3]}, (24, 12), angles=[0])
+    cta = CoronaryCTA(str(manifest), {"lumen": [1, 2, 3]}, (24, 12), angles=[0], allow_outside=True)
     assert cta.read(rows_of(cta)[0]).mask.any()
     with pytest.raises(ValueError, match="no vessel was found, and none can be straightened without a centreline"):
         imagecas_manifest(source, tmp_path, tmp_path / "none.csv")

@@ -77,6 +77,9 @@ def test_films_of_any_range_and_polarity_look_alike(tree: Path) -> None:
         ("StudyDate_DICOM", "2015", "a date as YYYYMMDD"),
         ("PatientSex_DICOM", "x", "one of F, M, O or blank"),
         ("PatientID", "", "every film needs one"),
+        ("ImageID", "../secret.png", "leaves the data set's folder"),
+        ("ImageID", "/etc/hostname", "leaves the data set's folder"),
+        ("ImageDir", "..", "leaves the data set's folder"),
     ],
 )
 def test_a_bad_cell_is_named(tree: Path, field: str, value: str, message: str) -> None:

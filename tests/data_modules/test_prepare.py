@@ -1,6 +1,7 @@
 """Caches: the same bytes whatever happened on the way, and never one that is not what was asked for."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from torch.utils.data import DistributedSampler
 
 from data_modules.cache import open_cache, stale
@@ -20,6 +22,7 @@ from data_modules.inspection import inspect
 from data_modules.prepare import prepare
 from data_modules.prepared import Prepared
 from data_modules.transforms import Augmentation
+from segcft.cli import main
 from segcft.parents import Variable
 from tests.discs import Discs, write
 
@@ -291,3 +294,72 @@ def test_the_fingerprint_names_versions_and_files(root, tmp_path):
     assert facts["plan"]["files"][0]["name"] == "table.csv"
     assert set(facts["sha256"]) == {"images.npy", "masks.npy", "table.parquet"}
     assert facts["versions"]["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize("name", ["images.npy", "masks.npy", "table.parquet", "dataset.json"])
+def test_a_file_that_is_a_link_out_of_the_cache_is_refused(root, tmp_path, name):
+    prepare(Discs(str(root)), tmp_path / "cache")
+    (tmp_path / "cache" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "cache" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=rf"{name} is a link to .*elsewhere, outside the cache"):
+        open_cache(tmp_path / "cache")
+    (tmp_path / "other name").symlink_to(tmp_path / "cache")
+    (tmp_path / "cache" / name).unlink()
+    (tmp_path / "elsewhere").rename(tmp_path / "cache" / name)
+    assert len(open_cache(tmp_path / "other name").table), "the folder itself may have another name"
+
+
+@pytest.mark.parametrize("name", ["images.npy", "masks.npy"])
+def test_a_cache_that_loses_a_file_while_it_is_read_serves_on_or_says_why_not(root, tmp_path, name):
+    """Removed: what is mapped stays readable, the next start says what is missing. Cut short: an error, not a kill."""
+    data = Prepared(Discs(str(root)), VARIABLES, cache=str(tmp_path / "cache"), batch_size=4)
+    batches = iter(data.train_dataloader())
+    next(batches)
+    (tmp_path / "cache" / name).rename(tmp_path / "away")
+    next(batches)
+    with pytest.raises(ValueError, match=rf"is damaged, prepare it again: .*{name}"):
+        open_cache(tmp_path / "cache")
+    (tmp_path / "away").rename(tmp_path / "cache" / name)
+    os.truncate(tmp_path / "cache" / name, 200)
+    with pytest.raises(ValueError, match=rf"{name} has 200 bytes, .* cut short, prepare it again"):
+        next(iter(data.val_dataloader()))
+    with pytest.raises(ValueError, match="is damaged, prepare it again"):
+        open_cache(tmp_path / "cache")
+
+
+@pytest.mark.slow
+def test_nobody_is_named_in_the_log(tmp_path, monkeypatch, caplog, capfd):
+    """Reading, skipping, going on, training, predicting: identifiers stay in the tables."""
+    root = write(tmp_path / "in", 40)
+    table = pd.read_csv(root / "table.csv", dtype=str)
+    for column in ("id", "patient"):
+        table[column] = "SECRET" + table[column]
+    for k, name in enumerate(table["image"]):
+        (root / name).rename(root / f"SECRET{name}")
+        table.loc[k, "image"] = f"SECRET{name}"
+    table.to_csv(root / "table.csv", index=False)
+    (root / table["image"][3]).write_bytes(b"broken")
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("matplotlib").setLevel(logging.INFO)
+    source = Discs(str(root))
+    prepare(source, "cache", workers=2, on_error="skip")
+    inspect("cache")
+    variables = {"age": {"unit": "years"}, "left_area": {"structure": "left", "unit": "mm^2"}}
+    configuration = {
+        "data": {"class_path": "data_modules.prepared.Prepared", "init_args": {
+            "source": {"class_path": "tests.discs.Discs", "init_args": {"root": str(root)}}, "cache": "cache",
+            "batch_size": 8, "variables": variables}},
+        "model": {"class_path": "segcft.tasks.TrainRegressor", "init_args": {"widths": [4, 8]}},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "devices": 1},
+    }  # fmt: skip
+    Path("run.yaml").write_text(yaml.safe_dump(configuration))
+    for command in ("fit", "validate", "test", "predict"):
+        assert main([command, "--config=run.yaml", "--trust=tests.discs"]) == 0
+    said = [*(record.getMessage() for record in caplog.records), *capfd.readouterr()]
+    assert any("subjects are kept" in line for line in said), "the log was looked at"
+    assert any("1 subjects were left out" in line for line in said)
+    assert not [line for line in said if "SECRET" in line]
+    assert "SECRETs3" in Path("cache/quarantine.csv").read_text()
+    left = [path for folder in ("checkpoints", "logs", "predictions") for path in Path(folder).rglob("*")]
+    assert not [path for path in left if path.is_file() and b"SECRET" in path.read_bytes()], "nor in what a run leaves"

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import torch
 
@@ -14,7 +15,9 @@ from tests.tasks.test_tasks import run
 
 def test_a_run_can_be_repeated_from_its_record(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run(tmp_path, "fit", 2, "segmentor", "--seed_everything=7", "--experiment=one")
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked := Mock())  # of all that this process does
+    run(tmp_path, "fit", 2, "segmentor", "--seed_everything=7", "--experiment=one", "--deterministic")
+    assert asked.call_args.args == (True,)
     record = json.loads(Path("checkpoints/one/segmentor/run.json").read_text())
     assert record["config"]["seed_everything"] == 7
     assert record["config"]["experiment"] == "one"
@@ -24,7 +27,9 @@ def test_a_run_can_be_repeated_from_its_record(tmp_path, monkeypatch):
     assert record["finished"] >= record["starts"][0]["when"]
     assert record["steps"] > 0
     assert record["data"]["subjects"]["train"] > 0
-    run(tmp_path, "fit", 2, "segmentor", "--seed_everything=7", "--experiment=two")
+    assert record["metrics"]["val/loss"] > 0
+    assert record["config"]["deterministic"] is True
+    run(tmp_path, "fit", 2, "segmentor", "--seed_everything=7", "--experiment=two", "--deterministic")
     one, two = (torch.load(f"checkpoints/{name}/segmentor/last.ckpt", weights_only=True) for name in ("one", "two"))
     assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
 

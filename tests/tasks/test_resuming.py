@@ -1,5 +1,6 @@
 """A run that was killed goes on as if nothing had happened, or says why it does not."""
 
+import itertools
 import json
 import logging
 import os
@@ -7,16 +8,19 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segcft.cli import main
 from segcft.tasks import resuming
 from segcft.tasks.keeping import AGAIN, Keep, WholeCheckpoints
-from tests.tasks.test_tasks import STAGES, run
+from tests.tasks.test_tasks import CONFIG, STAGES, UNET, run
 from tests.test_launch import environment
 
 OFTEN = ("--trainer.max_steps=8", "--save_every=0")
@@ -269,18 +273,78 @@ def test_the_mark_says_what_is_at_work_and_where_it_logs(place):
 
 
 @pytest.mark.slow
-def test_logs_of_a_run_that_goes_on_lie_in_one_folder(place, tmp_path):
+def test_logs_of_a_run_that_goes_on_lie_in_one_folder_even_if_their_end_is_lost(place, tmp_path):
+    """A killed process leaves half a record: what was logged before it stays, no step is shown twice."""
     text = (place / "segmentor2.yaml").read_text().replace("  logger: false\n", "")
     (place / "logged.yaml").write_text(text)
-    command = ["fit", "--config=logged.yaml", "--experiment=logged", *OFTEN]
+    command = ["fit", "--config=logged.yaml", "--experiment=logged", "--trainer.log_every_n_steps=1", *OFTEN]
     with pytest.MonkeyPatch.context() as patch:
         killed(patch, 4)
         with pytest.raises(RuntimeError, match="killed"):
             main(command)
+    (events,) = Path("logs/logged/segmentor/version_0").glob("events*")
+    os.truncate(events, events.stat().st_size - 7)
     assert main(command) == 0
     assert os.listdir("logs/logged/segmentor") == ["version_0"]
+    shown = EventAccumulator("logs/logged/segmentor/version_0").Reload()
+    steps = [event.step for event in shown.Scalars("train/loss")]
+    assert steps == sorted(set(steps))
+    assert {0, 1, 2, 4, 5, 6, 7} <= set(steps)
     assert main(command) == 0
     assert sorted(os.listdir("logs/logged/segmentor")) == ["version_0", "version_1"]
+
+
+@pytest.mark.slow
+def test_a_clock_that_goes_back_changes_nothing(place, monkeypatch):
+    now, calls = time.time(), itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now - 3600.0 * next(calls))
+        again("segcft", [2, 5], place, monkeypatch)
+    assert next(calls) > 0, "the clock was looked at"
+
+
+@pytest.fixture
+def open_place():
+    """A folder where a user without rights may go."""
+    before, user = os.getcwd(), os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        os.chdir(folder)
+        if user == 0:
+            os.seteuid(65534)
+        yield Path(folder)
+        os.seteuid(user)
+        os.chdir(before)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_or_becomes_read_only(open_place, monkeypatch, capsys, caplog):
+    """Refused before the first step; later training goes on, says that it could not save, and can go on from before."""
+    more = [*OFTEN, "--experiment=sealed"]
+    folder = Path("checkpoints/sealed/segmentor")
+    folder.mkdir(parents=True)
+    folder.chmod(0o555)
+    seen = killed(monkeypatch, None)
+    Path("segmentor.yaml").write_text(CONFIG.format(dims=2, task="TrainSegmentor", arguments=UNET))
+    command = ["fit", "--config=segmentor.yaml", *more]
+    assert main(command) == 2
+    assert not seen
+    assert "error: checkpoints/sealed/segmentor cannot be written: [Errno 13]" in capsys.readouterr().err
+    folder.chmod(0o755)
+
+    def seal(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 5:
+            folder.chmod(0o555)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keep, "on_train_batch_start", seal)
+        with pytest.raises(OSError, match=r"could not be written|Permission denied"):
+            main(command)
+    assert "training goes on" in caplog.text
+    folder.chmod(0o755)
+    assert main(command) == 0
+    assert seen[0] == 5
+    assert json.loads((folder / "run.json").read_text())["steps"] == 8
 
 
 def test_differences_are_named():

@@ -129,6 +129,14 @@ def test_two_processes_learn_what_one_does(tmp_path):
         compare(first[name]["weights"], second[name]["weights"], name, 0)
 
 
+@pytest.mark.slow
+def test_two_processes_go_on_stop_and_skip_together(tmp_path):
+    """Killed: the same bits; one dies: the other stops within a minute; a spoilt batch: both leave the step out."""
+    done = subprocess.run([sys.executable, str(ROOT / "tests/ranks.py"), str(tmp_path)], env=environment(),
+                          capture_output=True, text=True, check=False, timeout=900)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def compare(one, other, name, tolerance):
     """Everything within ``tolerance`` of the largest entry, or of 1."""
     if isinstance(one, dict | list):
