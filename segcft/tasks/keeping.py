@@ -85,7 +85,7 @@ class Keep(ModelCheckpoint):
             folder = Path(str(self.dirpath))
             version = getattr(trainer.logger, "version", None)
             Run(self.run.number, self.run.configuration, version).mark(folder)
-            for left in folder.glob(f".{LAST}.*.part"):  # of a process that was killed while it wrote
+            for left in folder.glob(".*.part"):  # of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
