@@ -233,7 +233,8 @@ def build(preset: Preset, setting: Setting, path: str, device: torch.device) -> 
 
 
 def _default(preset: Preset) -> tuple[list[Stage], Likelihood]:
-    """Of the experiment at this size, as its YAML says."""
-    name = "chest_phantom/pretrain.yaml" if preset.size == 64 else "chexpert/pretrain_192.yaml"
+    """Of the experiment of this preset, as its YAML says, brought to its size."""
+    name = "chexpert/pretrain_192.yaml" if preset.name == "chest192" else "chest_phantom/pretrain.yaml"
     stages = yaml.safe_load((EXPERIMENTS / name).read_text())["model"]["init_args"]["hvae"]["init_args"]["stages"]
-    return [Stage(**stage) for stage in stages], Gaussian(scale=0.1)
+    scale = preset.size / stages[0]["resolution"]
+    return [Stage(**{**stage, "resolution": int(scale * stage["resolution"])}) for stage in stages], Gaussian(0.1)

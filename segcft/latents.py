@@ -17,17 +17,19 @@ class Normal(NamedTuple):
     log_std: Tensor
 
     def sample(self, temperature: float) -> Tensor:
-        """Mean plus noise; noise is drawn contiguous, the fast path under channels_last."""
+        """Mean plus noise; noise is drawn contiguous, the fast path, and then laid out as the mean is."""
         if temperature == 0:
             return self.mean
         noise = torch.randn(self.mean.shape, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + temperature * self.log_std.exp() * noise
+        noise = torch.empty_like(self.mean, requires_grad=False).copy_(noise)
+        return torch.addcmul(self.mean, self.log_std.exp(), noise, value=temperature)
 
     def kl(self, other: "Normal") -> Tensor:
         """KL(self || other) summed over all but the batch, (B,) in nats."""
-        ratio = 2 * (self.log_std - other.log_std)
-        distance = ((self.mean - other.mean) * torch.exp(-other.log_std)).square()
-        return 0.5 * (ratio.exp() + distance - 1 - ratio).flatten(1).sum(1)
+        apart = self.log_std - other.log_std
+        distance = (self.mean - other.mean) * torch.exp(-other.log_std)
+        squares = torch.addcmul((2 * apart).exp(), distance, distance).flatten(1).sum(1)
+        return 0.5 * (squares - apart[0].numel()) - apart.flatten(1).sum(1)
 
     def mixed(self, other: "Normal", share: float) -> "Normal":
         """Distribution of ``share * x + (1 - share) * y``, x drawn from self and y, independently, from other."""
