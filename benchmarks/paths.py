@@ -167,7 +167,7 @@ class Ours:
             for _ in range(questions):
                 self.model.answer(image, found, asked)
 
-        self.model.eval()
+        self.model.eval().requires_grad_(False)
         if self.setting.compile:
             answers = torch.compile(answers, mode=self.setting.compile)
 

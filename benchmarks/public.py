@@ -95,7 +95,7 @@ class Public:
                 cf_loc, cf_scale = self.hvae.forward_latents(latents, parents=self._tiled(self.cf_pa))
                 torch.clamp(cf_loc + cf_scale * noise, min=-1, max=1)
 
-        self.hvae.eval()
+        self.hvae.eval().requires_grad_(False)
         return step
 
     def finetune(self) -> Step:

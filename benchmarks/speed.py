@@ -47,20 +47,19 @@ def their_step(checkout: Path, preset: Preset, path: str, device: torch.device) 
 def measure(preset: Preset, path: str, options: argparse.Namespace, peaks: dict[str, float]) -> Iterator[Row]:
     """Rows of one preset and path: theirs first."""
     device = torch.device(options.device)
-    steps: dict[str, Step] = {}
     builders: dict[str, tuple[Callable[..., Step], Sequence[Any]]] = {}
+    steps: dict[str, Step] = {}
     if options.against is not None and (theirs := their_step(options.against, preset, path, device)):
-        steps[THEIRS] = theirs
-        builders[THEIRS] = (their_step, (options.against, preset, path, device))
+        builders[THEIRS], steps[THEIRS] = (their_step, (options.against, preset, path, device)), theirs
     for words in options.settings if path != "read" else ["plain"]:
-        steps[words] = build(preset, Setting.read(words), path, device)
-        builders[words] = (build, (preset, Setting.read(words), path, device))
+        given = (preset, Setting.read(words), path, device)
+        builders[words], steps[words] = (build, given), build(*given)
     plain = flops(Ours(preset, Setting(), device).step(path)) if path != "read" else 0.0
-    work = {words: flops(step) if words == THEIRS else plain for words, step in steps.items()}
     spent = alternate(steps, options.rounds, device, options.warmup)
     for words, each in spent.items():
-        row = summary(each, preset.batch * (SWEEP if path == "sweep" else 1), device)
-        row |= {"preset": preset.name, "path": path, "setting": words, "batch": preset.batch, "gflop": work[words] / 1e9}
+        row = {"preset": preset.name, "path": path, "setting": words, "batch": preset.batch}
+        row |= summary(each, preset.batch * (SWEEP if path == "sweep" else 1), device)
+        row["gflop"] = (flops(steps[words]) if words == THEIRS else plain) / 1e9
         row["gflop_per_second"] = row["gflop"] / row["seconds"]
         row["share_of_peak"] = row["gflop_per_second"] * 1e9 / peaks["bf16" if "bf16" in words else "fp32"]
         if options.memory and path != "read":

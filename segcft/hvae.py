@@ -275,7 +275,11 @@ class HVAE(nn.Module, Recorded):
 
     def _run(self, depth: int, part: Callable[..., Any], *given: Any) -> Any:
         """Call a part of the decoder, keeping its activations or not."""
-        if self.recompute and torch.is_grad_enabled() and max(self.stages[depth].size(self.spatial_dims)) >= self.recompute:
+        if (
+            self.recompute
+            and torch.is_grad_enabled()
+            and max(self.stages[depth].size(self.spatial_dims)) >= self.recompute
+        ):
             return checkpoint(part, *given, use_reentrant=False)
         return part(*given)
 

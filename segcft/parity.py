@@ -150,7 +150,7 @@ class ParityBlock(LatentBlock):
         return Normal(mean.float(), log_std.float()), features
 
     def posterior_of(self, state: Tensor, seen: Tensor, parents: Tensor) -> Normal:
-        """See ``LatentBlock.posterior_of``; ``seen`` is what the first convolution makes of the encoder's activation."""
+        """See ``LatentBlock.posterior_of``; ``seen`` is what the first convolution makes of the activation."""
         shift = spread(self.posterior_shift(F.gelu(parents)), state) + seen
         mean, log_std = self.posterior(state, shift).float().chunk(2, dim=1)
         return Normal(mean, log_std)
