@@ -25,7 +25,7 @@ PAIRS = @OMP_NUM_THREADS=1 TERM=dumb $(MAKE) --no-print-directory -j2
 needs = @test -f $(RUNS)/$(1)/last.ckpt || { echo "$(RUNS)/$(1)/last.ckpt is missing: run 'make $(1) EXPERIMENT=$(EXPERIMENT)' first" >&2; exit 2; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-slow docs all demo evaluate benchmark tensorboard clean $(STAGES)
+.PHONY: help setup lint test test-slow docs all demo evaluate bench benchmark tensorboard clean $(STAGES)
 
 help:  ## List the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -118,6 +118,9 @@ demo: $(READY)  ## All of the chest phantom: about 12 minutes on 2 cores
 
 benchmark: $(READY)  ## Every method with several SEEDS="0 1 2", two stages at a time; goes on where it stopped; docs/results.md
 	$(BIN)/python -m benchmarks.study $(EXPERIMENT) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+bench: $(READY)  ## Speed of training, fine-tuning and answering, on this machine; ARGS="--against PATH --device cuda"
+	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 tensorboard: $(READY)  ## Watch the experiment's runs
 	$(BIN)/tensorboard --logdir logs/$(EXPERIMENT) --host 127.0.0.1

@@ -1,6 +1,6 @@
 """Hold ``ParityHVAE`` against the public code it equals: the same weights, noise and images give the same numbers.
 
-    .venv/bin/python benchmarks/parity.py --against PATH
+    .venv/bin/python -m benchmarks.parity --against PATH
 
 PATH is a checkout of biomedia-mira/causal-gen, which is imported and not changed. Weights that start at zero are drawn,
 too. Compared are the negative ELBO and the gradient of all weights together, as relative errors; exit status 1 if one
@@ -9,18 +9,17 @@ exceeds 1e-5. Conditioning dropout, which it has in training on Morpho-MNIST wit
 """
 
 import argparse
-import importlib
 import math
 import statistics
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.public import PARENTS, imported, settings
 from segcft.parity import PRESETS, ParityHVAE, Preset
 from segcft.public_weights import load_public_weights
 
@@ -28,20 +27,18 @@ LIMIT = 1e-5
 
 
 class Case(NamedTuple):
-    """One comparison: preset here, its name there, options there, parents, images a batch."""
+    """One comparison: preset, options there, images a batch."""
 
     preset: Preset
-    name: str
     options: dict[str, Any]
-    parents: int
     batch: int
 
 
 CASES = (
-    Case("morphomnist32", "morphomnist", {}, 12, 8),
-    Case("morphomnist32", "morphomnist", {"cond_prior": True}, 12, 8),
-    Case("mimic192", "mimic192", {"z_max_res": 96}, 6, 1),
-    Case("mimic192", "mimic192", {"z_max_res": 96, "cond_prior": True}, 6, 1),
+    Case("morphomnist32", {}, 8),
+    Case("morphomnist32", {"cond_prior": True}, 8),
+    Case("mimic192", {}, 1),
+    Case("mimic192", {"cond_prior": True}, 1),
 )
 
 
@@ -67,34 +64,20 @@ class Pair(NamedTuple):
         return loss.detach()
 
 
-def imported(checkout: Path) -> tuple[ModuleType, ModuleType]:
-    """Modules ``hps`` and ``vae`` of the checkout."""
-    if not (checkout / "src/vae.py").is_file():
-        raise SystemExit(f"--against {checkout}: no src/vae.py there; a checkout of causal-gen is needed")
-    sys.path.insert(0, str(checkout / "src"))
-    return importlib.import_module("hps"), importlib.import_module("vae")
-
-
-def pair(case: Case, hps: ModuleType, vae: ModuleType, awake: float = 0.5) -> Pair:
+def pair(case: Case, checkout: Path, awake: float = 0.5) -> Pair:
     """Build both; ``awake`` is the deviation of weights that start at zero, over the root of their inputs."""
     torch.manual_seed(0)
-    parser = argparse.ArgumentParser()
-    hps.add_arguments(parser)
-    options = hps.Hparams()
-    options.update(vars(parser.parse_args([])))
-    options.update(hps.HPARAMS_REGISTRY[case.name].__dict__)
-    options.update({"hps": case.name, "context_dim": case.parents, **case.options})
-    theirs = vae.HVAE(options).eval()
+    theirs = imported(checkout, "vae").HVAE(settings(checkout, case.preset, **case.options)).eval()
     for name, weight in theirs.named_parameters():
         if not weight.any() or "bias" in name:
             nn.init.normal_(weight, std=0.05 if weight.dim() == 1 else awake / math.sqrt(weight[0].numel()))
     conditional = bool(case.options.get("cond_prior"))
-    ours = ParityHVAE(2, 1, case.parents, case.preset, conditional_prior=conditional)
+    ours = ParityHVAE(2, 1, PARENTS[case.preset], case.preset, conditional_prior=conditional)
     load_public_weights(ours, theirs.state_dict())
     size = PRESETS[case.preset][0].size(2)
     image = torch.randint(256, (case.batch, 1, *size)).float() / 127.5 - 1
     image[..., : size[0] // 3, :] = -1  # a margin: the first bin takes a tail
-    return Pair(ours, theirs, image, torch.randn(case.batch, case.parents))
+    return Pair(ours, theirs, image, torch.randn(case.batch, PARENTS[case.preset]))
 
 
 def gradients(both: Pair) -> tuple[Tensor, Tensor]:
@@ -136,13 +119,12 @@ def main() -> int:
     parser.add_argument("--against", type=Path, required=True, help="checkout of biomedia-mira/causal-gen")
     parser.add_argument("--time", type=int, default=0, metavar="ROUNDS", help="rounds of timing; 0 for none")
     options = parser.parse_args()
-    hps, vae = imported(options.against.expanduser())
     torch.set_num_threads(1)
     print("| preset | prior | weights | batch | NELBO | error of it | error of the gradient |")
     print("|---|---|---|---|---|---|---|")
     failed, timings = 0, []
     for case in CASES:
-        both = pair(case, hps, vae)
+        both = pair(case, options.against.expanduser())
         nelbo, *errors = compare(both)
         failed += not max(errors) <= LIMIT
         prior = "conditional" if both.ours.conditional_prior else "exogenous"

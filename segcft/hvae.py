@@ -8,11 +8,13 @@ deterministic: there, shape has to follow the parents instead of hiding in fine 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from segcft.blocks import Bottleneck, Residual, conv, grow, scaled, shrink
 from segcft.latents import Abduction, Belief, Elbo, LatentBlock, Normal, normal
@@ -46,6 +48,7 @@ class Stage:
 
 
 Mediation = Literal["total", "direct", "indirect"]
+Choice = Callable[[int, Normal, Normal | None], Tensor]  # (place among the latents, prior, posterior) -> latent
 
 
 class TopDownBlock(LatentBlock):
@@ -83,13 +86,15 @@ class TopDownBlock(LatentBlock):
         """See ``LatentBlock.posterior_of``."""
         return normal(self.posterior(torch.cat([state, encoded], dim=1), parents))
 
-    def absorb(
-        self, state: Tensor, memory: Tensor, latent: Tensor, features: Tensor, parents: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def absorb(self, state: Tensor, latent: Tensor, features: Tensor, parents: Tensor) -> Tensor:
         """See ``LatentBlock.absorb``."""
-        latent = latent.to(state.dtype)
-        state = self.residual(state + features + self.write(latent), parents)
-        return state, memory + features + self.remember(latent)
+        out: Tensor = self.residual(state + features + self.write(latent.to(state.dtype)), parents)
+        return out
+
+    def recall(self, memory: Tensor, latent: Tensor, features: Tensor) -> Tensor:
+        """See ``LatentBlock.recall``."""
+        out: Tensor = memory + features + self.remember(latent.to(features.dtype))
+        return out
 
 
 class HVAE(nn.Module, Recorded):
@@ -106,6 +111,8 @@ class HVAE(nn.Module, Recorded):
         embedding: Length of the embedded parents.
         mixing: Of mediators, a in [0, 1]: 1 holds them in a counterfactual, 0 lets them follow the prior; see
             ``Belief.moved``.
+        recompute: Blocks of the decoder at this many pixels or more along the longest axis keep what they read and
+            compute the rest anew in the backward pass: less memory, more time, the same gradient. 0 for none.
 
     Raises:
         ValueError: If a resolution does not divide the one before it, no stage has latents, or ``mixing`` is no share.
@@ -121,12 +128,13 @@ class HVAE(nn.Module, Recorded):
         conditional_prior: bool = False,
         embedding: int = 32,
         mixing: float = 0.5,
+        recompute: int = 0,
     ) -> None:
         super().__init__()
         _check(stages, spatial_dims)
         if not 0 <= mixing <= 1:
             raise ValueError(f"mixing must lie between 0 and 1, got {mixing}")
-        self.conditional_prior, self.mixing = conditional_prior, mixing
+        self.conditional_prior, self.mixing, self.recompute = conditional_prior, mixing, recompute
         self.spatial_dims, self.stages = spatial_dims, stages
         self.likelihood = likelihood or DiscretisedGaussian()
         self.finest = min(depth for depth, stage in enumerate(stages) if stage.latent_channels and stage.blocks)
@@ -169,13 +177,11 @@ class HVAE(nn.Module, Recorded):
             encoded = [features.repeat_interleave(samples, 0) for features in encoded]
             image, pa = image.repeat_interleave(samples, 0), pa.repeat_interleave(samples, 0)
 
-        beliefs: list[Belief] = []
+        def infer(place: int, prior: Normal, posterior: Normal | None) -> Tensor:
+            assert posterior is not None
+            return posterior.sample(temperature)
 
-        def infer(block: LatentBlock, depth: int, state: Tensor, prior: Normal, parents: Tensor) -> Tensor:
-            beliefs.append(Belief(prior, block.posterior_of(state, encoded[depth], parents)))
-            return beliefs[-1].posterior.sample(temperature)
-
-        latents, pixels = self._top_down(pa, infer)
+        latents, pixels, beliefs = self._top_down(pa, infer, encoded)
         nll = self.likelihood.nll(image, pixels).flatten(1).mean(1)
         kl = torch.stack([belief.posterior.kl(belief.prior) for belief in beliefs], dim=1) / image[0].numel()
         return Abduction(latents, pixels, Elbo(nll, kl), beliefs, pa)
@@ -208,21 +214,19 @@ class HVAE(nn.Module, Recorded):
         """
         if not self.conditional_prior:
             return abduction.latents, self._decode(abduction.latents, pa)
-        given = zip(abduction.latents, abduction.beliefs, strict=True)
+        latents, beliefs = abduction.latents, abduction.beliefs
 
-        def move(block: LatentBlock, depth: int, state: Tensor, prior: Normal, parents: Tensor) -> Tensor:
-            latent, belief = next(given)
-            return belief.moved(latent, prior, self.mixing)
+        def move(place: int, prior: Normal, posterior: Normal | None) -> Tensor:
+            return beliefs[place].moved(latents[place], prior, self.mixing)
 
-        return self._top_down(pa, move)
+        return self._top_down(pa, move)[:2]
 
     def sample(self, pa: Tensor, temperature: float = 1.0) -> Pixels:
         """Draw latents from the prior and decode them under ``pa`` (B, P)."""
-        return self._top_down(pa, lambda block, depth, state, prior, parents: prior.sample(temperature))[1]
+        return self._top_down(pa, lambda place, prior, posterior: prior.sample(temperature))[1]
 
     def _decode(self, latents: list[Tensor], pa: Tensor) -> Pixels:
-        given = iter(latents)
-        return self._top_down(pa, lambda *_: next(given))[1]
+        return self._top_down(pa, lambda place, prior, posterior: latents[place])[1]
 
     def _encode(self, image: Tensor) -> list[Tensor]:
         """Activations of every stage, finest first."""
@@ -235,31 +239,53 @@ class HVAE(nn.Module, Recorded):
             encoded.append(features)
         return encoded
 
-    def _top_down(self, pa: Tensor, choose: Callable[..., Tensor]) -> tuple[list[Tensor], Pixels]:
-        """Walk from the coarsest stage to the finest; ``choose`` says where each latent comes from."""
+    def _top_down(
+        self, pa: Tensor, choose: Choice, encoded: list[Tensor] | None = None
+    ) -> tuple[list[Tensor], Pixels, list[Belief]]:
+        """Walk from the coarsest stage to the finest.
+
+        Args:
+            pa: Encoded parents, (B, P).
+            choose: Says where each latent comes from.
+            encoded: The encoder's activations, finest first, for posteriors; there are no beliefs without.
+        """
         parents = self.embed(pa)
         state = memory = self.start.expand(len(pa), *self.start.shape[1:])
         latents: list[Tensor] = []
+        beliefs: list[Belief] = []
         states: list[Tensor] = []
         for depth in reversed(range(len(self.stages))):
             if depth + 1 < len(self.stages):
-                state, memory = (
-                    self._widen(state, depth),
-                    self._widen(memory, depth) if depth >= self.finest else memory,
-                )
-            for block in self._blocks(depth):
+                state = self._widen(state, depth)
+                memory = self._widen(memory, depth) if depth >= self.finest else memory
+            seen = self._look(encoded[depth], depth) if encoded is not None else None
+            for number, block in enumerate(self._blocks(depth)):
                 if isinstance(block, LatentBlock):
-                    prior, features = block.prior_of(state, memory, parents)
-                    latent = prior.mean
-                    if block.stochastic:
-                        latent = choose(block, depth, state, prior, parents)
-                        latents.append(latent)
-                    state, memory = block.absorb(state, memory, latent, features, parents)
+                    choice = partial(choose, len(latents))
+                    last = depth == self.finest and number + 1 == len(self._blocks(depth))
+                    given = (choice, state, memory, parents, seen[number] if seen else None, last)
+                    state, memory, latent, prior, posterior = self._run(depth, block.step, *given)
+                    latents += [latent] * block.stochastic
+                    beliefs += [Belief(prior, posterior)] if posterior is not None else []
                 else:
-                    state = block(state, parents)
+                    state = self._run(depth, block, state, parents)
             states.append(state)
         loc, raw_scale = self.head(state).chunk(2, dim=1)
-        return latents, self.likelihood.pixels(loc, raw_scale)._replace(states=tuple(states))
+        return latents, self.likelihood.pixels(loc, raw_scale)._replace(states=tuple(states)), beliefs
+
+    def _run(self, depth: int, part: Callable[..., Any], *given: Any) -> Any:
+        """Call a part of the decoder, keeping its activations or not."""
+        if (
+            self.recompute
+            and torch.is_grad_enabled()
+            and max(self.stages[depth].size(self.spatial_dims)) >= self.recompute
+        ):
+            return checkpoint(part, *given, use_reentrant=False)
+        return part(*given)
+
+    def _look(self, features: Tensor, depth: int) -> list[Tensor]:
+        """What the posterior of every block of a stage reads of the encoder."""
+        return [features] * len(self._blocks(depth))
 
     def _blocks(self, depth: int) -> nn.ModuleList:
         blocks = self.decoder[depth]

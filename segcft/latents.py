@@ -1,6 +1,7 @@
 """Latents of the image mechanism: their distributions, their blocks, and what abduction finds out about them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,17 +17,19 @@ class Normal(NamedTuple):
     log_std: Tensor
 
     def sample(self, temperature: float) -> Tensor:
-        """Mean plus noise; noise is drawn contiguous, the fast path under channels_last."""
+        """Mean plus noise; noise is drawn contiguous, the fast path, and then laid out as the mean is."""
         if temperature == 0:
             return self.mean
         noise = torch.randn(self.mean.shape, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + temperature * self.log_std.exp() * noise
+        noise = torch.empty_like(self.mean, requires_grad=False).copy_(noise)
+        return torch.addcmul(self.mean, self.log_std.exp(), noise, value=temperature)
 
     def kl(self, other: "Normal") -> Tensor:
         """KL(self || other) summed over all but the batch, (B,) in nats."""
-        ratio = 2 * (self.log_std - other.log_std)
-        distance = ((self.mean - other.mean) * torch.exp(-other.log_std)).square()
-        return 0.5 * (ratio.exp() + distance - 1 - ratio).flatten(1).sum(1)
+        apart = self.log_std - other.log_std
+        distance = (self.mean - other.mean) * torch.exp(-other.log_std)
+        squares = torch.addcmul((2 * apart).exp(), distance, distance).flatten(1).sum(1)
+        return 0.5 * (squares - apart[0].numel()) - apart.flatten(1).sum(1)
 
     def mixed(self, other: "Normal", share: float) -> "Normal":
         """Distribution of ``share * x + (1 - share) * y``, x drawn from self and y, independently, from other."""
@@ -65,14 +68,43 @@ class LatentBlock(nn.Module, ABC):
         """
 
     @abstractmethod
-    def posterior_of(self, state: Tensor, encoded: Tensor, parents: Tensor) -> Normal:
-        """Posterior of this latent given the encoder's activation, (B, width, *S)."""
+    def posterior_of(self, state: Tensor, seen: Tensor, parents: Tensor) -> Normal:
+        """Posterior of this latent given what it reads of the encoder's activation, (B, width, *S) unless told."""
 
     @abstractmethod
-    def absorb(
-        self, state: Tensor, memory: Tensor, latent: Tensor, features: Tensor, parents: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Next decoder state and next prior memory; the memory never sees the parents of an exogenous latent."""
+    def absorb(self, state: Tensor, latent: Tensor, features: Tensor, parents: Tensor) -> Tensor:
+        """Next decoder state, (B, width, *S) or as wide as the next block's."""
+
+    @abstractmethod
+    def recall(self, memory: Tensor, latent: Tensor, features: Tensor) -> Tensor:
+        """Next prior memory, which never sees the parents of an exogenous latent."""
+
+    def step(
+        self,
+        choose: Callable[[Normal, Normal | None], Tensor],
+        state: Tensor,
+        memory: Tensor,
+        parents: Tensor,
+        seen: Tensor | None,
+        last: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Normal, Normal | None]:
+        """Next state and memory, the latent, its prior and its posterior.
+
+        Args:
+            choose: The latent, of its prior and its posterior; called again where activations are recomputed.
+            state: Of the decoder, (B, width, *S).
+            memory: Of the prior, (B, width, *S).
+            parents: Embedded, (B, embedding).
+            seen: What the posterior reads of the encoder; there is no posterior without.
+            last: Whether no prior comes after it: the memory is left as it is.
+        """
+        prior, features = self.prior_of(state, memory, parents)
+        posterior, latent = None, prior.mean
+        if self.stochastic:
+            posterior = None if seen is None else self.posterior_of(state, seen, parents)
+            latent = choose(prior, posterior)
+        memory = memory if last else self.recall(memory, latent, features)
+        return self.absorb(state, latent, features, parents), memory, latent, prior, posterior
 
 
 class Belief(NamedTuple):

@@ -92,6 +92,7 @@ class ElboConstraint(nn.Module, Recorded):
         self.step, self.damping, self.slack, self.fixed = step, damping, slack, fixed
         self.register_buffer("multiplier", torch.tensor(float(multiplier)))
         self.register_buffer("bound", torch.tensor(float("nan")))
+        self._checked = False
 
     @property
     def measured(self) -> bool:
@@ -111,7 +112,9 @@ class ElboConstraint(nn.Module, Recorded):
         """
         if self.fixed:
             return self.multiplier * nelbo
-        assert self.measured, "measure the bound before training"
+        if not self._checked:  # once: to look at it is to wait for the device
+            assert self.measured, "measure the bound before training"
+            self._checked = True
         level = nelbo.detach() if level is None else level
         coefficient = (self.multiplier + self.damping * (level - self.bound)).clamp(min=0)
         return coefficient * (nelbo - self.bound)

@@ -149,20 +149,22 @@ class ParityBlock(LatentBlock):
         mean, log_std, features = self.prior(memory, shift).split(self.split, dim=1)
         return Normal(mean.float(), log_std.float()), features
 
-    def posterior_of(self, state: Tensor, encoded: Tensor, parents: Tensor) -> Normal:
-        """See ``LatentBlock.posterior_of``; GELU has been applied to ``encoded``, once for all blocks of the stage."""
-        shift = spread(self.posterior_shift(F.gelu(parents)), state) + self.look(encoded)
+    def posterior_of(self, state: Tensor, seen: Tensor, parents: Tensor) -> Normal:
+        """See ``LatentBlock.posterior_of``; ``seen`` is what the first convolution makes of the activation."""
+        shift = spread(self.posterior_shift(F.gelu(parents)), state) + seen
         mean, log_std = self.posterior(state, shift).float().chunk(2, dim=1)
         return Normal(mean, log_std)
 
-    def absorb(
-        self, state: Tensor, memory: Tensor, latent: Tensor, features: Tensor, parents: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def absorb(self, state: Tensor, latent: Tensor, features: Tensor, parents: Tensor) -> Tensor:
         """See ``LatentBlock.absorb``."""
-        latent = latent.to(state.dtype)
-        written = self.write(latent) + spread(self.write_shift(parents), state)
-        state = self.residual(state + features + written)
-        return state, self.remember(torch.cat([latent, features], dim=1))
+        written = self.write(latent.to(state.dtype)) + spread(self.write_shift(parents), state)
+        out: Tensor = self.residual(state + features + written)
+        return out
+
+    def recall(self, memory: Tensor, latent: Tensor, features: Tensor) -> Tensor:
+        """See ``LatentBlock.recall``."""
+        out: Tensor = self.remember(torch.cat([latent.to(features.dtype), features], dim=1))
+        return out
 
 
 class ParityHVAE(HVAE):
@@ -180,6 +182,7 @@ class ParityHVAE(HVAE):
         likelihood: Pixel-wise likelihood; ``CappedDiscretisedGaussian`` by default, for 8-bit levels.
         conditional_prior: See ``HVAE``.
         mixing: See ``HVAE``.
+        recompute: See ``HVAE``.
 
     Raises:
         ValueError: As ``HVAE``; if the preset is unknown, a stage has no blocks, or less than four channels.
@@ -194,6 +197,7 @@ class ParityHVAE(HVAE):
         likelihood: Likelihood | None = None,
         conditional_prior: bool = False,
         mixing: float = 0.5,
+        recompute: int = 0,
     ) -> None:
         chosen = _preset(stages) if isinstance(stages, str) else stages
         for stage in chosen:
@@ -207,6 +211,7 @@ class ParityHVAE(HVAE):
             likelihood or CappedDiscretisedGaussian(),
             conditional_prior,
             mixing=mixing,
+            recompute=recompute,
         )
 
     @property
@@ -244,9 +249,14 @@ class ParityHVAE(HVAE):
             ParityBlock(self.spatial_dims, *options, width, self.conditional_prior, gain) for width in after
         )
 
-    def _encode(self, image: Tensor) -> list[Tensor]:
-        """Activations of every stage as posteriors read them, finest first."""
-        return [F.gelu(features) for features in super()._encode(image)]
+    def _look(self, features: Tensor, depth: int) -> list[Tensor]:
+        """One GELU and one 1x1 convolution for all blocks of the stage."""
+        blocks = [block for block in self._blocks(depth) if isinstance(block, ParityBlock)]
+        if not all(block.stochastic for block in blocks):
+            return super()._look(features, depth)  # nobody reads them
+        weights = torch.cat([block.look.weight for block in blocks])
+        convolve = F.conv2d if self.spatial_dims == 2 else F.conv3d
+        return list(convolve(F.gelu(features), weights).chunk(len(blocks), dim=1))
 
     def _narrow(self, features: Tensor, depth: int) -> Tensor:
         narrowed = self.narrow[depth - 1](features)

@@ -57,7 +57,7 @@ def test_mediators_carry_their_noise_down_the_counterfactual_chain(spatial_dims)
         priors = []
         given = iter(moved[:i])
 
-        def follow(block, depth, state, prior, parents, given=given, priors=priors):
+        def follow(place, prior, posterior, given=given, priors=priors):
             priors.append(prior)
             return next(given, prior.mean)
 
@@ -130,7 +130,7 @@ def test_exogenous_prior_does_not_see_the_parents_and_the_conditional_one_does()
         for parents in (pa, pa + 1):
             torch.manual_seed(1)
             take = []
-            model._top_down(parents, lambda block, depth, state, prior, pa, take=take: take.append(prior) or prior.mean)
+            model._top_down(parents, lambda place, prior, posterior, take=take: take.append(prior) or prior.mean)
             drawn.append(take[-1].mean)
         assert torch.allclose(*drawn) is not conditional
 

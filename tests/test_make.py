@@ -50,6 +50,7 @@ def test_help_lists_every_target():
         "segcft",
         "regressor_confounded",
         "evaluate",
+        "bench",
         "benchmark",
         "tensorboard",
     ):

@@ -84,7 +84,7 @@ def test_exogenous_latents_do_not_see_the_parents_and_mediators_do():
         drawn = []
         for parents in (pa, pa + 1):
             take = []
-            model._top_down(parents, lambda block, depth, state, prior, pa, take=take: take.append(prior) or prior.mean)
+            model._top_down(parents, lambda place, prior, posterior, take=take: take.append(prior) or prior.mean)
             drawn.append(take)
         same = [torch.equal(one.mean, other.mean) for one, other in zip(*drawn, strict=True)]
         assert same == [not conditional] * 6
@@ -130,11 +130,11 @@ def test_shifts_equal_the_concatenation_of_tiled_parents():
     inputs = [F.gelu(state), F.gelu(tiled), F.gelu(encoded)]
     hidden = one(inputs, block.posterior.squeeze, block.posterior_shift, block.look)
     plain = rest(block.posterior, hidden).chunk(2, 1)
-    for ours, theirs in zip(block.posterior_of(state, F.gelu(encoded), pa), plain, strict=True):
+    for ours, theirs in zip(block.posterior_of(state, block.look(F.gelu(encoded)), pa), plain, strict=True):
         torch.testing.assert_close(ours, theirs)
 
     written = one([latent, tiled], block.write, block.write_shift)
-    after, _ = block.absorb(state, memory, latent, features, pa)
+    after = block.absorb(state, latent, features, pa)
     torch.testing.assert_close(after, block.residual(state + features + written))
 
 

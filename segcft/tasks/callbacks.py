@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from segcft.files import staged
 from segcft.tasks.base import Task
@@ -48,6 +49,17 @@ class StepProgress(Callback):
         stage = pl_module.stage if isinstance(pl_module, Task) else type(pl_module).__name__
         line = f"{stage:>10} {done:>6}/{steps}  {spent:5.0f} s spent {left:5.0f} s left  {numbers}"
         print(f"\r{line}\x1b[K" if terminal else line, end="" if terminal and done < steps else "\n", file=sys.stderr)
+
+
+class EMA(WeightAveraging):
+    """The exponential moving average of Lightning's ``EMAWeightAveraging``, of all weights at one go.
+
+    Args:
+        decay: Share of the average that a step keeps, in [0, 1].
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 class PredictionFiles(BasePredictionWriter):

@@ -1,0 +1,133 @@
+"""Clocks, memory and arithmetic: what the benchmarks of speed measure with."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from resource import RUSAGE_SELF, getrusage
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+Step = Callable[[], Any]
+PEAK_SHAPES = {"cpu": ((8, 64, 64), (4, 128, 64)), "cuda": ((64, 256, 64), (256, 256, 32))}  # images, channels, pixels
+
+
+class Spent(NamedTuple):
+    """Seconds of one step."""
+
+    wall: float
+    cpu: float
+
+
+def timed(step: Step, device: torch.device) -> Spent:
+    """Run a step until the device has done it."""
+    _wait(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    step()
+    _wait(device)
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def alternate(
+    steps: Mapping[str, Step], rounds: int, device: torch.device, warmup: int = 1, threads: int | None = None
+) -> dict[str, list[Spent]]:
+    """Every step once a round, so that whatever disturbs the machine disturbs all of them."""
+    spent: dict[str, list[Spent]] = {name: [] for name in steps}
+    if threads:
+        torch.set_num_threads(threads)
+    for turn in range(warmup + rounds):
+        for name, step in steps.items():
+            once = timed(step, device)
+            if turn >= warmup:
+                spent[name].append(once)
+    return spent
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float, float, float]:
+    """How often the second goes into the first, of paired rounds: median, smallest, largest; and of their minima."""
+    each = [one / other for one, other in zip(slow, fast, strict=True)]
+    return statistics.median(each), min(each), max(each), min(slow) / min(fast)
+
+
+def flops(step: Step) -> float:
+    """Floating point operations of a step, those of convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return float(counter.get_total_flops())
+
+
+def convolution_peak(device: torch.device, dtype: torch.dtype, rounds: int = 10) -> float:
+    """FLOP/s of the best 3x3 convolution found on this machine: per CPU second, on a GPU per second."""
+    best = 0.0
+    for images, channels, pixels in PEAK_SHAPES[device.type]:
+        x = torch.randn(images, channels, pixels, pixels, device=device, dtype=dtype)
+        weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
+        x, weight = (each.contiguous(memory_format=torch.channels_last) for each in (x, weight))
+        work = 2 * images * channels * channels * 9 * pixels**2
+
+        @torch.no_grad()
+        def step(x: torch.Tensor = x, weight: torch.Tensor = weight) -> None:
+            F.conv2d(x, weight, padding=1)
+
+        spent = [timed(step, device) for _ in range(rounds)]
+        key = "wall" if device.type == "cuda" else "cpu"
+        seconds = min(getattr(once, key) for once in spent)
+        best = max(best, work / seconds)
+    return best
+
+
+def memory(build: Callable[..., Step], *given: Any, steps: int = 2) -> tuple[float, float]:
+    """Most memory of ``steps`` steps in MiB, in all, and beyond what the process held before the step was built.
+
+    On a GPU, what torch allocates there; on a CPU, resident memory of a process of its own.
+    """
+    device = next((each for each in given if isinstance(each, torch.device)), torch.device("cpu"))
+    if device.type == "cuda":
+        return _cuda_memory(build, *given, steps=steps)
+    context = get_context("forkserver")  # imports once, and forks from there
+    context.set_forkserver_preload(["benchmarks.paths"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_watched, args=(sender, build, given, steps))
+    process.start()
+    sender.close()
+    try:
+        before, most = receiver.recv()
+    except EOFError:
+        raise RuntimeError(f"the process that measures memory ended early, with status {process.exitcode}") from None
+    process.join()
+    return most, most - before
+
+
+def _watched(sender: Connection, build: Callable[..., Step], given: Sequence[Any], steps: int) -> None:
+    torch.set_num_threads(1)
+    before = resident()
+    step = build(*given)
+    for _ in range(steps):
+        step()
+    sender.send((before, resident()))
+
+
+def _cuda_memory(build: Callable[..., Step], *given: Any, steps: int) -> tuple[float, float]:
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated() / 2**20
+    step = build(*given)
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(steps):
+        step()
+    most = torch.cuda.max_memory_allocated() / 2**20
+    return most, most - before
+
+
+def resident() -> float:
+    """Most memory that this process ever held, MiB."""
+    return getrusage(RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

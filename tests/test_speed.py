@@ -1,0 +1,139 @@
+"""What is done for speed changes no result; and the scripts that measure it run."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from benchmarks import clock, overhead, paths, public, scaling, speed
+from segcft.hvae import HVAE, Stage
+from segcft.latents import Normal
+from segcft.parity import ParityHVAE
+from segcft.tasks.base import Optimisation
+from segcft.tasks.callbacks import EMA
+
+STAGES = [Stage(8, 8, 1), Stage(4, 12, 2, 3), Stage(2, 16, 2, 3)]
+TINY = {"chest64": paths.Preset("chest64", 16, 2, 8)}
+
+
+def gradients(kind, dims, recompute):
+    torch.manual_seed(0)
+    model = kind(dims, 1, 3, STAGES, conditional_prior=True, recompute=recompute)
+    for weight in model.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    image, pa = torch.rand(2, 1, *[8] * dims) * 2 - 1, torch.randn(2, 3)
+    found = model.abduct(image, pa)
+    (found.elbo.nelbo().sum() + model.predict(found, pa + 1).loc.sum()).backward()
+    return [weight.grad for weight in model.parameters() if weight.grad is not None]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("kind", [HVAE, ParityHVAE])
+def test_recomputed_activations_give_the_same_gradient(kind, dims):
+    plain, again = gradients(kind, dims, 0), gradients(kind, dims, 4)
+    assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
+
+
+def test_recomputing_keeps_fewer_activations():
+    kept = []
+    for recompute in (0, 4):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            HVAE(2, 1, 3, STAGES, recompute=recompute).abduct(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3))
+        kept.append(sum(sizes))
+    assert kept[1] < 0.8 * kept[0]
+
+
+def test_the_divergence_is_that_of_normals():
+    torch.manual_seed(0)
+    one, other = (Normal(*torch.randn(2, 4, 3, 5, 5)) for _ in range(2))
+    q, p = (torch.distributions.Normal(each.mean, each.log_std.exp()) for each in (one, other))
+    torch.testing.assert_close(one.kl(other), torch.distributions.kl_divergence(q, p).flatten(1).sum(1))
+
+
+def test_noise_does_not_depend_on_the_memory_format():
+    statistics = torch.randn(2, 6, 4, 4)
+    drawn = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        drawn.append(Normal(*statistics.contiguous(memory_format=layout).chunk(2, 1)).sample(1.0))
+    assert torch.equal(*drawn)
+
+
+def test_posteriors_of_a_stage_share_one_convolution():
+    model = ParityHVAE(2, 1, 3, STAGES)
+    features = torch.randn(2, 12, 4, 4)
+    for block, seen in zip(model.decoder[1], model._look(features, 1), strict=True):
+        torch.testing.assert_close(block.look(nn.functional.gelu(features)), seen)
+
+
+def test_a_step_does_not_depend_on_how_weight_and_gradient_are_laid_out():
+    moved = []
+    for layouts in ((torch.contiguous_format,) * 2, (torch.channels_last, torch.contiguous_format)):
+        torch.manual_seed(0)
+        weight, gradient = (x.contiguous(memory_format=y) for x, y in zip(torch.randn(2, 4, 3, 3, 3), layouts))  # noqa: B905
+        weight = nn.Parameter(weight)
+        optimiser = Optimisation(lr=0.1).optimiser([weight])
+        for _ in range(2):
+            weight.grad = gradient
+            optimiser.step()
+        moved.append(weight.detach())
+    assert torch.equal(*moved)
+
+
+def test_the_average_is_lightnings():
+    averages = []
+    for callback in (EMA(0.9), EMAWeightAveraging(decay=0.9)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+        average = AveragedModel(model, **callback._kwargs, use_buffers=True)
+        for _ in range(3):
+            for weight in model.parameters():
+                weight.data += torch.randn_like(weight)
+            average.update_parameters(model)
+        averages.append(average.module.state_dict())
+        assert callback.should_update(step_idx=0)
+    for name, value in averages[0].items():
+        torch.testing.assert_close(value, averages[1][name])
+
+
+def test_every_path_is_timed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(speed, "PRESETS", TINY)
+    monkeypatch.setattr(clock, "PEAK_SHAPES", {"cpu": ((1, 8, 8),)})
+    given = ["--presets", "chest64", "--settings", "plain", "nchw+bf16+recompute", "--rounds", "2", "--warmup", "0"]
+    speed.main([*given, "--no-memory", "--out", str(tmp_path / "found")])
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [row["path"] for row in rows] == ["train"] * 2 + ["finetune"] * 2 + ["generate"] * 2 + ["sweep"] * 2 + [
+        "read"
+    ]
+    for row in rows:
+        assert row["cpu_seconds"][1] <= row["cpu_seconds"][0] <= row["cpu_seconds"][2]
+        assert row["gflop"] > 0 or row["path"] == "read"
+    assert "| chest64 | sweep | 2 | plain |" in (tmp_path / "found.md").read_text()
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="unknown setting 'fast'"):
+        speed.main(["--settings", "fast"])
+    with pytest.raises(SystemExit, match="a checkout of causal-gen is needed"):
+        public.imported(tmp_path, "vae")
+
+
+def test_ratios_are_of_paired_rounds():
+    assert clock.ratio([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == (2.0, 1.0, 3.0, 2.0)
+    asked = []
+    steps = {name: lambda name=name: asked.append(name) for name in "ab"}
+    spent = clock.alternate(steps, rounds=2, device=torch.device("cpu"))
+    assert asked == list("ababab"), "one round warms up"
+    assert [len(each) for each in spent.values()] == [2, 2]
+
+
+@pytest.mark.slow
+def test_overhead_and_scaling_are_measured(monkeypatch, tmp_path, capsys):
+    overhead.main(["--rounds", "1", "--steps", "31", "--size", "16", "--batch-size", "2", "--subjects", "16"])
+    assert "| segcft fit |" in capsys.readouterr().out
+    small = ["--batches", "1", "2", "--sizes", "16", "32", "--subjects", "8", "16", "--steps", "10", "--rounds", "1"]
+    scaling.main([*small, "--out", str(tmp_path / "cost.png")])
+    assert "resident memory" in capsys.readouterr().out
+    assert (tmp_path / "cost.png").stat().st_size > 0
