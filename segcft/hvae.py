@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,15 @@ class Stage:
 
 Mediation = Literal["total", "direct", "indirect"]
 Choice = Callable[[int, Normal, Normal | None], Tensor]  # (place among the latents, prior, posterior) -> latent
+
+
+class Descent(NamedTuple):
+    """What a pass of the decoder finds; see ``Abduction``."""
+
+    latents: list[Tensor]
+    pixels: Pixels
+    beliefs: list[Belief]
+    added: list[tuple[Tensor, Tensor]]
 
 
 class TopDownBlock(LatentBlock):
@@ -181,10 +190,10 @@ class HVAE(nn.Module, Recorded):
             assert posterior is not None
             return posterior.sample(temperature)
 
-        latents, pixels, beliefs = self._top_down(pa, infer, encoded)
+        latents, pixels, beliefs, added = self._top_down(pa, infer, encoded)
         nll = self.likelihood.nll(image, pixels).flatten(1).mean(1)
         kl = torch.stack([belief.posterior.kl(belief.prior) for belief in beliefs], dim=1) / image[0].numel()
-        return Abduction(latents, pixels, Elbo(nll, kl), beliefs, pa)
+        return Abduction(latents, pixels, Elbo(nll, kl), beliefs, pa, added)
 
     def predict(self, abduction: Abduction, pa: Tensor, mediation: Mediation = "total") -> Pixels:
         """The abducted images under other parents: g(z*, pa*), one decoder pass.
@@ -202,6 +211,8 @@ class HVAE(nn.Module, Recorded):
         """
         if mediation not in get_args(Mediation):
             raise ValueError(f"mediation must be one of {', '.join(get_args(Mediation))}, got {mediation!r}")
+        if not self.conditional_prior:
+            return self._again(abduction, abduction.pa if mediation == "indirect" else pa)
         if mediation == "direct":
             return self._decode(abduction.latents, pa)
         latents, pixels = self.mediate(abduction, pa)
@@ -213,20 +224,35 @@ class HVAE(nn.Module, Recorded):
         From the top: the prior of block i sees pa* and, through the decoder's state, z*_<i.
         """
         if not self.conditional_prior:
-            return abduction.latents, self._decode(abduction.latents, pa)
-        latents, beliefs = abduction.latents, abduction.beliefs
+            return abduction.latents, self._again(abduction, pa)
+        given, beliefs = abduction.latents, abduction.beliefs
 
         def move(place: int, prior: Normal, posterior: Normal | None) -> Tensor:
-            return beliefs[place].moved(latents[place], prior, self.mixing)
+            return beliefs[place].moved(given[place], prior, self.mixing)
 
-        return self._top_down(pa, move)[:2]
+        latents, pixels, *_ = self._top_down(pa, move)
+        return latents, pixels
 
     def sample(self, pa: Tensor, temperature: float = 1.0) -> Pixels:
         """Draw latents from the prior and decode them under ``pa`` (B, P)."""
-        return self._top_down(pa, lambda place, prior, posterior: prior.sample(temperature))[1]
+        return self._top_down(pa, lambda place, prior, posterior: prior.sample(temperature)).pixels
 
     def _decode(self, latents: list[Tensor], pa: Tensor) -> Pixels:
-        return self._top_down(pa, lambda place, prior, posterior: latents[place])[1]
+        return self._top_down(pa, lambda place, prior, posterior: latents[place]).pixels
+
+    def _again(self, abduction: Abduction, pa: Tensor) -> Pixels:
+        """The abducted latents under other parents (B, P), which an exogenous prior does not see: it is not asked."""
+        parents, added, states = self.embed(pa), iter(abduction.added), []
+        state = self.start.expand(len(pa), *self.start.shape[1:])
+        for depth in reversed(range(len(self.stages))):
+            state = self._widen(state, depth) if depth + 1 < len(self.stages) else state
+            for block in self._blocks(depth):
+                if isinstance(block, LatentBlock):
+                    state = self._run(depth, block.absorb, state, *next(added), parents)
+                else:
+                    state = self._run(depth, block, state, parents)
+            states.append(state)
+        return self._pixels(states)
 
     def _encode(self, image: Tensor) -> list[Tensor]:
         """Activations of every stage, finest first."""
@@ -239,9 +265,7 @@ class HVAE(nn.Module, Recorded):
             encoded.append(features)
         return encoded
 
-    def _top_down(
-        self, pa: Tensor, choose: Choice, encoded: list[Tensor] | None = None
-    ) -> tuple[list[Tensor], Pixels, list[Belief]]:
+    def _top_down(self, pa: Tensor, choose: Choice, encoded: list[Tensor] | None = None) -> Descent:
         """Walk from the coarsest stage to the finest.
 
         Args:
@@ -253,6 +277,7 @@ class HVAE(nn.Module, Recorded):
         state = memory = self.start.expand(len(pa), *self.start.shape[1:])
         latents: list[Tensor] = []
         beliefs: list[Belief] = []
+        added: list[tuple[Tensor, Tensor]] = []
         states: list[Tensor] = []
         for depth in reversed(range(len(self.stages))):
             if depth + 1 < len(self.stages):
@@ -264,22 +289,23 @@ class HVAE(nn.Module, Recorded):
                     choice = partial(choose, len(latents))
                     last = depth == self.finest and number + 1 == len(self._blocks(depth))
                     given = (choice, state, memory, parents, seen[number] if seen else None, last)
-                    state, memory, latent, prior, posterior = self._run(depth, block.step, *given)
+                    state, memory, (latent, features), prior, posterior = self._run(depth, block.step, *given)
+                    added.append((latent, features))
                     latents += [latent] * block.stochastic
                     beliefs += [Belief(prior, posterior)] if posterior is not None else []
                 else:
                     state = self._run(depth, block, state, parents)
             states.append(state)
-        loc, raw_scale = self.head(state).chunk(2, dim=1)
-        return latents, self.likelihood.pixels(loc, raw_scale)._replace(states=tuple(states)), beliefs
+        return Descent(latents, self._pixels(states), beliefs, added)
+
+    def _pixels(self, states: list[Tensor]) -> Pixels:
+        loc, raw_scale = self.head(states[-1]).chunk(2, dim=1)
+        return self.likelihood.pixels(loc, raw_scale)._replace(states=tuple(states))
 
     def _run(self, depth: int, part: Callable[..., Any], *given: Any) -> Any:
         """Call a part of the decoder, keeping its activations or not."""
-        if (
-            self.recompute
-            and torch.is_grad_enabled()
-            and max(self.stages[depth].size(self.spatial_dims)) >= self.recompute
-        ):
+        fine = max(self.stages[depth].size(self.spatial_dims)) >= self.recompute > 0
+        if fine and torch.is_grad_enabled():
             return checkpoint(part, *given, use_reentrant=False)
         return part(*given)
 

@@ -87,8 +87,8 @@ class LatentBlock(nn.Module, ABC):
         parents: Tensor,
         seen: Tensor | None,
         last: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Normal, Normal | None]:
-        """Next state and memory, the latent, its prior and its posterior.
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Normal, Normal | None]:
+        """Next state and memory, the latent and the prior's features, its prior and its posterior.
 
         Args:
             choose: The latent, of its prior and its posterior; called again where activations are recomputed.
@@ -104,7 +104,7 @@ class LatentBlock(nn.Module, ABC):
             posterior = None if seen is None else self.posterior_of(state, seen, parents)
             latent = choose(prior, posterior)
         memory = memory if last else self.recall(memory, latent, features)
-        return self.absorb(state, latent, features, parents), memory, latent, prior, posterior
+        return self.absorb(state, latent, features, parents), memory, (latent, features), prior, posterior
 
 
 class Belief(NamedTuple):
@@ -160,6 +160,8 @@ class Abduction(NamedTuple):
         elbo: Terms of the bound.
         beliefs: Prior and posterior that each latent was drawn between, top block first.
         pa: Encoded factual parents, (B, P).
+        added: What every ``LatentBlock`` adds to the decoder's state, top block first: its latent, and its prior's
+            features, which an exogenous prior finds again under other parents.
     """
 
     latents: list[Tensor]
@@ -167,6 +169,7 @@ class Abduction(NamedTuple):
     elbo: Elbo
     beliefs: list[Belief]
     pa: Tensor
+    added: list[tuple[Tensor, Tensor]]
 
     @property
     def kl_by_resolution(self) -> dict[str, Tensor]:
