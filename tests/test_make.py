@@ -52,6 +52,7 @@ def test_help_lists_every_target():
         "evaluate",
         "benchmark",
         "tensorboard",
+        "app",
     ):
         assert target in listed
 

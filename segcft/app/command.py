@@ -66,7 +66,9 @@ def cases(model: CounterfactualModel, data: DataModule | None, count: int) -> li
     batch = split.read(torch.arange(min(count, len(split))))
     values = model.parents.take(batch)
     return [
-        Case(f"test {place + 1}", batch["image"][place : place + 1], {n: v[place : place + 1] for n, v in values.items()})
+        Case(
+            f"test {place + 1}", batch["image"][place : place + 1], {n: v[place : place + 1] for n, v in values.items()}
+        )
         for place in range(len(batch["image"]))
     ]
 
@@ -114,9 +116,13 @@ def _parser() -> ArgumentParser:
     parser.add_argument("model", type=str, help="bundle or checkpoint, of Seg-CFT to have answers measured")
     parser.add_argument("--config", action="config", help="data.yaml of an experiment: its test subjects can be picked")
     parser.add_argument("--cases", type=int, default=6, help="how many of them")
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="another address than this computer's own needs a token")
+    parser.add_argument(
+        "--host", type=str, default="127.0.0.1", help="another address than this computer's own needs a token"
+    )
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one")
-    parser.add_argument("--token", type=str, default="", help="that visitors need; drawn and printed if --host needs one")
+    parser.add_argument(
+        "--token", type=str, default="", help="that visitors need; drawn and printed if --host needs one"
+    )
     parser.add_argument("--upload-limit", "--upload_limit", type=float, default=64.0, help="MB of a file")
     parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda or mps")
     parser.add_subclass_arguments(DataModule, "data", required=False, help="test subjects to be picked")

@@ -27,7 +27,7 @@ def kinds(subject: Subject) -> list[str]:
 def download(reply: Reply, kind: str) -> tuple[str, bytes]:
     """Name and content of a file.
 
-    An upload comes back on its own grid and depth where it is asked for in its own kind, as of ``segcft counterfactual``.
+    An upload, asked for in its own kind, comes back on its own grid and depth, as of ``segcft counterfactual``.
 
     Raises:
         ValueError: If there is no such kind of this subject, or the file cannot hold the change.
@@ -88,9 +88,10 @@ def _csv(reply: Reply) -> tuple[str, bytes]:
 
 
 def _changed(reply: Reply) -> Levels:
-    """Grey levels on the picture's own grid, (*S)."""
+    """Grey levels on the picture's own grid, (*S); those of 8 bits stay within them."""
     change = reply.subject.framing.levels(reply.answer.difference)
-    return np.asarray(reply.subject.picture.levels + change, np.float32)
+    levels = np.asarray(reply.subject.picture.levels + change, np.float32)
+    return levels if reply.subject.window is not None else levels.clip(0, 255)
 
 
 def _slice(reply: Reply) -> int | None:

@@ -8,11 +8,13 @@ import numpy as np
 from contourpy import contour_generator
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from segcft.app.session import Levels, Reply, Subject
 from segcft.panels import LIMIT
 
 LARGE = 448  # pixels: what is smaller is enlarged, smoothly
+FINE = 192  # of contours
 BRIGHTER, DARKER = (255, 122, 69), (64, 150, 255)  # colours of a change, which becomes opaque at LIMIT
 UNSURE = (255, 214, 102)
 Plane = NDArray[Any]  # (H, W)
@@ -61,19 +63,18 @@ def contours(subject: Subject, masks: Mapping[str, Any], index: int | None) -> d
     found = {}
     for name, mask in masks.items():
         flat = plane(subject.spread(mask), index)
-        wide, high = flat.shape[1], flat.shape[0]
-        fine = _enlarged(flat)
-        factor = fine.shape[1] / wide
-        lines = contour_generator(z=fine).lines(0.5)
-        found[name] = [
-            np.round((np.asarray(line) + 0.5) / factor / (wide, high), 4).tolist() for line in lines if len(line) > 3
-        ]
+        fine = _enlarged(flat, FINE)
+        factor = fine.shape[1] / flat.shape[1]
+        smooth = gaussian_filter(fine, 0.6 * factor) if factor > 1 else fine  # no stairs of the model's pixels
+        lines = contour_generator(z=smooth).lines(0.5)
+        scale = (factor * flat.shape[1], factor * flat.shape[0])
+        found[name] = [np.round((np.asarray(line) + 0.5) / scale, 4).tolist() for line in lines if len(line) > 3]
     return found
 
 
-def _enlarged(values: Plane) -> Plane:
-    """At least about ``LARGE`` pixels a side, by bicubic interpolation."""
-    factor = max(1, round(LARGE / max(values.shape)))
+def _enlarged(values: Plane, side: int = LARGE) -> Plane:
+    """At least about ``side`` pixels a side, by bicubic interpolation."""
+    factor = max(1, round(side / max(values.shape)))
     flat = np.ascontiguousarray(values, np.float32)
     if factor == 1:
         return flat

@@ -149,7 +149,7 @@ async function fly() {
   try {
     const told = await send("ask", {
       session, do: requests(), refined, effect: state.effect, slice: state.slice,
-      uncertain: refined && state.view === "uncertainty",
+      seen: latest ? latest.slice : false, uncertain: refined && state.view === "uncertainty",
     });
     if (session === state.session) {
       show(told);
@@ -258,6 +258,7 @@ function show(told) {
   latest = told;
   for (const stage of [$("left"), $("right")]) {
     stage.style.setProperty("--ratio", `${told.size[0]} / ${told.size[1]}`);
+    if (!told.factual) continue;
     stage.querySelector(".factual").src = told.factual;
     lines(stage.querySelector(".before"), told.before, told.size);
   }

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -175,9 +176,9 @@ class App:
         """A question, and everything that is shown of its answer."""
         given = await _json(request)
         subject = self._subject(given)
-        question, index = _question(given), given.get("slice")
+        question, index, seen = _question(given), given.get("slice"), given.get("seen", False)
         began = time.perf_counter()
-        told = await self._queued(lambda: show(self.desk.ask(subject, question), index))
+        told = await self._queued(lambda: show(self.desk.ask(subject, question), index, seen))
         told["seconds"] = round(time.perf_counter() - began, 3)
         return JSONResponse(told)
 
@@ -275,7 +276,7 @@ class Guard:
             if request.url.path in ("/", "/login"):
                 return HTMLResponse(_text("login.html"), 401)
             return JSONResponse({"error": "the token is needed: load the page again"}, 401)
-        kept = "&".join(f"{k}={v}" for k, v in request.query_params.multi_items() if k != "token")
+        kept = urlencode([(name, value) for name, value in request.query_params.multi_items() if name != "token"])
         answer = RedirectResponse(f"/?{kept}" if kept else "/", 303)
         answer.set_cookie(COOKIE, given, httponly=True, samesite="strict")
         return answer
@@ -350,24 +351,31 @@ def introduce(subject: Subject) -> dict[str, Any]:
     }
 
 
-def show(reply: Reply, index: Any = None) -> dict[str, Any]:
-    """Pictures and numbers of an answer; of a volume, one slice."""
+def show(reply: Reply, index: Any = None, seen: Any = False) -> dict[str, Any]:
+    """Pictures and numbers of an answer; of a volume, one slice.
+
+    Args:
+        reply: The answer.
+        index: Of the slice; the one that changes most unless it is one of the volume's.
+        seen: The slice whose factual picture the page has already, None of an image; False if it has none.
+    """
     subject, depth = reply.subject, reply.change.shape[-1]
-    if not isinstance(index, int) or not 0 <= index < depth:
+    if not isinstance(index, int) or not 0 <= index < depth or reply.change.ndim == 2:
         index = drawing.busiest(reply)
     factual, changed = (drawing.plane(each, index) for each in (subject.levels, reply.change))
     told = {
-        "factual": _address(drawing.grey(subject, factual)),
         "image": _address(drawing.grey(subject, factual + changed)),
         "change": _address(drawing.change(subject, changed)),
         "size": [factual.shape[1], factual.shape[0]],
         "slice": index,
-        "before": drawing.contours(subject, subject.masks, index),
         "after": drawing.contours(subject, reply.masks, index),
         "rows": [{key: _finite(value) for key, value in row.items()} for row in reply.rows],
         "reasons": reply.reasons,
         "refined": reply.question.refined,
     }
+    if seen is False or seen != index:
+        told["factual"] = _address(drawing.grey(subject, factual))
+        told["before"] = drawing.contours(subject, subject.masks, index)
     if reply.answer.uncertainty is not None:
         deep = subject.spread(reply.answer.uncertainty)
         limit = max(float(deep.max()), 0.02)

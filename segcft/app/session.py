@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ SHOWN = 512  # pixels: the longest side of what is shown; files are written at t
 MOST = 2**26  # pixels or voxels of an upload
 PARTICLES = 8  # of the posterior, where uncertainty is asked for
 Levels = NDArray[np.float32]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,7 @@ class Desk:
         self.model, self.frame = model, model.hvae.stages[0].size(model.description.spatial_dims)
         for case in cases:
             if tuple(case.image.shape) != (1, 1, *self.frame):
-                raise ValueError(
-                    f"case {case.name} has shape {tuple(case.image.shape)}, the model needs {self.frame}"
-                )
+                raise ValueError(f"case {case.name} has shape {tuple(case.image.shape)}, the model needs {self.frame}")
         self.cases = {case.name: case for case in cases}
         self.device = next(model.parameters()).device
 
@@ -283,8 +282,8 @@ class Desk:
             model.parents.check(do)
         values = model.act(subject.values, do, question.effect)
         judged = model.segmentor is not None
-        options = {"corrections": CORRECTIONS if judged and question.refined else 0, "confined": judged}
-        image = model.answer(subject.image, subject.abduction, values, **options).image
+        turns = CORRECTIONS if judged and question.refined else 0
+        image = model.answer(subject.image, subject.abduction, values, corrections=turns, confined=judged).image
         deviation = self._deviation(subject, values) if question.uncertain else None
         change = subject.shown.levels(image - subject.image)
         shown = self._shown(subject, change)
@@ -314,7 +313,7 @@ def _abducted(subject: Subject) -> Subject:
     return subject
 
 
-def _alike(work: Callable[[], Any]) -> Any:
+def _alike(work: Callable[[], Result]) -> Result:
     """Chance that is the same each time, and nobody else's."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
