@@ -7,6 +7,7 @@ import shutil
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,14 +78,21 @@ def address():
     model = Redrawn(about, HVAE(2, 1, about.parents.dim, [Stage(SIZE, 8, 0), Stage(8, 16, 2, 4)])).eval()
     model.segmentor = Seeing(about).eval()
     app = App(Desk(model, cases(model, data, 3)), "balls", upload_limit=2**18)
+    with running(create(app, None, local=True), uvicorn) as address:
+        yield address
+    app.sessions.tidy(everyone=True)
+
+
+@contextmanager
+def running(served, uvicorn):
+    """The address of a server in a thread."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create(app, None, local=True), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(served, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.should_exit = True
     thread.join(10)
-    app.sessions.tidy(everyone=True)
 
 
 @pytest.fixture
@@ -253,6 +261,25 @@ def test_a_link_brings_case_questions_and_view_back(visit):
     again.reload()
     settled(again)
     assert row(again) == row(page)
+
+
+def test_a_token_is_asked_for_and_opens(browser):
+    uvicorn = pytest.importorskip("uvicorn")
+    pytest.importorskip("starlette")
+    from segcft.app.server import App, create
+
+    about = Balls(size=SIZE).description
+    desk = Desk(CounterfactualModel(about, HVAE(2, 1, about.parents.dim, [Stage(SIZE, 8, 0), Stage(8, 16, 2, 4)])))
+    with running(create(App(desk, "balls", 2**18), "secret", local=False), uvicorn) as address:
+        page = browser.new_page()
+        page.goto(address)
+        for token in ("wrong", "secret"):
+            assert page.locator("#pick").count() == 0
+            page.fill("input[name=token]", token)
+            page.click("button")
+        page.wait_for_selector("#pick")
+        page.wait_for_selector("#toast:has-text('Open an image')")
+        page.close()
 
 
 @pytest.mark.parametrize(("size", "limit"), [(64, 0.3), (192, 1.0)])
