@@ -25,7 +25,7 @@ PAIRS = @OMP_NUM_THREADS=1 TERM=dumb $(MAKE) --no-print-directory -j2
 needs = @test -f $(RUNS)/$(1)/last.ckpt || { echo "$(RUNS)/$(1)/last.ckpt is missing: run 'make $(1) EXPERIMENT=$(EXPERIMENT)' first" >&2; exit 2; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-slow docs all demo evaluate bench benchmark tensorboard clean $(STAGES)
+.PHONY: help setup lint test test-slow docs all demo evaluate bench benchmark tensorboard app clean $(STAGES)
 
 help:  ## List the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -37,7 +37,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segcft needs Python 3.11 or newer, not " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,sweep]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	touch $@
 
 lint: $(READY)  ## ruff (lint and format), mypy --strict, import-linter
@@ -124,6 +124,10 @@ bench: $(READY)  ## Speed of training, fine-tuning and answering, on this machin
 
 tensorboard: $(READY)  ## Watch the experiment's runs
 	$(BIN)/tensorboard --logdir logs/$(EXPERIMENT) --host 127.0.0.1
+
+app: $(READY)  ## Pull test images of EXPERIMENT by sliders, in a browser at http://127.0.0.1:7860
+	$(call needs,segcft)
+	$(CLI) serve $(RUNS)/segcft/last.ckpt --config $(CONFIGS)/data.yaml $(ARGS)
 
 clean:  ## Remove caches; checkpoints, logs and results stay
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

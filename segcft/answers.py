@@ -65,8 +65,8 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
     folder = job.files[file]
     folder.mkdir(parents=True, exist_ok=True)
     rows, views = [], []
-    factual = _masks(job.model, image)
-    before = _measured(job.model, factual, image, factual)
+    factual = outlines(job.model, image)
+    before = measured_in(job.model, factual, image, factual)
     for number, (question, answer) in enumerate(zip(job.questions, answers, strict=True)):
         name = "counterfactual" if len(answers) == 1 else f"{number:03d}"
         change = framing.levels(answer.difference)
@@ -75,17 +75,17 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
         note = f"Synthetic counterfactual by segcft, not acquired: {asked}"
         write_changed(file, change, target, job.window, note, job.options.keep_identity)
         drawn = framing.image(picture.levels + change).to(job.options.device)  # what the file shows is measured
-        masks = _masks(job.model, drawn)
+        masks = outlines(job.model, drawn)
         if job.options.manifest:
             _write_masks(masks, file, target, framing)
-        answer = replace(answer, measured=_measured(job.model, masks, drawn, factual))
+        answer = replace(answer, measured=measured_in(job.model, masks, drawn, factual))
         views.append((answer, change, masks))
         rows += _rows(job, file, target, asked, question, answer, before)
     _draw(job, picture, framing, factual, views, folder)
     return rows
 
 
-def _masks(model: CounterfactualModel, image: Tensor) -> Masks:
+def outlines(model: CounterfactualModel, image: Tensor) -> Masks:
     """What the segmentor sees in an image (1, C, *frame); nothing without a segmentor."""
     if model.segmentor is None:
         return {}
@@ -93,7 +93,7 @@ def _masks(model: CounterfactualModel, image: Tensor) -> Masks:
     return {name: probabilities[:, k, None] for k, name in enumerate(model.segmentor.description.structures)}
 
 
-def _measured(model: CounterfactualModel, masks: Masks, image: Tensor, factual: Masks) -> dict[str, Tensor]:
+def measured_in(model: CounterfactualModel, masks: Masks, image: Tensor, factual: Masks) -> dict[str, Tensor]:
     """Structural variables of an image by its masks, as ``CounterfactualModel.measure`` finds them."""
     if model.segmentor is None:
         return {}
@@ -114,7 +114,7 @@ def _rows(
     parents, factual = job.model.parents, answer.factual_values
     structural = {name: value for name, value in factual.items() if name in parents.structural}
     reasons = beyond(structural, parents) + beyond({name: answer.values[name] for name in question}, parents)
-    reasons += _missed(answer, question)
+    reasons += missed(answer, question)
     return [
         {
             "image": str(file),
@@ -135,7 +135,7 @@ def _rows(
     ]
 
 
-def _missed(answer: Answer, question: Iterable[str]) -> list[str]:
+def missed(answer: Answer, question: Iterable[str]) -> list[str]:
     """One sentence for every request of which a quarter or more is still to be done."""
     reasons = []
     for name in question:

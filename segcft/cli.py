@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from data_modules.base import DataModule
 from data_modules.inspection import inspect
 from data_modules.prepare import prepare
+from segcft.app.command import serve
 from segcft.ask import counterfactual
 from segcft.bundles import export
 from segcft.evaluation import evaluate
@@ -51,6 +52,7 @@ USAGE = """usage: segcft {prepare,inspect,fit,validate,test,predict,evaluate} [-
        segcft counterfactual --checkpoint FILE --image FILE --do NAME=VALUE --out FOLDER
        segcft export --checkpoint FILE --out FOLDER
        segcft sweep PLAN.yaml --out FOLDER [--workers N]
+       segcft serve BUNDLE
        segcft report RESULTS [RESULTS ...] --out FILE.html
        segcft figure RESULTS --out FILE.pdf
 
@@ -68,6 +70,7 @@ Structure-specific counterfactual medical images.
   figure     a panel for a paper from a results folder: factual, counterfactuals, changes, measured values
 
   counterfactual   ask a trained model "what if" about your files: images, panels and numbers
+  serve            a page on which images are pulled by sliders, on this computer alone unless told otherwise
   export           pack a trained model, its segmentor and a model card into one folder to hand on
 
 A fit that was interrupted goes on when its command is given again; --resume=never starts anew.
@@ -265,6 +268,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "counterfactual": counterfactual,
     "export": export,
     "sweep": sweep,
+    "serve": serve,
 }
 
 

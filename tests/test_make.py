@@ -53,6 +53,7 @@ def test_help_lists_every_target():
         "bench",
         "benchmark",
         "tensorboard",
+        "app",
     ):
         assert target in listed
 

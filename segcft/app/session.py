@@ -1,0 +1,326 @@
+"""One image asked again and again: abducted once when it is opened, then a decoder pass a question.
+
+Knows neither HTTP nor Lightning. A subject is immutable, and a reply depends on its subject and its question alone.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_modules.frames import resample
+from data_modules.readers import Picture, Window, read_picture
+from segcft.answers import Masks, Row, measured_in, missed, outlines
+from segcft.counterfactual import CORRECTIONS, Answer, CounterfactualModel, Effect
+from segcft.framing import Framing
+from segcft.latents import Abduction
+from segcft.mechanisms import StructuralCausalModel
+from segcft.requests import beyond, once, parse, targets
+
+SHOWN = 512  # pixels: the longest side of what is shown; files are written at their own size
+MOST = 2**26  # pixels or voxels of an upload
+PARTICLES = 8  # of the posterior, where uncertainty is asked for
+Levels = NDArray[np.float32]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image that is there to be picked.
+
+    Attributes:
+        name: Of the subject.
+        image: (1, 1, *frame) in [-1, 1].
+        values: All of its parents in real units, (1,) each.
+    """
+
+    name: str
+    image: Tensor
+    values: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An image that was opened.
+
+    Attributes:
+        model: That answers.
+        name: Of the case or of the file.
+        picture: What was read; of a case, its frame in grey levels from 0 to 255.
+        framing: Of the picture, in the model's frame.
+        image: In the model's frame, (1, 1, *frame) in [-1, 1].
+        values: Factual parents in real units, (1,) each.
+        given: Those that were not measured.
+        masks: Structure -> probabilities, (1, 1, *frame); empty without a segmentor.
+        file: That was read; None of a case.
+        window: As the file was read with.
+    """
+
+    model: CounterfactualModel
+    name: str
+    picture: Picture
+    framing: Framing
+    image: Tensor
+    values: dict[str, Tensor]
+    given: frozenset[str]
+    masks: Masks
+    file: Path | None = None
+    window: Window | None = None
+
+    @cached_property
+    def abduction(self) -> Abduction:
+        """The posterior's mean: one encoder pass, whatever is asked."""
+        return self.model.abduct(self.image, self.values, temperature=0.0)
+
+    @cached_property
+    def particles(self) -> Abduction:
+        """Draws from the posterior, the same each time."""
+        return self.model.abduct(self.image, self.values, samples=PARTICLES)
+
+    @cached_property
+    def measured(self) -> dict[str, Tensor]:
+        """What the segmentor finds in the factual image, (1,) each."""
+        return measured_in(self.model, self.masks, self.image, self.masks)
+
+    @cached_property
+    def shown(self) -> Framing:
+        """Of the picture as it is shown, at most ``SHOWN`` pixels a side."""
+        shape = self.picture.levels.shape
+        share = min(1.0, SHOWN / max(shape))
+        small = tuple(max(1, round(side * share)) for side in shape)
+        steps = [step * new / old for step, new, old in zip(self.framing.steps, small, shape, strict=True)]
+        return Framing(small, self.framing.frame, steps, self.framing.window)
+
+    @cached_property
+    def levels(self) -> Levels:
+        """Grey levels as they are shown, (*shown.shape)."""
+        old, new = self.picture.levels.shape, self.shown.shape
+        if old == new:
+            return self.picture.levels.astype(np.float32)
+        return resample(self.picture.levels, new, [a / b for a, b in zip(old, new, strict=True)])
+
+    def spread(self, values: Tensor) -> Levels:
+        """(1, 1, *frame) -> (*shown.shape), linearly."""
+        return self.shown.spread(values)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the page asks.
+
+    Attributes:
+        do: Requests, ``left_lung_area=+20%`` and the like.
+        effect: Whether descendants follow.
+        refined: Measure the answer, ask again for what is missing, and leave what lies beyond alone; slower.
+        uncertain: Also draw particles of the posterior.
+    """
+
+    do: Sequence[str] = ()
+    effect: Effect = "total"
+    refined: bool = True
+    uncertain: bool = False
+
+    @property
+    def text(self) -> str:
+        """As it is written into files."""
+        return " ".join(self.do) or "nothing"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the page shows.
+
+    Attributes:
+        subject: That was asked about.
+        question: That was asked.
+        answer: Images in the model's frame, and numbers; measured is what is shown.
+        change: Counterfactual minus factual in grey levels, (*shown.shape).
+        masks: Structure -> probabilities in what is shown, (1, 1, *frame).
+        reasons: To doubt it, a sentence each.
+        intervened: Variables that were set.
+    """
+
+    subject: Subject
+    question: Question
+    answer: Answer
+    change: Levels
+    masks: Masks
+    reasons: list[str] = field(default_factory=list)
+    intervened: frozenset[str] = frozenset()
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row a variable: what it was, was to be, and is by the segmentor; as in ``answers.csv``."""
+        parents, before, answer = self.subject.model.parents, self.subject.measured, self.answer
+        return [
+            {
+                "image": self.subject.name,
+                "request": self.question.text,
+                "effect": self.question.effect,
+                "variable": name,
+                "unit": parents[name].unit,
+                "intervened": name in self.intervened,
+                "source": "given" if name in self.subject.given else "measured",
+                "factual": float(answer.factual_values[name]),
+                "target": float(answer.values[name]),
+                "factual_measured": float(before[name]) if name in before else None,
+                "measured": float(answer.measured[name]) if name in answer.measured else None,
+                "warning": "; ".join(self.reasons),
+            }
+            for name in parents.names
+        ]
+
+
+class Desk:
+    """Opens images and answers questions about them; the same for everyone, so it remembers nobody.
+
+    Args:
+        model: With its segmentor, if there is one.
+        cases: To be picked.
+
+    Raises:
+        ValueError: If the model draws colours, or a case does not fit it.
+    """
+
+    def __init__(self, model: CounterfactualModel, cases: Sequence[Case] = ()) -> None:
+        if model.description.channels != 1:
+            raise ValueError(f"the app shows grey images, the model draws {model.description.channels} channels")
+        self.model, self.frame = model, model.hvae.stages[0].size(model.description.spatial_dims)
+        for case in cases:
+            if tuple(case.image.shape) != (1, 1, *self.frame):
+                raise ValueError(f"case {case.name} has shape {tuple(case.image.shape)}, the model needs {self.frame}")
+        self.cases = {case.name: case for case in cases}
+        self.device = next(model.parameters()).device
+
+    @property
+    def graph(self) -> dict[str, list[str]]:
+        """Variable -> its causes, causes first."""
+        mechanism = self.model.mechanism
+        known = mechanism.graph if isinstance(mechanism, StructuralCausalModel) else {}
+        return dict(known) or {name: [] for name in self.model.parents.names}
+
+    @property
+    def hidden(self) -> list[str]:
+        """Variables that must be told about an upload, for nothing can measure them."""
+        seen = self.model.parents.structural if self.model.segmentor is not None else {}
+        return [name for name in self.model.parents.names if name not in seen]
+
+    @torch.no_grad()
+    def open_case(self, name: str) -> Subject:
+        """Abduct a case.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        if name not in self.cases:
+            raise ValueError(f"there is no case {name!r}; there are {', '.join(self.cases) or 'none'}")
+        case = self.cases[name]
+        image = case.image.to(self.device)
+        values = self.model.complete(image, case.values)
+        picture = Picture((case.image[0, 0].float().numpy() + 1) * 127.5)
+        framing = Framing(self.frame, self.frame, [1.0] * len(self.frame), (0.0, 255.0))
+        masks = outlines(self.model, image)
+        return _abducted(Subject(self.model, name, picture, framing, image, values, frozenset(values), masks))
+
+    @torch.no_grad()
+    def open_file(
+        self,
+        file: Path,
+        name: str,
+        given: Mapping[str, float],
+        window: Window | None = None,
+        spacing: Sequence[float] | None = None,
+    ) -> Subject:
+        """Read and abduct a file; messages call it by the name that its owner gave it.
+
+        Args:
+            file: PNG, JPEG, DICOM or NIfTI.
+            name: That its owner gave it.
+            given: Variable -> factual value; structural ones may be left out, and are measured then.
+            window: Levels that are black and white; needed of more than 8 bits.
+            spacing: Edge lengths of a pixel, mm, where the file does not say.
+
+        Raises:
+            ValueError: If it cannot be read, is too large, does not fit the model or lacks a parent.
+        """
+        if window is not None and not window[0] < window[1]:
+            raise ValueError(f"levels {window[0]:g} and {window[1]:g}: black must lie below white")
+        try:
+            picture = read_picture(file, window)
+            if picture.levels.size > MOST:
+                raise ValueError(f"{name} has {picture.levels.size} pixels; at most {MOST} are taken here")
+            framing = Framing.of(picture, self.model, window, spacing)
+        except ValueError as error:
+            raise ValueError(_for_people(str(error).replace(str(file), name))) from error
+        image = framing.image(picture.levels).to(self.device)
+        values = self.model.complete(image, given)
+        masks, told = outlines(self.model, image), frozenset(given)
+        return _abducted(Subject(self.model, name, picture, framing, image, values, told, masks, file, window))
+
+    @torch.no_grad()
+    def ask(self, subject: Subject, question: Question) -> Reply:
+        """Answer one question; the same question gets the same answer.
+
+        Raises:
+            ValueError: If a request is malformed, or asks for a category that does not exist.
+        """
+        requests = once([parse(text, self.model.parents) for text in question.do])
+        return _alike(lambda: self._answered(subject, question, requests))
+
+    def _answered(self, subject: Subject, question: Question, requests: Mapping[str, Any]) -> Reply:
+        model = self.model
+        do = targets(requests, subject.values, model.parents)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they become reasons
+            model.parents.check(do)
+        values = model.act(subject.values, do, question.effect)
+        judged = model.segmentor is not None
+        turns = CORRECTIONS if judged and question.refined else 0
+        image = model.answer(subject.image, subject.abduction, values, corrections=turns, confined=judged).image
+        deviation = self._deviation(subject, values) if question.uncertain else None
+        change = subject.shown.levels(image - subject.image)
+        shown = self._shown(subject, change)
+        masks = outlines(model, shown)
+        found = measured_in(model, masks, shown, subject.masks)
+        answer = Answer(image, values, found, deviation, subject.image, subject.values)
+        reasons = beyond({name: subject.values[name] for name in model.parents.structural}, model.parents)
+        reasons += beyond(do, model.parents) + missed(answer, requests)
+        return Reply(subject, question, answer, change, masks, reasons, frozenset(requests))
+
+    def _shown(self, subject: Subject, change: Levels) -> Tensor:
+        """What the picture that is shown is in the model's frame, (1, 1, *frame)."""
+        before, after = (subject.shown.image(subject.levels + each) for each in (np.float32(0), change))
+        return (subject.image + (after - before).to(self.device)).clamp(-1, 1)
+
+    def _deviation(self, subject: Subject, values: dict[str, Tensor]) -> Tensor:
+        """Over the particles, (1, 1, *frame)."""
+        everyone = subject.image.expand(PARTICLES, *subject.image.shape[1:])
+        repeated = {name: value.expand(PARTICLES) for name, value in values.items()}
+        confined = self.model.segmentor is not None
+        drawn = self.model.answer(everyone, subject.particles, repeated, confined=confined).image
+        return drawn.std(0, keepdim=True)
+
+
+def _abducted(subject: Subject) -> Subject:
+    _alike(lambda: subject.abduction)
+    return subject
+
+
+def _alike(work: Callable[[], Result]) -> Result:
+    """Chance that is the same each time, and nobody else's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return work()
+
+
+def _for_people(message: str) -> str:
+    """Errors of the command line name its options; the page has fields of other names."""
+    message = message.replace("give window: [low, high]", "say which levels are black and white")
+    return message.replace("give --spacing", "say the edge lengths of a pixel")
