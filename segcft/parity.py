@@ -254,7 +254,7 @@ class ParityHVAE(HVAE):
         blocks = [block for block in self._blocks(depth) if isinstance(block, ParityBlock)]
         if not all(block.stochastic for block in blocks):
             return super()._look(features, depth)  # nobody reads them
-        weights = torch.cat([block.look.weight for block in blocks])
+        weights = torch.cat([block.look.get_parameter("weight") for block in blocks])
         convolve = F.conv2d if self.spatial_dims == 2 else F.conv3d
         return list(convolve(F.gelu(features), weights).chunk(len(blocks), dim=1))
 
