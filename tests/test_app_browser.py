@@ -80,7 +80,6 @@ def address():
     app = App(Desk(model, cases(model, data, 3)), "balls", upload_limit=2**18)
     with running(create(app, None, local=True), uvicorn) as address:
         yield address
-    app.sessions.tidy(everyone=True)
 
 
 @contextmanager
@@ -93,6 +92,7 @@ def running(served, uvicorn):
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.should_exit = True
     thread.join(10)
+    assert not thread.is_alive()
 
 
 @pytest.fixture

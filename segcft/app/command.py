@@ -4,6 +4,7 @@ import errno
 import ipaddress
 import secrets
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,8 @@ def serve(arguments: list[str]) -> None:
     else:
         print("segcft: for this computer alone. Ctrl-C stops.", flush=True)
     config = uvicorn.Config(create(app, token, local), log_level="warning", access_log=False, server_header=False)
-    try:
+    with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        app.sessions.tidy(everyone=True)
 
 
 def cases(model: CounterfactualModel, data: DataModule | None, count: int) -> list[Case]:

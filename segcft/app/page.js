@@ -62,6 +62,7 @@ function welcome(opened, name) {
   state.case = name;
   state.slice = null;
   latest = null;
+  say("");
   $("name").textContent = opened.uploaded ? `${opened.name}, ${opened.shape.join(" × ")}` : opened.name;
   for (const button of document.querySelectorAll("nav [data-case]")) button.setAttribute("aria-pressed", button.dataset.case === name);
   $("downloads").replaceChildren(...opened.downloads.map((kind) => {

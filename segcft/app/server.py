@@ -14,8 +14,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -291,7 +292,13 @@ LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 def create(app: App, token: str | None, local: bool) -> ASGIApp:
     """The whole server, to be run by uvicorn; see ``Guard``."""
-    return Guard(Starlette(routes=app.routes()), token, local)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        app.sessions.tidy(everyone=True)  # here, for a signal ends the process right after
+
+    return Guard(Starlette(routes=app.routes(), lifespan=lifespan), token, local)
 
 
 def describe(desk: Desk, title: str, upload_limit: int) -> dict[str, Any]:
