@@ -1,11 +1,13 @@
 """Images a second of one training with one process and with two, in turn; each process reads ``batch_size`` a step.
 
-    .venv/bin/python -m benchmarks.processes --rounds=3 --config=A.yaml --config=B.yaml --trainer.max_steps=200
+    .venv/bin/python -m benchmarks.processes --rounds=3 --steps=100 --config=A.yaml --config=B.yaml
 
-All arguments but ``--rounds=N`` are those of ``segcft fit``; nothing is logged. Prints medians and ranges over the
-rounds, and how busy the machine was with other things before each: above 0.5 the numbers mean little.
+All other arguments are those of ``segcft fit``. What begins and ends a training is not counted: each is run with
+``steps`` and with three times as many, and the difference counts. Prints medians and ranges over the rounds, and how
+busy the machine was with other things before each: above 0.5 the numbers mean little.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -15,33 +17,38 @@ import tempfile
 from pathlib import Path
 
 
-def speed(processes: int, arguments: list[str]) -> float:
-    """Images a second of one training, its first steps included."""
+def seconds(processes: int, steps: int, arguments: list[str]) -> tuple[float, int]:
+    """Seconds of one training, and the images that it read."""
     with tempfile.TemporaryDirectory(dir="checkpoints") as folder:
-        experiment = Path(folder).name
-        own = [f"--experiment={experiment}", f"--trainer.devices={processes}", "--trainer.logger=false"]
-        command = [sys.executable, "-m", "segcft", "fit", *arguments, *own, "--trainer.accelerator=cpu"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        own = {"experiment": Path(folder).name, "trainer.devices": processes, "trainer.max_steps": steps,
+               "trainer.accelerator": "cpu", "trainer.logger": "false", "trainer.default_root_dir": folder,
+               "trainer.limit_val_batches": 0}  # fmt: skip
+        command = [sys.executable, "-m", "segcft", "fit", *arguments, *(f"--{k}={v}" for k, v in own.items())]
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
         record = json.loads(next(Path(folder).glob("*/run.json")).read_text())
-    assert record["processes"] == processes
-    images = record["config"]["data"]["init_args"].get("batch_size", 32) * processes * record["steps"]
-    return float(images / record["seconds"])
+    assert (record["processes"], record["steps"]) == (processes, steps)
+    return record["seconds"], record["config"]["data"]["init_args"].get("batch_size", 32) * processes * steps
+
+
+def speed(processes: int, steps: int, arguments: list[str]) -> float:
+    """Images a second."""
+    (few, read), (many, most) = (seconds(processes, count, arguments) for count in (steps, 3 * steps))
+    return (most - read) / (many - few)
 
 
 def main() -> None:
-    rounds, arguments = 3, []
-    for word in sys.argv[1:]:
-        if word.startswith("--rounds="):
-            rounds = int(word.partition("=")[2])
-        else:
-            arguments.append(word)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100)
+    options, arguments = parser.parse_known_args()
     found: dict[int, list[float]] = {1: [], 2: []}
     loads = []
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         for processes, speeds in found.items():
             loads.append(os.getloadavg()[0])
-            speeds.append(speed(processes, arguments))
+            speeds.append(speed(processes, options.steps, arguments))
     for processes, speeds in found.items():
         print(f"{processes} processes: {statistics.median(speeds):.1f} images/s ({min(speeds):.1f}-{max(speeds):.1f})")
     print(f"load before each: {', '.join(f'{load:.1f}' for load in loads)}; {os.cpu_count()} cores")
