@@ -303,7 +303,7 @@ class HVAE(nn.Module, Recorded):
         return self.likelihood.pixels(loc, raw_scale)._replace(states=tuple(states))
 
     def _run(self, depth: int, part: Callable[..., Any], *given: Any) -> Any:
-        """Call a part of the decoder, keeping its activations or not."""
+        """Call a part of the networks at a stage, keeping its activations or not."""
         fine = max(self.stages[depth].size(self.spatial_dims)) >= self.recompute > 0
         if fine and torch.is_grad_enabled():
             return checkpoint(part, *given, use_reentrant=False)

@@ -37,6 +37,24 @@ def test_recomputed_activations_give_the_same_gradient(kind, dims):
     assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
 
 
+@pytest.mark.parametrize("kind", [HVAE, ParityHVAE])
+def test_an_exogenous_prior_need_not_be_asked_again(kind):
+    found = []
+    for way in ("predict", "_decode"):
+        torch.manual_seed(0)
+        model = kind(2, 1, 3, STAGES)
+        for weight in model.parameters():
+            weight.data += 0.05 * torch.randn_like(weight)
+        image, pa = torch.rand(2, 1, 8, 8) * 2 - 1, torch.randn(2, 3)
+        known = model.abduct(image, pa)
+        loc = getattr(model, way)(known if way == "predict" else known.latents, pa + 1).loc
+        (known.elbo.nelbo().sum() + loc.square().sum()).backward()
+        found.append([loc, *(weight.grad for weight in model.parameters() if weight.grad is not None)])
+    assert torch.equal(found[0][0], found[1][0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_recomputing_keeps_fewer_activations():
     kept = []
     for recompute in (0, 4):
