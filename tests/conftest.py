@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from segcft.recipes import TRUST
@@ -21,6 +22,12 @@ FINDINGS = [
     *("Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other"),
     *("Fracture", "Support Devices"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """A test draws the same weights every time, alone or in company."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
