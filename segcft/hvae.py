@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from segcft.blocks import Bottleneck, Residual, conv, grow, scaled, shrink
-from segcft.latents import Abduction, Belief, Elbo, LatentBlock, Normal, normal
+from segcft.latents import Abduction, Belief, LatentBlock, Normal, normal
 from segcft.likelihoods import DiscretisedGaussian, Likelihood, Pixels
 from segcft.recipes import Recorded
 
@@ -192,8 +192,7 @@ class HVAE(nn.Module, Recorded):
 
         latents, pixels, beliefs, added = self._top_down(pa, infer, encoded)
         nll = self.likelihood.nll(image, pixels).flatten(1).mean(1)
-        kl = torch.stack([belief.posterior.kl(belief.prior) for belief in beliefs], dim=1) / image[0].numel()
-        return Abduction(latents, pixels, Elbo(nll, kl), beliefs, pa, added)
+        return Abduction(latents, pixels, nll, beliefs, pa, added)
 
     def predict(self, abduction: Abduction, pa: Tensor, mediation: Mediation = "total") -> Pixels:
         """The abducted images under other parents: g(z*, pa*), one decoder pass.

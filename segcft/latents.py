@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from segcft.blocks import spread
 from segcft.likelihoods import Pixels
 
 
@@ -22,14 +24,13 @@ class Normal(NamedTuple):
             return self.mean
         noise = torch.randn(self.mean.shape, device=self.mean.device, dtype=self.mean.dtype)
         noise = torch.empty_like(self.mean, requires_grad=False).copy_(noise)
-        return torch.addcmul(self.mean, self.log_std.exp(), noise, value=temperature)
+        std = self.log_std.clone().exp_()  # dense: of a part of the channels exp is eight times slower
+        return torch.addcmul(self.mean, std, noise, value=temperature)
 
     def kl(self, other: "Normal") -> Tensor:
         """KL(self || other) summed over all but the batch, (B,) in nats."""
-        apart = self.log_std - other.log_std
-        distance = (self.mean - other.mean) * torch.exp(-other.log_std)
-        squares = torch.addcmul((2 * apart).exp(), distance, distance).flatten(1).sum(1)
-        return 0.5 * (squares - apart[0].numel()) - apart.flatten(1).sum(1)
+        divergence: Tensor = _Divergence.apply(*self, *other)  # type: ignore[no-untyped-call]
+        return divergence
 
     def mixed(self, other: "Normal", share: float) -> "Normal":
         """Distribution of ``share * x + (1 - share) * y``, x drawn from self and y, independently, from other."""
@@ -46,6 +47,31 @@ def normal(statistics: Tensor) -> Normal:
     """Means and raw deviations (B, 2 * latent_channels, *S) as a distribution."""
     mean, log_std = statistics.float().chunk(2, dim=1)
     return Normal(mean, 5 * torch.tanh(log_std / 5))  # deviations between e^-5 and e^5, smoothly
+
+
+class _Divergence(torch.autograd.Function):
+    """KL of two normals, (B,), with its gradient written out: half the passes over the latents that autograd makes."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:
+        precision = torch.neg(other_log_std).exp_()
+        distance = torch.sub(mean, other_mean).mul_(precision)
+        apart, axes = log_std - other_log_std, tuple(range(1, mean.dim()))
+        variance = torch.mul(apart, 2).exp_()
+        ctx.save_for_backward(precision, distance, variance)
+        squares = torch.addcmul(variance, distance, distance).sum(axes)
+        return 0.5 * (squares - apart[0].numel()) - apart.sum(axes)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        precision, distance, variance = ctx.saved_tensors
+        grad = spread(grad[:, None], variance)
+        pull = distance * grad
+        by_std = torch.sub(variance, 1).mul_(grad)
+        by_other_std = torch.addcmul(by_std, pull, distance).neg_()
+        by_mean = pull.mul_(precision)
+        return by_mean, by_std, -by_mean, by_other_std
 
 
 class LatentBlock(nn.Module, ABC):
@@ -141,14 +167,24 @@ class Elbo(NamedTuple):
     Attributes:
         nll: Negative log-likelihood of the image.
         kl: KL of every latent, top block first, (B, L).
+        places: Resolution of every latent, such as ``8x8``.
     """
 
     nll: Tensor
     kl: Tensor
+    places: list[str]
 
     def nelbo(self, beta: float = 1.0) -> Tensor:
         """``nll + beta * kl``, (B,)."""
         return self.nll + beta * self.kl.sum(1)
+
+    @property
+    def kl_by_resolution(self) -> dict[str, Tensor]:
+        """``kl_8x8`` -> mean KL of the latents there, scalars in nats per image dimension."""
+        found: dict[str, Tensor] = {}
+        for place, kl in zip(self.places, self.kl.mean(0), strict=True):
+            found[f"kl_{place}"] = found.get(f"kl_{place}", 0) + kl
+        return found
 
 
 class Abduction(NamedTuple):
@@ -157,7 +193,7 @@ class Abduction(NamedTuple):
     Attributes:
         latents: z, top block first, (B, latent_channels, *S) each.
         pixels: Distribution of the factual image under these latents, (B, C, *S).
-        elbo: Terms of the bound.
+        nll: Of the image under it, (B,) in nats per image dimension.
         beliefs: Prior and posterior that each latent was drawn between, top block first.
         pa: Encoded factual parents, (B, P).
         added: What every ``LatentBlock`` adds to the decoder's state, top block first: its latent, and its prior's
@@ -166,16 +202,14 @@ class Abduction(NamedTuple):
 
     latents: list[Tensor]
     pixels: Pixels
-    elbo: Elbo
+    nll: Tensor
     beliefs: list[Belief]
     pa: Tensor
     added: list[tuple[Tensor, Tensor]]
 
     @property
-    def kl_by_resolution(self) -> dict[str, Tensor]:
-        """``kl_8x8`` -> mean KL of the latents there, scalars in nats per image dimension."""
-        found: dict[str, Tensor] = {}
-        for latent, kl in zip(self.latents, self.elbo.kl.mean(0), strict=True):
-            name = "kl_" + "x".join(map(str, latent.shape[2:]))
-            found[name] = found[name] + kl if name in found else kl
-        return found
+    def elbo(self) -> Elbo:
+        """Terms of the bound; computed whenever they are asked for, which who wants an answer does not."""
+        kl = torch.stack([belief.posterior.kl(belief.prior) for belief in self.beliefs], dim=1)
+        places = ["x".join(map(str, latent.shape[2:])) for latent in self.latents]
+        return Elbo(self.nll, kl / self.pixels.loc[0].numel(), places)

@@ -51,9 +51,9 @@ class PretrainHVAE(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """NELBO under the present beta."""
-        found = self.model.abduct(batch["image"], batch)
-        loss = found.elbo.nelbo(self._beta()).mean()
-        self.show("train", {**elbo_terms(found), "loss": loss}, batch)
+        terms = elbo_terms(self.model.abduct(batch["image"], batch))
+        loss = terms["nll"] + self._beta() * terms["kl"]
+        self.show("train", {**terms, "loss": loss}, batch)
         return loss
 
     def evaluate(self, batch: Batch, stage: str) -> None:
