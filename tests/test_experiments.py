@@ -76,6 +76,7 @@ def test_every_stage_of_the_phantom_runs_from_its_yaml(stage, at_work):
     assert sorted(at_work.rglob("*")) == before, "fast_dev_run leaves nothing behind"
 
 
+@pytest.mark.slow
 def test_every_stage_of_chexpert_runs_from_its_yaml(chexpert_tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root, masks = chexpert_tree(patients=24, heart=False)
@@ -201,6 +202,7 @@ def test_every_stage_of_the_coronary_phantom_passes_fast_dev_run(tmp_path, monke
 MORPHOMNIST = ["attributes", "regressor", "pretrain", "pretrain_parity", "nocft", "regcft"]  # it has no structures
 
 
+@pytest.mark.slow
 def test_every_stage_of_morphomnist_runs_from_its_yaml(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     where = trees.morphomnist(tmp_path, "t10k")
