@@ -1,0 +1,316 @@
+"""Quality for cost on Morpho-MNIST: the bound and the answers of our default HVAE beside those of the public one.
+
+    .venv/bin/python -m benchmarks.quality --against PATH --data data/morphomnist --seeds 0 1 2
+
+PATH is a checkout of biomedia-mira/causal-gen, which is imported and not changed: its ``morphomnist`` preset with its
+own optimiser, schedule and average. Ours has the stages of ``experiments/morphomnist/pretrain.yaml`` and the likelihood of
+8-bit levels. Both see the same images in the same order and take their steps in turn, so that whatever disturbs the
+machine disturbs both; what counts are CPU seconds of training alone. While they train, averaged weights are judged on
+the validation split; in the end on the test split, and with them counterfactuals under another subject's thickness or
+intensity, each read off by a regressor that guided neither. Writes RESULTS.json, RESULTS.md and RESULTS.png.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from benchmarks.paths import EXPERIMENTS
+from benchmarks.public import Public
+from benchmarks.speed import THEIRS
+from data_modules.base import ImageDataset
+from data_modules.morphomnist import MorphoMNIST
+from segcft.counterfactual import CounterfactualModel
+from segcft.hvae import HVAE, Stage
+from segcft.judges import Regressor
+from segcft.likelihoods import DiscretisedGaussian
+from segcft.parents import DataDescription
+from segcft.prediction import Standard
+from segcft.tasks.base import Batch, Optimisation
+
+OURS = "segcft"
+ASKED = ("thickness", "intensity")
+RANGES = {"thickness": (0.87598526, 6.255515), "intensity": (66.601204, 254.90317)}  # as its code scales them
+
+
+class Contender(ABC):
+    """A model in training."""
+
+    seconds = 0.0
+
+    def learn(self, batch: Batch) -> None:
+        """One step, timed."""
+        began = time.process_time()
+        self._step(batch)
+        self.seconds += time.process_time() - began
+
+    @abstractmethod
+    def _step(self, batch: Batch) -> None:
+        """One step."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> int:
+        """How many it has."""
+
+    @abstractmethod
+    def nelbo(self, batch: Batch) -> float:
+        """Mean over images, nats per pixel, averaged weights."""
+
+    @abstractmethod
+    def answer(self, batch: Batch, do: Batch) -> Tensor:
+        """Counterfactual images (B, 1, H, W), averaged weights."""
+
+
+class Theirs(Contender):
+    """The public code's ``morphomnist`` preset.
+
+    Args:
+        checkout: Where it lies.
+        batch: Of the size that it is trained with.
+    """
+
+    def __init__(self, checkout: Path, batch: Batch) -> None:
+        self.public = Public(checkout, "morphomnist32", batch["image"], torch.device("cpu"))
+        self._train = self.public.train(late=100)
+
+    @property
+    def weights(self) -> int:
+        """See ``Contender``."""
+        return sum(weight.numel() for weight in self.public.hvae.parameters())
+
+    def _step(self, batch: Batch) -> None:
+        self.public.image, self.public.pa = batch["image"], self._parents(batch)
+        self._train()
+
+    @torch.no_grad()
+    def nelbo(self, batch: Batch) -> float:
+        """See ``Contender``."""
+        return float(self._average(batch["image"], self._tiled(batch), beta=1.0)["elbo"])
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, do: Batch) -> Tensor:
+        """See ``Contender``; latents are drawn, as there."""
+        image, average = batch["image"], self._average
+        latents = average.abduct(image, parents=self._tiled(batch))
+        loc, scale = average.forward_latents(latents, parents=self._tiled(batch))
+        cf_loc, cf_scale = average.forward_latents(latents, parents=self._tiled({**batch, **do}))
+        return torch.clamp(cf_loc + cf_scale * (image - loc) / scale.clamp(min=1e-12), min=-1, max=1)
+
+    @property
+    def _average(self) -> Any:
+        return self.public.average
+
+    def _tiled(self, batch: Batch) -> Tensor:
+        return self.public._tiled(self._parents(batch))
+
+    def _parents(self, batch: Batch) -> Tensor:
+        scaled = [2 * (batch[name] - low) / (high - low) - 1 for name, (low, high) in RANGES.items()]
+        digit = nn.functional.one_hot(batch["digit"].long(), 10)
+        return torch.cat([torch.stack(scaled, dim=1), digit], dim=1)
+
+
+class Ours(Contender):
+    """Stages, rate and average of ``experiments/morphomnist/pretrain.yaml``.
+
+    Args:
+        about: The data.
+        steps: Of the whole training, by which the rate falls.
+    """
+
+    def __init__(self, about: DataDescription, steps: int) -> None:
+        settings = yaml.safe_load((EXPERIMENTS / "morphomnist/pretrain.yaml").read_text())
+        model, trainer = settings["model"]["init_args"], settings["trainer"]
+        stages = [Stage(**stage) for stage in model["hvae"]["init_args"]["stages"]]
+        hvae = HVAE(2, 1, about.parents.dim, stages, DiscretisedGaussian())
+        self.model = CounterfactualModel(about, hvae, Standard()).to(memory_format=torch.channels_last)
+        self.learning, self.clip = list(hvae.parameters()), trainer["gradient_clip_val"]
+        self.optimiser = (choice := Optimisation(**model["optimisation"])).optimiser(self.learning)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: choice.factor(step, steps))
+        decay = trainer["callbacks"][0]["init_args"]["decay"]
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+    @property
+    def weights(self) -> int:
+        """See ``Contender``."""
+        return sum(weight.numel() for weight in self.learning)
+
+    def _step(self, batch: Batch) -> None:
+        image = batch["image"].contiguous(memory_format=torch.channels_last)
+        self.model.abduct(image, batch).elbo.nelbo().mean().backward()
+        nn.utils.clip_grad_norm_(self.learning, self.clip, foreach=True)
+        self.optimiser.step()
+        self.schedule.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.average.update_parameters(self.model)
+
+    @torch.no_grad()
+    def nelbo(self, batch: Batch) -> float:
+        """See ``Contender``."""
+        return float(self.average.module.abduct(batch["image"], batch).elbo.nelbo().mean())
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, do: Batch) -> Tensor:
+        """See ``Contender``; latents are means, as users are answered."""
+        image: Tensor = self.average.module(batch["image"], batch, do, temperature=0.0).image
+        return image.clamp(-1, 1)
+
+
+def batches(dataset: ImageDataset, size: int, seed: int) -> Iterator[Batch]:
+    """Shuffled, without an end."""
+    order = torch.Generator().manual_seed(seed)
+    while True:
+        for chosen in torch.randperm(len(dataset), generator=order).split(size):
+            if len(chosen) == size:
+                yield dataset.read(chosen)
+
+
+def pieces(dataset: ImageDataset, size: int = 250) -> Iterator[Batch]:
+    """All of a split, in order."""
+    for chosen in torch.arange(len(dataset)).split(size):
+        yield dataset.read(chosen)
+
+
+def judged(contender: Contender, dataset: ImageDataset) -> float:
+    """Mean NELBO of a split, nats per pixel."""
+    found = [(contender.nelbo(batch), len(batch["index"])) for batch in pieces(dataset)]
+    return sum(value * count for value, count in found) / sum(count for _, count in found)
+
+
+def reader(data: MorphoMNIST, steps: int, size: int = 64) -> Regressor:
+    """Reads thickness and intensity off an image; learns from images that are as they were, wherever they lie."""
+    judge = Regressor(data.description)
+    optimiser = Optimisation(lr=2e-3).optimiser(judge.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
+    for _, batch in zip(range(steps), batches(data.dataset("train"), size, seed=1), strict=False):
+        parents = data.description.parents
+        wanted = torch.stack([(batch[name] - parents[name].mean) / parents[name].std for name in judge.names], dim=1)
+        nn.functional.smooth_l1_loss(judge(batch["image"]), wanted, beta=0.1).backward()
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad(set_to_none=True)
+    return judge.eval()
+
+
+@torch.no_grad()
+def errors(contender: Contender | None, data: MorphoMNIST, judge: Regressor, seed: int) -> dict[str, float]:
+    """Mean distance of what is read off the answers from what was asked, in % of the population's deviation.
+
+    Args:
+        contender: Who answers; None for the judge's own error in images as they are.
+        data: Its test split is asked for the value of another subject.
+        judge: Who reads.
+        seed: Decides whose.
+    """
+    dataset, parents = data.dataset("test"), data.description.parents
+    others = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    found = {}
+    for name in ASKED:
+        apart = []
+        for batch in pieces(dataset):
+            do = {name: dataset.attributes[name][others[batch["index"]]]} if contender else {name: batch[name]}
+            image = contender.answer(batch, do) if contender else batch["image"]
+            apart.append((judge.measure(image)[name] - do[name]).abs())
+        found[name] = 100 * float(torch.cat(apart).mean()) / parents[name].std
+    return found
+
+
+def race(options: argparse.Namespace, data: MorphoMNIST, judge: Regressor, seed: int) -> dict[str, Any]:
+    """Train both with a seed: curves, ends and answers by name."""
+    torch.manual_seed(seed)
+    about, train, val = data.description, data.dataset("train"), data.dataset("val")
+    stream = batches(train, options.batch_size, seed)
+    steps = {THEIRS: options.their_steps, OURS: options.our_steps}
+    both = {THEIRS: Theirs(options.against, next(stream)), OURS: Ours(about, options.our_steps)}
+    curves: dict[str, list[tuple[int, float, float]]] = {name: [] for name in both}
+    for step in range(1, max(steps.values()) + 1):
+        batch = next(stream)
+        for name, contender in both.items():
+            if step > steps[name]:
+                continue
+            contender.learn(batch)
+            if step % options.every == 0 or step == steps[name]:
+                curves[name].append((step, contender.seconds, judged(contender, val)))
+                print(f"seed {seed} {name:>10} step {step:4} {contender.seconds:7.1f} CPU s {curves[name][-1][2]:.4f}")
+    found: dict[str, Any] = {"seed": seed}
+    for name, contender in both.items():
+        end = {"weights": contender.weights, "steps": steps[name], "seconds": contender.seconds}
+        end |= {"nelbo": judged(contender, data.dataset("test")), **errors(contender, data, judge, seed)}
+        found[name] = {"curve": curves[name], **end}
+    goal = curves[THEIRS][-1][2]
+    reached = next((seconds for _, seconds, value in curves[OURS] if value <= goal), None)
+    found["reached"], found["share"] = reached, None if reached is None else reached / curves[THEIRS][-1][1]
+    return found
+
+
+def table(found: list[dict[str, Any]], floor: dict[str, float]) -> str:
+    """Markdown, a row a model: medians and ranges over the seeds."""
+    head = ["model", "weights", "steps", "CPU s", "NELBO, nats/pixel", *(f"{name}, MAE % of SD" for name in ASKED)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in (THEIRS, OURS):
+        cells = [f"{found[0][name]['weights']:,}", str(found[0][name]["steps"])]
+        for key, form in (("seconds", ".0f"), ("nelbo", ".4f"), *((asked, ".1f") for asked in ASKED)):
+            each = sorted(one[name][key] for one in found)
+            cells.append(f"{statistics.median(each):{form}} ({each[0]:{form}}-{each[-1]:{form}})")
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    own = ["", "", "", "", *(f"{floor[name]:.1f}" for name in ASKED)]
+    lines.append(f"| {' | '.join(['the judge itself', *own])} |")
+    shares = [one["share"] for one in found]
+    reached = "not by every seed" if None in shares else ", ".join(f"{share:.3f}" for share in shares)
+    return "\n".join([*lines, "", f"Share of its CPU seconds after which {OURS} is as good on validation: {reached}"])
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
+    for colour, name in (("0.45", THEIRS), ("C0", OURS)):
+        for number, one in enumerate(found):
+            _, seconds, values = zip(*one[name]["curve"], strict=True)
+            axis.plot(seconds, values, ".-", color=colour, label=None if number else name)
+    axis.set(xscale="log", xlabel="CPU seconds of training", ylabel="NELBO on validation, nats/pixel")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", type=Path, required=True, help="checkout of biomedia-mira/causal-gen")
+    parser.add_argument("--data", default="data/morphomnist", help="folder of the IDX files")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--their-steps", type=int, default=500)
+    parser.add_argument("--our-steps", type=int, default=300)
+    parser.add_argument("--judge-steps", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--every", type=int, default=50, help="steps between looks at the validation split")
+    parser.add_argument("--out", type=Path, default=Path("results/quality"), help="RESULTS, without a suffix")
+    options = parser.parse_args(given)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    data = MorphoMNIST(options.data, augment=True)
+    judge = reader(data, options.judge_steps)
+    floor, found = errors(None, data, judge, seed=0), []
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for seed in options.seeds:
+        found.append(race(options, data, judge, seed))
+        options.out.with_suffix(".json").write_text(json.dumps({"judge": floor, "seeds": found}, indent=1))
+    options.out.with_suffix(".md").write_text(table(found, floor) + "\n")
+    draw(found, options.out.with_suffix(".png"))
+    print(table(found, floor))
+
+
+if __name__ == "__main__":
+    main()
