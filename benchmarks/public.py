@@ -63,7 +63,7 @@ class Public:
         self.pa, self.cf_pa = torch.randn(2, len(image), PARENTS[preset], device=device)
 
     def train(self, late: int = -1) -> Step:
-        """As ``trainer.py``: forward, backward, clip, guards, AdamW, schedule; average after ``late`` steps, there 100."""
+        """As ``trainer.py``: forward, backward, clip, guards, AdamW, schedule, average; there ``late`` is 100 steps."""
         choice, utils = self.options, imported(self.checkout, "utils")
         average = utils.EMA(self.hvae, beta=choice.ema_rate, update_after_step=late).to(self.device)
         self.average = average.ema_model

@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.quality --against PATH --data data/morphomnist --seeds 0 1 2
 
 PATH is a checkout of biomedia-mira/causal-gen, which is imported and not changed: its ``morphomnist`` preset with its
-own optimiser, schedule and average. Ours has the stages of ``experiments/morphomnist/pretrain.yaml`` and the likelihood of
-8-bit levels. Both see the same images in the same order and take their steps in turn, so that whatever disturbs the
+own optimiser, schedule and average. Ours has the stages of ``experiments/morphomnist/pretrain.yaml`` and the likelihood
+of 8-bit levels. Both see the same images in the same order and take their steps in turn, so that whatever disturbs the
 machine disturbs both; what counts are CPU seconds of training alone. While they train, averaged weights are judged on
 the validation split; in the end on the test split, and with them counterfactuals under another subject's thickness or
 intensity, each read off by a regressor that guided neither. Writes RESULTS.json, RESULTS.md and RESULTS.png.
@@ -170,7 +170,13 @@ class Ours(Contender):
 
 
 def batches(dataset: ImageDataset, size: int, seed: int) -> Iterator[Batch]:
-    """Shuffled, without an end."""
+    """Shuffled, without an end; the last of a pass is left out where it is smaller.
+
+    Raises:
+        ValueError: If there are fewer images than ``size``.
+    """
+    if len(dataset) < size:
+        raise ValueError(f"{len(dataset)} training images are no batch of {size}")
     order = torch.Generator().manual_seed(seed)
     while True:
         for chosen in torch.randperm(len(dataset), generator=order).split(size):
@@ -190,7 +196,7 @@ def judged(contender: Contender, dataset: ImageDataset) -> float:
     return sum(value * count for value, count in found) / sum(count for _, count in found)
 
 
-def reader(data: MorphoMNIST, steps: int, size: int = 64) -> Regressor:
+def reader(data: MorphoMNIST, steps: int, size: int) -> Regressor:
     """Reads thickness and intensity off an image; learns from images that are as they were, wherever they lie."""
     judge = Regressor(data.description)
     optimiser = Optimisation(lr=2e-3).optimiser(judge.parameters())
@@ -290,6 +296,7 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, required=True, help="checkout of biomedia-mira/causal-gen")
     parser.add_argument("--data", default="data/morphomnist", help="folder of the IDX files")
+    parser.add_argument("--held-out", type=int, default=2000, help="images for validation and test, half each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--their-steps", type=int, default=500)
     parser.add_argument("--our-steps", type=int, default=300)
@@ -300,8 +307,8 @@ def main(given: list[str] | None = None) -> None:
     options = parser.parse_args(given)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    data = MorphoMNIST(options.data, augment=True)
-    judge = reader(data, options.judge_steps)
+    data = MorphoMNIST(options.data, augment=True, held_out=options.held_out)
+    judge = reader(data, options.judge_steps, 2 * options.batch_size)
     floor, found = errors(None, data, judge, seed=0), []
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:

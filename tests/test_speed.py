@@ -8,12 +8,14 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from benchmarks import clock, overhead, paths, public, scaling, speed
+from benchmarks import clock, overhead, paths, public, quality, scaling, speed
+from data_modules.morphomnist import MorphoMNIST
 from segcft.hvae import HVAE, Stage
 from segcft.latents import Normal
 from segcft.parity import ParityHVAE
 from segcft.tasks.base import Optimisation, lay_out
 from segcft.tasks.callbacks import EMA
+from tests import trees
 
 STAGES = [Stage(8, 8, 1), Stage(4, 12, 2, 3), Stage(2, 16, 2, 3)]
 TINY = {"chest64": paths.Preset("chest64", 16, 2, 8)}
@@ -178,3 +180,19 @@ def test_overhead_and_scaling_are_measured(monkeypatch, tmp_path, capsys):
     scaling.main([*small, "--out", str(tmp_path / "cost.png")])
     assert "resident memory" in capsys.readouterr().out
     assert (tmp_path / "cost.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_quality_for_cost_is_measured(monkeypatch, tmp_path, capsys):
+    trees.morphomnist(tmp_path, "t10k")
+    about = MorphoMNIST(str(tmp_path), held_out=8).description
+    monkeypatch.setattr(quality, "Theirs", lambda *_: quality.Ours(about, 2))
+    short = ["--their-steps=2", "--our-steps=4", "--judge-steps=2", "--batch-size=4", "--every=2", "--seeds", "0", "1"]
+    quality.main(["--against=.", f"--data={tmp_path}", "--held-out=8", *short, f"--out={tmp_path / 'found'}"])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert set(found["judge"]) == {"thickness", "intensity"}
+    for one in found["seeds"]:
+        assert [step for step, *_ in one["segcft"]["curve"]] == [2, 4]
+        assert 0 < one["segcft"]["curve"][0][1] < one["segcft"]["curve"][1][1] == one["segcft"]["seconds"]
+    assert "Share of its CPU seconds" in capsys.readouterr().out
+    assert (tmp_path / "found.png").stat().st_size > 0
