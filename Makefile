@@ -54,7 +54,7 @@ test-slow: $(READY)  ## The rest: training and end-to-end runs
 
 docs: $(READY)  ## The site, in build/site; every link is checked
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 attributes: $(READY)  ## Fit how parents cause each other
 	$(FIT)

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from benchmarks import clock, overhead, paths, public, quality, scaling, speed
+from benchmarks import clock, overhead, paths, public, quality, savings, scaling, speed
 from data_modules.morphomnist import MorphoMNIST
 from segcft.hvae import HVAE, Stage
 from segcft.latents import Normal
@@ -72,6 +72,7 @@ def test_the_divergence_is_that_of_normals():
     one, other = (Normal(*torch.randn(2, 4, 3, 5, 5)) for _ in range(2))
     q, p = (torch.distributions.Normal(each.mean, each.log_std.exp()) for each in (one, other))
     torch.testing.assert_close(one.kl(other), torch.distributions.kl_divergence(q, p).flatten(1).sum(1))
+    torch.testing.assert_close(one.kl(other), savings.divergence(one, other))
     given = [x.double().requires_grad_() for x in (*one, *other)]
     assert torch.autograd.gradcheck(lambda a, b, c, d: Normal(a, b).kl(Normal(c, d)), given)
 
@@ -180,6 +181,15 @@ def test_overhead_and_scaling_are_measured(monkeypatch, tmp_path, capsys):
     scaling.main([*small, "--out", str(tmp_path / "cost.png")])
     assert "resident memory" in capsys.readouterr().out
     assert (tmp_path / "cost.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_every_saving_is_undone_and_timed(monkeypatch, capsys):
+    small = {name: preset._replace(batch=2) for name, preset in paths.PRESETS.items()}
+    monkeypatch.setattr(savings, "PRESETS", small | TINY)
+    savings.main(["--rounds=1"])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == [saving.what for saving in savings.SAVINGS]
 
 
 @pytest.mark.slow

@@ -1,0 +1,137 @@
+"""What each saving is worth: a step with all of them, and with one of them undone, in turn.
+
+    .venv/bin/python -m benchmarks.savings --rounds 9
+
+The maths is the same with and without. CPU seconds of one thread; printed are medians, and how much longer the step
+takes without the saving, over paired rounds.
+"""
+
+import argparse
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+
+from benchmarks.clock import Step, alternate, ratio
+from benchmarks.paths import PRESETS, Setting, build
+from segcft.hvae import HVAE
+from segcft.latents import Abduction, Normal
+from segcft.likelihoods import Pixels
+from segcft.parity import ParityHVAE
+from segcft.tasks.base import Optimisation
+
+CPU = torch.device("cpu")
+
+
+def divergence(one: Normal, other: Normal) -> Tensor:
+    """The KL as it is written down, its gradient left to autograd."""
+    variances = (2 * one.log_std).exp(), (2 * other.log_std).exp()
+    each = other.log_std - one.log_std + (variances[0] + (one.mean - other.mean) ** 2) / (2 * variances[1]) - 0.5
+    return each.flatten(1).sum(1)
+
+
+def sample(normal: Normal, temperature: float) -> Tensor:
+    """Noise drawn in the layout of the mean."""
+    return normal.mean + temperature * normal.log_std.exp() * torch.randn_like(normal.mean)
+
+
+def looks(model: ParityHVAE, features: Tensor, depth: int) -> list[Tensor]:
+    """Every posterior convolves the encoder's activation itself."""
+    return [block.look(F.gelu(features)) for block in model._blocks(depth)]  # type: ignore[operator,union-attr]
+
+
+def optimiser(choice: Optimisation, learning: Any) -> torch.optim.AdamW:
+    """One weight after the other."""
+    return torch.optim.AdamW(learning, lr=choice.lr, weight_decay=choice.weight_decay, foreach=False)
+
+
+def average(model: nn.Module, **_: Any) -> AveragedModel:
+    """One weight after the other."""
+    return AveragedModel(model, avg_fn=get_ema_avg_fn(0.999), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
+def decode(model: HVAE, abduction: Abduction, pa: Tensor) -> Pixels:
+    """The whole decoder again, the prior included."""
+    return model._decode(abduction.latents, pa)
+
+
+def abduct(abduction: Callable[..., Abduction]) -> Callable[..., Abduction]:
+    """With the bound, whether somebody wants it or not."""
+
+    def both(*given: Any) -> Abduction:
+        found = abduction(*given)
+        _ = found.elbo
+        return found
+
+    return both
+
+
+class Saving(NamedTuple):
+    """One of them.
+
+    Attributes:
+        what: In words.
+        preset: Shapes of ``benchmarks.speed``.
+        path: Of these.
+        undo: While it is entered, it is not done; None for the memory format.
+    """
+
+    what: str
+    preset: str
+    path: str
+    undo: Callable[[], AbstractContextManager[Any]] | None
+
+
+SMALL = "morphomnist32"
+SAVINGS = [
+    Saving("channels last", SMALL, "train", None),
+    Saving("channels last", "chest64", "train", None),
+    Saving("AdamW in one call", SMALL, "train", lambda: patch.object(Optimisation, "optimiser", optimiser)),
+    Saving("average in one call", SMALL, "train", lambda: patch("benchmarks.paths.AveragedModel", average)),
+    Saving("KL with its own gradient", SMALL, "train", lambda: patch.object(Normal, "kl", divergence)),
+    Saving("noise drawn contiguous", SMALL, "train", lambda: patch.object(Normal, "sample", sample)),
+    Saving("one look for all posteriors", SMALL, "train", lambda: patch.object(ParityHVAE, "_look", looks)),
+    Saving("the bound only if wanted", SMALL, "generate", lambda: patch.object(HVAE, "abduct", abduct(HVAE.abduct))),
+    Saving("the prior asked once", SMALL, "sweep", lambda: patch.object(HVAE, "_again", decode)),
+    Saving("the prior asked once", "chest64", "sweep", lambda: patch.object(HVAE, "_again", decode)),
+]
+
+
+def without(saving: Saving) -> Step:
+    """A step in which it is undone."""
+    preset, undo = PRESETS[saving.preset], saving.undo
+    if undo is None:
+        return build(preset, Setting(channels_last=False), saving.path, CPU)
+    with undo():
+        step = build(preset, Setting(), saving.path, CPU)
+
+    def undone() -> None:
+        with undo():
+            step()
+
+    return undone
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args(given)
+    torch.set_num_threads(1)
+    print("| saving | shapes | step | CPU s with (range) | without takes longer by (range) |\n|---|---|---|---|---|")
+    for saving in SAVINGS:
+        steps = {"with": build(PRESETS[saving.preset], Setting(), saving.path, CPU), "without": without(saving)}
+        spent = alternate(steps, options.rounds, CPU)
+        done, undone = ([once.cpu for once in spent[name]] for name in steps)
+        middle, low, high, _ = ratio(undone, done)
+        cells = f"{sorted(done)[len(done) // 2]:.3g} ({min(done):.3g}-{max(done):.3g})"
+        more = f"{middle - 1:.0%} ({low - 1:.0%} to {high - 1:.0%})"
+        print(f"| {saving.what} | {saving.preset} | {saving.path} | {cells} | {more} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
