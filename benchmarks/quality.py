@@ -250,7 +250,7 @@ def race(options: argparse.Namespace, data: MorphoMNIST, judge: Regressor, seed:
             contender.learn(batch)
             if step % options.every == 0 or step == steps[name]:
                 curves[name].append((step, contender.seconds, judged(contender, val)))
-                print(f"seed {seed} {name:>10} step {step:4} {contender.seconds:7.1f} CPU s {curves[name][-1][2]:.4f}")
+                print(f"seed {seed} {name:>10} step {step:4} {contender.seconds:7.1f} CPU s {curves[name][-1][2]:.4f}", flush=True)
     found: dict[str, Any] = {"seed": seed}
     for name, contender in both.items():
         end = {"weights": contender.weights, "steps": steps[name], "seconds": contender.seconds}
@@ -299,7 +299,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--held-out", type=int, default=2000, help="images for validation and test, half each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--their-steps", type=int, default=500)
-    parser.add_argument("--our-steps", type=int, default=300)
+    parser.add_argument("--our-steps", type=int, default=400)
     parser.add_argument("--judge-steps", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--every", type=int, default=50, help="steps between looks at the validation split")
