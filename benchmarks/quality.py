@@ -250,7 +250,10 @@ def race(options: argparse.Namespace, data: MorphoMNIST, judge: Regressor, seed:
             contender.learn(batch)
             if step % options.every == 0 or step == steps[name]:
                 curves[name].append((step, contender.seconds, judged(contender, val)))
-                print(f"seed {seed} {name:>10} step {step:4} {contender.seconds:7.1f} CPU s {curves[name][-1][2]:.4f}", flush=True)
+                print(
+                    f"seed {seed} {name:>10} step {step:4} {contender.seconds:7.1f} CPU s {curves[name][-1][2]:.4f}",
+                    flush=True,
+                )
     found: dict[str, Any] = {"seed": seed}
     for name, contender in both.items():
         end = {"weights": contender.weights, "steps": steps[name], "seconds": contender.seconds}
