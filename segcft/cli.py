@@ -26,7 +26,7 @@ from segcft.evaluation import evaluate
 from segcft.files import try_out
 from segcft.launch import processes, settle, told
 from segcft.reporting import figure, report
-from segcft.sweep import sweep
+from segcft.sweeping import sweep
 from segcft.tasks import Task
 from segcft.tasks.board import FrontPage, Pace
 from segcft.tasks.callbacks import PredictionFiles, StepProgress
