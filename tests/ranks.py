@@ -21,27 +21,9 @@ from segcft.cli import main
 from segcft.recipes import TRUST
 from segcft.tasks.health import StepGuard
 from segcft.tasks.keeping import Keep
+from tests.stages import write
 
-CONFIG = """
-experiment: peace
-data: {{class_path: tests.balls.Balls, init_args: {{subjects: 98, batch_size: 4}}}}
-trainer: {{max_steps: 26, logger: false, accelerator: cpu, callbacks: [
-  {{class_path: EMAWeightAveraging, init_args: {{decay: 0.5}}}}]}}
-model: {{class_path: segcft.tasks.{task}, init_args: {arguments}}}
-"""
-STAGES = {
-    "segmentor": ("TrainSegmentor", "{network: monai.UNet, options: {channels: [4, 8], strides: [2], norm: batch}}"),
-    "pretrain": (
-        "PretrainHVAE",
-        "{hvae: {class_path: segcft.hvae.HVAE, init_args: {stages: ["
-        "{resolution: 16, width: 8, blocks: 0}, {resolution: 4, width: 8, latent_channels: 2}]}}}",
-    ),
-    "segcft": (
-        "CounterfactualFineTuning",
-        "{pretrained: checkpoints/peace/pretrain/last.ckpt, guidance: {class_path: SegmentorGuidance, init_args: "
-        "{judge: checkpoints/peace/segmentor/last.ckpt}}}",
-    ),
-}
+STAGES = ("segmentor", "pretrain", "segcft")
 KEYS = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "epoch")
 WORLD = 2
 
@@ -76,7 +58,16 @@ def begin(stage, experiment, rank, port, more):
     told = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD,
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "ranks"}  # fmt: skip
     os.environ.update({name: str(value) for name, value in told.items()})
-    return main(["fit", f"--config={stage}.yaml", f"--experiment={experiment}", "--save_every=0", *more])
+    return main(
+        [
+            "fit",
+            f"--config={stage}.yaml",
+            f"--experiment={experiment}",
+            "--save_every=0",
+            "--trainer.accelerator=cpu",
+            *more,
+        ]
+    )
 
 
 def strike(rank, at, harm):
@@ -126,7 +117,7 @@ def check(claim, truth):
 def resumed():
     """Twelve steps an epoch, of which the tenth is saved: killed behind it, and behind the end of the epoch."""
     for stage in STAGES:
-        check(f"{stage} trains", run(stage, "peace") == [0, 0])
+        check(f"{stage} trains", run(stage, "balls") == [0, 0])
     for stage in ("pretrain", "segcft"):
         for at in (11, 13):
             check(f"{stage} is killed at {at}", run(stage, "fire", at=at, harm=kill_all) == [-signal.SIGKILL] * 2)
@@ -135,7 +126,7 @@ def resumed():
         check(f"{stage} goes on", run(stage, "fire") == [0, 0])
         starts = json.loads(Path(f"checkpoints/fire/{stage}/run.json").read_text())["starts"]
         check(f"{stage} began {starts}", [start["step"] for start in starts] == [0, 10, 12])
-        one, other = last(stage, "peace"), last(stage, "fire")
+        one, other = last(stage, "balls"), last(stage, "fire")
         check(f"{stage} ends with the same bits", all(same(one[key], other[key]) for key in KEYS))
 
 
@@ -172,8 +163,7 @@ if __name__ == "__main__":
     Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
     os.chdir(sys.argv[1])
     os.environ[TRUST] = "tests.balls"
-    for name, (task, arguments) in STAGES.items():
-        Path(f"{name}.yaml").write_text(CONFIG.format(task=task, arguments=arguments))
+    write(".", STAGES, subjects=98, steps=26)
     resumed()
     bereft()
     spoilt()
