@@ -98,7 +98,8 @@ def train(name, build, data, folder, strategy):
     trainer.save_checkpoint(f"{folder}/{name}.ckpt")
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
     found = {"gradients": witness.gradients, "metrics": [*witness.metrics, metrics], "weights": task.state_dict()}
-    return apply_to_collection(found, DTensor, lambda part: part.full_tensor())
+    sizes = [[part.to_local().numel(), part.numel()] for part in task.parameters() if isinstance(part, DTensor)]
+    return {**apply_to_collection(found, DTensor, lambda part: part.full_tensor()), "sizes": sizes}
 
 
 def main(folder):

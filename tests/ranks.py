@@ -2,9 +2,9 @@
 
     python tests/ranks.py FOLDER
 
-Trains two stages in peace and kills the same at steps within and at the end of an epoch, expecting the same bits; kills
-one process alone, expecting the other to stop soon and say why; and spoils a batch of one process, expecting both to
-leave that step out. Every process is told what torchrun would tell it.
+Trains two stages in peace, one with its weights shared out, and kills the same at steps within and at the end of an
+epoch, expecting the same bits; kills one process alone, expecting the other to stop soon and say why; and spoils a
+batch of one process, expecting both to leave that step out. Every process is told what torchrun would tell it.
 """
 
 import json
@@ -23,7 +23,7 @@ from segcft.tasks.health import StepGuard
 from segcft.tasks.keeping import Keep
 from tests.stages import write
 
-STAGES = ("segmentor", "pretrain", "segcft")
+STAGES = {"segmentor": (), "pretrain": (), "segcft": ("--trainer.strategy=sharded",)}
 KEYS = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "epoch")
 WORLD = 2
 
@@ -117,13 +117,14 @@ def check(claim, truth):
 def resumed():
     """Twelve steps an epoch, of which the tenth is saved: killed behind it, and behind the end of the epoch."""
     for stage in STAGES:
-        check(f"{stage} trains", run(stage, "balls") == [0, 0])
+        check(f"{stage} trains", run(stage, "balls", *STAGES[stage]) == [0, 0])
     for stage in ("pretrain", "segcft"):
         for at in (11, 13):
-            check(f"{stage} is killed at {at}", run(stage, "fire", at=at, harm=kill_all) == [-signal.SIGKILL] * 2)
+            codes = run(stage, "fire", *STAGES[stage], at=at, harm=kill_all)
+            check(f"{stage} is killed at {at}", codes == [-signal.SIGKILL] * 2)
             saved = last(stage, "fire")["global_step"]
             check(f"{stage} was saved at {saved}", saved == {11: 10, 13: 12}[at])
-        check(f"{stage} goes on", run(stage, "fire") == [0, 0])
+        check(f"{stage} goes on", run(stage, "fire", *STAGES[stage]) == [0, 0])
         starts = json.loads(Path(f"checkpoints/fire/{stage}/run.json").read_text())["starts"]
         check(f"{stage} began {starts}", [start["step"] for start in starts] == [0, 10, 12])
         one, other = last(stage, "balls"), last(stage, "fire")
@@ -163,7 +164,7 @@ if __name__ == "__main__":
     Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
     os.chdir(sys.argv[1])
     os.environ[TRUST] = "tests.balls"
-    write(".", STAGES, subjects=98, steps=26)
+    write(".", tuple(STAGES), subjects=98, steps=26)
     resumed()
     bereft()
     spoilt()

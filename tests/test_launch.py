@@ -64,9 +64,9 @@ def test_a_trainer_that_stayed_alone_is_refused():
             refuse_lonely(world_size, {"WORLD_SIZE": "2"})
 
 
-def test_strategies_that_share_out_parameters_are_refused():
+def test_foreign_strategies_that_share_out_parameters_are_refused():
     trainer = SimpleNamespace(world_size=1, strategy=FSDPStrategy())
-    with pytest.raises(ValueError, match=r"FSDPStrategy would give each process a part .* --trainer\.strategy=ddp"):
+    with pytest.raises(ValueError, match=r"under FSDPStrategy: use --trainer\.strategy=sharded"):
         settle(trainer, {})
 
 

@@ -4,8 +4,8 @@ PyTorch's ``fully_shard`` (FSDP2) puts weights together for a step or a validati
 What is computed, and what a checkpoint holds, is as under DDP.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -23,7 +23,13 @@ class Sharded(DDPStrategy):
     """``--trainer.strategy=sharded``: as DDP, but that each process keeps a part of everything."""
 
     def configure_ddp(self) -> None:
-        """Share out weights and averages, which a checkpoint may have brought; optimisers are built on the parts."""
+        """Share out weights and averages, which a checkpoint may have brought; optimisers are built on the parts.
+
+        Raises:
+            ValueError: If losses are scaled, of which each process would find another factor.
+        """
+        if self.precision_plugin.precision == "16-mixed":
+            raise ValueError("--trainer.precision=16-mixed does not go with sharded: use bf16-mixed or 32-true")
         module = self.lightning_module
         assert module is not None
         trainer, mesh = module.trainer, init_device_mesh(self.root_device.type, (self.world_size,))
@@ -51,9 +57,10 @@ class Sharded(DDPStrategy):
         unfold(self.lightning_module)
         return super().validation_step(*args, **kwargs)
 
-    def block_backward_sync(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def block_backward_sync(self) -> Generator[None, None, None]:
         """Gathered gradients are kept in parts."""
-        return nullcontext()
+        yield
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """As DDP would have written it."""
@@ -76,7 +83,8 @@ class Fold(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After training, or the check before it."""
-        pl_module.reshard()
+        if isinstance(pl_module, FSDPModule):
+            pl_module.reshard()
 
     on_validation_epoch_end = on_train_start = on_validation_epoch_start
 

@@ -129,6 +129,8 @@ def test_two_processes_learn_what_one_does(tmp_path):
             for key in ("gradients", "metrics", "weights"):
                 compare(one[key], first[name][key], f"{strategy}.{name}.{key}", 1e-5)
             compare(first[name]["weights"], second[name]["weights"], name, 0)
+            here, both = map(sum, zip(*first[name]["sizes"], strict=True)) if strategy == "sharded" else (0, 1)
+            assert here < 0.55 * both, "each keeps a part"
 
 
 @pytest.mark.slow
