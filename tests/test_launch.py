@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
+from segcft import cli
 from segcft.launch import located, main, refuse_lonely, settle, split, told
 from tests.stages import STAGES, write
 
@@ -62,6 +63,15 @@ def test_a_trainer_that_stayed_alone_is_refused():
     for world_size in (1, 4):
         with pytest.raises(ValueError, match=rf"started 2 processes .* knows of {world_size}"):
             refuse_lonely(world_size, {"WORLD_SIZE": "2"})
+
+
+def test_a_world_of_another_size_is_refused_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    write(tmp_path, ["segmentor"])
+    assert cli.main(["fit", "--config=segmentor.yaml", "--trainer.devices=1", CPU]) == 2
+    assert "the launcher started 2 processes" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_foreign_strategies_that_share_out_parameters_are_refused():
@@ -180,16 +190,6 @@ def test_two_nodes_train_together(tmp_path):
     assert "Starting with 2 processes" in said
     assert len(re.findall(r"segmentor\s+3/3", said)) == 1, "one training, not two"
     assert torch.load(tmp_path / "checkpoints/balls/segmentor/last.ckpt", weights_only=True)["global_step"] == 3
-
-
-@pytest.mark.slow
-def test_a_world_of_another_size_is_refused_before_training(tmp_path):
-    write(tmp_path, ["segmentor"])
-    done = subprocess.run([*TORCHRUN, *FIT, "--trainer.devices=1"], cwd=tmp_path, env=environment(),
-                          capture_output=True, text=True, check=False, timeout=300)  # fmt: skip
-    assert done.returncode != 0
-    assert "the launcher started 2 processes" in done.stderr
-    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (2, False)])
