@@ -294,6 +294,7 @@ def _quiet() -> None:
         "exists and is not empty",
         r"module\(s\) in eval mode",
         "args parameter",
+        "all_reduce is deprecated",  # what is named instead is private
     )
     for text in notes:
         warnings.filterwarnings("ignore", message=f".*{text}.*")

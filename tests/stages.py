@@ -35,7 +35,7 @@ CONFIG = """
 experiment: balls
 data: {{class_path: tests.balls.Balls, init_args: {{subjects: {subjects}, batch_size: 4}}}}
 trainer: {{max_steps: {steps}, logger: false, callbacks: [
-  {{class_path: EMAWeightAveraging, init_args: {{decay: 0.5}}}}]}}
+  {{class_path: segcft.tasks.callbacks.EMA, init_args: {{decay: 0.5}}}}]}}
 model: {{class_path: segcft.tasks.{task}, init_args: {{stage: {name}, {arguments}}}}}
 """
 
