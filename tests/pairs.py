@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.distributed.tensor import DTensor
 
@@ -32,6 +32,7 @@ from segcft.tasks import (
     base,
     finetune,
 )
+from segcft.tasks.callbacks import EMA
 from segcft.tasks.health import StepGuard
 from tests.balls import Balls
 
@@ -90,7 +91,7 @@ def train(name, build, data, folder, strategy):
     task, witness = build(), Witness()
     settings = {"accelerator": "cpu", "devices": 1, "strategy": strategy, **told(os.environ)}
     trainer = Trainer(max_epochs=1, accumulate_grad_batches=2, gradient_clip_val=1.0, logger=False, log_every_n_steps=1,
-                      callbacks=[witness, StepGuard(), EMAWeightAveraging(decay=0.5)], num_sanity_val_steps=0,
+                      callbacks=[witness, StepGuard(), EMA(decay=0.5)], num_sanity_val_steps=0,
                       enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                       use_distributed_sampler=False, **settings)  # fmt: skip
     settle(trainer, os.environ)

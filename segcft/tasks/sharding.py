@@ -4,7 +4,7 @@ PyTorch's ``fully_shard`` (FSDP2) puts weights together for a step or a validati
 What is computed, and what a checkpoint holds, is as under DDP.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,6 +102,11 @@ def share(module: nn.Module, mesh: DeviceMesh) -> None:
     for value in (*module.parameters(), *module.buffers()):
         dist.broadcast(value.data, 0)
     fully_shard(module, mesh=mesh)
+
+
+def held(values: Iterable[Tensor]) -> list[Tensor]:
+    """What this process keeps of each: all of what is not shared out."""
+    return [value.to_local() if isinstance(value, DTensor) else value for value in values]
 
 
 def _part(value: Any, weight: Tensor) -> Any:
