@@ -26,7 +26,7 @@ from segcft.evaluation import evaluate
 from segcft.files import try_out
 from segcft.launch import processes, settle, told
 from segcft.reporting import figure, report
-from segcft.sweep import sweep
+from segcft.sweeping import sweep
 from segcft.tasks import Task
 from segcft.tasks.board import FrontPage, Pace
 from segcft.tasks.callbacks import PredictionFiles, StepProgress
@@ -81,7 +81,21 @@ Several --config files are read in order and later ones override; so do options:
 
 
 class SegCFTCLI(LightningCLI):
-    """LightningCLI that tells the task what the data measure, and where a run keeps its files."""
+    """LightningCLI that tells the task what the data measure, and where a run keeps its files.
+
+    Args:
+        command: The one that is asked for; options of the others are not put together.
+        settings: Of ``LightningCLI``.
+    """
+
+    def __init__(self, command: str, **settings: Any) -> None:
+        self.command = command
+        super().__init__(Task, DataModule, **settings)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """All of them only if an unknown one is asked for."""
+        every = LightningCLI.subcommands()
+        return {name: skipped for name, skipped in every.items() if name == self.command} or every
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One link, the experiment's name, and when to save and go on."""
@@ -182,8 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(arguments: list[str]) -> None:
     SegCFTCLI(
-        Task,
-        DataModule,
+        arguments[0],
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
@@ -281,6 +294,7 @@ def _quiet() -> None:
         "exists and is not empty",
         r"module\(s\) in eval mode",
         "args parameter",
+        "all_reduce is deprecated",  # what is named instead is private
     )
     for text in notes:
         warnings.filterwarnings("ignore", message=f".*{text}.*")

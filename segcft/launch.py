@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SDK = "lightning-sdk"  # the package that owns the command's other verbs
-SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+FOREIGN = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs in which a user starts processes by hand
 
 USAGE = """usage: lightning run [model] [--devices=N] [--accelerator=A] [--strategy=S] [--precision=P]
@@ -152,13 +152,13 @@ def settle(trainer: Any, environment: Mapping[str, str]) -> None:
         environment: Variables of the process, as ``os.environ``.
 
     Raises:
-        ValueError: If it is alone though several processes were started, or would share out parameters.
+        ValueError: If it is alone though several processes were started, or shares out parameters in a foreign way.
     """
     refuse_lonely(trainer.world_size, environment)
-    if type(trainer.strategy).__name__ in SHARDED:
+    if type(trainer.strategy).__name__ in FOREIGN:
         raise ValueError(
-            f"{type(trainer.strategy).__name__} would give each process a part of every parameter, but averaged "
-            "weights and the guard over gradients look at whole ones: use --trainer.strategy=ddp"
+            f"averaged weights (EMA) do not work under {type(trainer.strategy).__name__}: "
+            "use --trainer.strategy=sharded, which shares out parameters, too, or ddp"
         )
     options = getattr(trainer.strategy, "_ddp_kwargs", None)
     if options is not None:

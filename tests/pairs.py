@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch.distributed.tensor import DTensor
 
 from segcft import interventions, latents, together
 from segcft.guidance import CoTrainedGuidance, NoGuidance, RegressorGuidance, SegmentorGuidance
@@ -30,6 +32,7 @@ from segcft.tasks import (
     base,
     finetune,
 )
+from segcft.tasks.callbacks import EMA
 from segcft.tasks.health import StepGuard
 from tests.balls import Balls
 
@@ -82,24 +85,26 @@ def tasks(data, folder):
     }
 
 
-def train(name, build, data, folder):
-    """Three steps of two batches each; rank 0 keeps the checkpoint."""
+def train(name, build, data, folder, strategy):
+    """Two steps of two batches each; rank 0 keeps the checkpoint."""
     seed_everything(0)
     task, witness = build(), Witness()
-    settings = {"accelerator": "cpu", "devices": 1, **told(os.environ)}
+    settings = {"accelerator": "cpu", "devices": 1, "strategy": strategy, **told(os.environ)}
     trainer = Trainer(max_epochs=1, accumulate_grad_batches=2, gradient_clip_val=1.0, logger=False, log_every_n_steps=1,
-                      callbacks=[witness, StepGuard(), EMAWeightAveraging(decay=0.5)], num_sanity_val_steps=0,
+                      callbacks=[witness, StepGuard(), EMA(decay=0.5)], num_sanity_val_steps=0,
                       enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                       use_distributed_sampler=False, **settings)  # fmt: skip
     settle(trainer, os.environ)
     trainer.fit(task, datamodule=data)
     trainer.save_checkpoint(f"{folder}/{name}.ckpt")
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-    return {"gradients": witness.gradients, "metrics": [*witness.metrics, metrics], "weights": task.state_dict()}
+    found = {"gradients": witness.gradients, "metrics": [*witness.metrics, metrics], "weights": task.state_dict()}
+    sizes = [[part.to_local().numel(), part.numel()] for part in task.parameters() if isinstance(part, DTensor)]
+    return {**apply_to_collection(found, DTensor, lambda part: part.full_tensor()), "sizes": sizes}
 
 
 def main(folder):
-    """Everything into FOLDER/WORLD.RANK.pt."""
+    """Everything into FOLDER/STRATEGY.RANK.pt; several processes train first with whole weights, then with parts."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     Task.configure_optimizers = lambda self: torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.01)
     interventions.sample_do = finetune.fixed_do = base.fixed_do = ask
@@ -108,11 +113,10 @@ def main(folder):
     torch.randn_like = torch.zeros_like
     assert latents.torch.randn is torch.randn
     together.agreed = lambda seed: 4711  # one order of the subjects, however many processes draw it
-    found = {}
     data = Balls(subjects=SUBJECTS, batch_size=8 // WORLD)
-    for name, build in tasks(data, folder).items():
-        found[name] = train(name, build, data, folder)
-    torch.save(found, f"{folder}/{WORLD}.{os.environ.get('RANK', '0')}.pt")
+    for strategy in ("ddp", "sharded") if WORLD > 1 else ("auto",):
+        found = {name: train(name, build, data, folder, strategy) for name, build in tasks(data, folder).items()}
+        torch.save(found, f"{folder}/{strategy}.{os.environ.get('RANK', '0')}.pt")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python tests/ranks.py FOLDER
 
-Trains two stages in peace and kills the same at steps within and at the end of an epoch, expecting the same bits; kills
-one process alone, expecting the other to stop soon and say why; and spoils a batch of one process, expecting both to
-leave that step out. Every process is told what torchrun would tell it.
+Trains two stages in peace, one with its weights shared out, and kills the same at steps within and at the end of an
+epoch, expecting the same bits; kills one process alone, expecting the other to stop soon and say why; and spoils a
+batch of one process, expecting both to leave that step out. Every process is told what torchrun would tell it.
 """
 
 import json
@@ -21,27 +21,9 @@ from segcft.cli import main
 from segcft.recipes import TRUST
 from segcft.tasks.health import StepGuard
 from segcft.tasks.keeping import Keep
+from tests.stages import write
 
-CONFIG = """
-experiment: peace
-data: {{class_path: tests.balls.Balls, init_args: {{subjects: 98, batch_size: 4}}}}
-trainer: {{max_steps: 26, logger: false, accelerator: cpu, callbacks: [
-  {{class_path: EMAWeightAveraging, init_args: {{decay: 0.5}}}}]}}
-model: {{class_path: segcft.tasks.{task}, init_args: {arguments}}}
-"""
-STAGES = {
-    "segmentor": ("TrainSegmentor", "{network: monai.UNet, options: {channels: [4, 8], strides: [2], norm: batch}}"),
-    "pretrain": (
-        "PretrainHVAE",
-        "{hvae: {class_path: segcft.hvae.HVAE, init_args: {stages: ["
-        "{resolution: 16, width: 8, blocks: 0}, {resolution: 4, width: 8, latent_channels: 2}]}}}",
-    ),
-    "segcft": (
-        "CounterfactualFineTuning",
-        "{pretrained: checkpoints/peace/pretrain/last.ckpt, guidance: {class_path: SegmentorGuidance, init_args: "
-        "{judge: checkpoints/peace/segmentor/last.ckpt}}}",
-    ),
-}
+STAGES = {"segmentor": (), "pretrain": (), "segcft": ("--trainer.strategy=sharded",)}
 KEYS = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "epoch")
 WORLD = 2
 
@@ -76,7 +58,16 @@ def begin(stage, experiment, rank, port, more):
     told = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD,
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "ranks"}  # fmt: skip
     os.environ.update({name: str(value) for name, value in told.items()})
-    return main(["fit", f"--config={stage}.yaml", f"--experiment={experiment}", "--save_every=0", *more])
+    return main(
+        [
+            "fit",
+            f"--config={stage}.yaml",
+            f"--experiment={experiment}",
+            "--save_every=0",
+            "--trainer.accelerator=cpu",
+            *more,
+        ]
+    )
 
 
 def strike(rank, at, harm):
@@ -126,16 +117,17 @@ def check(claim, truth):
 def resumed():
     """Twelve steps an epoch, of which the tenth is saved: killed behind it, and behind the end of the epoch."""
     for stage in STAGES:
-        check(f"{stage} trains", run(stage, "peace") == [0, 0])
+        check(f"{stage} trains", run(stage, "balls", *STAGES[stage]) == [0, 0])
     for stage in ("pretrain", "segcft"):
         for at in (11, 13):
-            check(f"{stage} is killed at {at}", run(stage, "fire", at=at, harm=kill_all) == [-signal.SIGKILL] * 2)
+            codes = run(stage, "fire", *STAGES[stage], at=at, harm=kill_all)
+            check(f"{stage} is killed at {at}", codes == [-signal.SIGKILL] * 2)
             saved = last(stage, "fire")["global_step"]
             check(f"{stage} was saved at {saved}", saved == {11: 10, 13: 12}[at])
-        check(f"{stage} goes on", run(stage, "fire") == [0, 0])
+        check(f"{stage} goes on", run(stage, "fire", *STAGES[stage]) == [0, 0])
         starts = json.loads(Path(f"checkpoints/fire/{stage}/run.json").read_text())["starts"]
         check(f"{stage} began {starts}", [start["step"] for start in starts] == [0, 10, 12])
-        one, other = last(stage, "peace"), last(stage, "fire")
+        one, other = last(stage, "balls"), last(stage, "fire")
         check(f"{stage} ends with the same bits", all(same(one[key], other[key]) for key in KEYS))
 
 
@@ -172,8 +164,7 @@ if __name__ == "__main__":
     Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
     os.chdir(sys.argv[1])
     os.environ[TRUST] = "tests.balls"
-    for name, (task, arguments) in STAGES.items():
-        Path(f"{name}.yaml").write_text(CONFIG.format(task=task, arguments=arguments))
+    write(".", tuple(STAGES), subjects=98, steps=26)
     resumed()
     bereft()
     spoilt()

@@ -1,5 +1,6 @@
 """Launchers: what they tell the Trainer, and one script under each of them, unchanged."""
 
+import json
 import os
 import re
 import socket
@@ -12,29 +13,23 @@ import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
+from segcft import cli
 from segcft.launch import located, main, refuse_lonely, settle, split, told
+from tests.stages import STAGES, write
 
 ROOT = Path(__file__).parents[1]
-CONFIG = """
-experiment: balls
-data: {class_path: tests.balls.Balls, init_args: {subjects: 24, batch_size: 4}}
-trainer: {max_steps: 3, logger: false}
-model:
-  class_path: segcft.tasks.TrainSegmentor
-  init_args: {network: monai.UNet, options: {channels: [4, 8], strides: [2], norm: batch}}
-"""
 BIN = Path(sys.executable).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-FABRIC = [str(BIN / "fabric"), "run", "--devices=2", "--accelerator=cpu", "--precision=bf16-mixed"]
 LIGHTNING = [sys.executable, "-m", "segcft.launch", "run"]
-FIT = ["fit", "--config=run.yaml"]
+EVERY, CPU = str(ROOT / "tests/stages.py"), "--trainer.accelerator=cpu"
 LAUNCHERS = {
-    "plain": [sys.executable, "-m", "segcft", *FIT, "--trainer.devices=2", "--trainer.accelerator=cpu"],
-    "torchrun": [*TORCHRUN, "-m", "segcft", *FIT],
-    "fabric": [*FABRIC, str(ROOT / "segcft/__main__.py"), *FIT],
-    "lightning": [*LIGHTNING, "--devices=2", "--accelerator=cpu", "segcft", *FIT],
-    "lightning_model": [*LIGHTNING, "model", "--devices", "2", str(ROOT / "segcft/__main__.py"), *FIT],
+    "torchrun": [*TORCHRUN, EVERY, CPU],
+    "plain": [sys.executable, EVERY, CPU, "--trainer.devices=2"],
+    "fabric": [str(BIN / "fabric"), "run", "--devices=2", "--accelerator=cpu", EVERY],
+    "lightning": [*LIGHTNING, "--devices=2", "--accelerator=cpu", EVERY],
+    "srun": [sys.executable, EVERY, CPU],
 }
+FIT = ["-m", "segcft", "fit", "--config=segmentor.yaml", CPU]
 
 
 def environment(**more):
@@ -70,9 +65,18 @@ def test_a_trainer_that_stayed_alone_is_refused():
             refuse_lonely(world_size, {"WORLD_SIZE": "2"})
 
 
-def test_strategies_that_share_out_parameters_are_refused():
+def test_a_world_of_another_size_is_refused_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    write(tmp_path, ["segmentor"])
+    assert cli.main(["fit", "--config=segmentor.yaml", "--trainer.devices=1", CPU]) == 2
+    assert "the launcher started 2 processes" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_foreign_strategies_that_share_out_parameters_are_refused():
     trainer = SimpleNamespace(world_size=1, strategy=FSDPStrategy())
-    with pytest.raises(ValueError, match=r"FSDPStrategy would give each process a part .* --trainer\.strategy=ddp"):
+    with pytest.raises(ValueError, match=r"under FSDPStrategy: use --trainer\.strategy=sharded"):
         settle(trainer, {})
 
 
@@ -120,67 +124,72 @@ def test_the_file_runs_as_a_script_beside_modules_named_like_the_standard_librar
     assert "usage: segcft" in done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_the_same_command_trains_in_two_processes(launcher, tmp_path):
-    (tmp_path / "run.yaml").write_text(CONFIG)
-    done = subprocess.run(LAUNCHERS[launcher], cwd=tmp_path, env=environment(), capture_output=True, text=True,
-                          check=False, timeout=300)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "Starting with 2 processes" in done.stderr
-    assert len(re.findall(r"segmentor\s+3/3", done.stderr)) == 1, "one training, not two"
-    assert "strides do not match" not in done.stderr
-    checkpoint = torch.load(tmp_path / "checkpoints/balls/segmentor/last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 3
-    assert checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]["ready"] == 1, "half of 24 subjects each"
-    assert ("bfloat16" in done.stderr) == (launcher == "fabric")
-
-
-@pytest.mark.slow
-def test_srun_trains_in_two_processes(tmp_path):
-    (tmp_path / "run.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "segcft", *FIT, "--trainer.accelerator=cpu"]
+def launched(folder, *commands):
+    """What each command said, all of them at work at once: (command, variables) pairs."""
     both = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment(**variables), stderr=subprocess.PIPE, text=True)
-        for variables in as_slurm(2)
+        subprocess.Popen(command, cwd=folder, env=environment(**more), stderr=subprocess.PIPE, text=True)
+        for command, more in commands
     ]
-    said = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert "Starting with 2 processes" in said[0]
-    assert len(re.findall(r"segmentor\s+3/3", "".join(said))) == 1
+    said = [process.communicate(timeout=600)[1] for process in both]
+    assert [process.returncode for process in both] == [0] * len(both), said
+    return "".join(said)
+
+
+def every(launcher, folder):
+    """Train every task in two processes; the weights of each."""
+    write(folder)
+    more = as_slurm(2) if launcher == "srun" else [{}]
+    said = launched(folder, *((LAUNCHERS[launcher], variables) for variables in more))
+    assert "Starting with 2 processes" in said
+    assert "strides do not match" not in said
+    found = {}
+    for name in STAGES:
+        assert len(re.findall(rf"{name}\s+3/3", said)) == 1, "one training, not two"
+        assert json.loads((folder / f"checkpoints/balls/{name}/run.json").read_text())["processes"] == 2
+        checkpoint = torch.load(folder / f"checkpoints/balls/{name}/last.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == 3
+        assert checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]["ready"] == 1, "half of 24 subjects each"
+        found[name] = checkpoint["state_dict"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_torchrun(tmp_path_factory):
+    return every("torchrun", tmp_path_factory.mktemp("torchrun"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [name for name in LAUNCHERS if name != "torchrun"])
+def test_every_task_learns_the_same_under_every_launcher(launcher, by_torchrun, tmp_path):
+    for name, weights in every(launcher, tmp_path).items():
+        assert weights.keys() == by_torchrun[name].keys()
+        for key, weight in weights.items():
+            assert torch.equal(weight, by_torchrun[name][key]), f"{name}: {key}"
+
+
+@pytest.mark.slow
+def test_lightning_run_model_starts_the_package_with_the_precision_it_was_given(tmp_path):
+    write(tmp_path, ["segmentor"])
+    options = ["model", "--devices", "2", "--precision=bf16-mixed", "segcft"]
+    said = launched(tmp_path, ([*LIGHTNING, *options, *FIT[2:]], {}))
+    assert "Starting with 2 processes" in said
+    assert "bfloat16" in said
+    assert len(re.findall(r"segmentor\s+3/3", said)) == 1, "one training, not two"
 
 
 @pytest.mark.slow
 def test_two_nodes_train_together(tmp_path):
     """An agent of torchrun on each, one process an agent, meeting on the loopback."""
-    (tmp_path / "run.yaml").write_text(CONFIG)
+    write(tmp_path, ["segmentor"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
              "--master_addr=127.0.0.1", f"--master_port={port}"]  # fmt: skip
-    nodes = [
-        subprocess.Popen(
-            [*agent, f"--node_rank={rank}", "-m", "segcft", *FIT, "--trainer.accelerator=cpu"],
-            cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [node.communicate(timeout=300)[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said
-    assert "Starting with 2 processes" in said[0]
-    assert len(re.findall(r"segmentor\s+3/3", "".join(said))) == 1, "one training, not two"
+    said = launched(tmp_path, *(([*agent, f"--node_rank={rank}", *FIT], {}) for rank in range(2)))
+    assert "Starting with 2 processes" in said
+    assert len(re.findall(r"segmentor\s+3/3", said)) == 1, "one training, not two"
     assert torch.load(tmp_path / "checkpoints/balls/segmentor/last.ckpt", weights_only=True)["global_step"] == 3
-
-
-@pytest.mark.slow
-def test_a_world_of_another_size_is_refused_before_training(tmp_path):
-    (tmp_path / "run.yaml").write_text(CONFIG)
-    done = subprocess.run([*TORCHRUN, "-m", "segcft", *FIT, "--trainer.devices=1"], cwd=tmp_path, env=environment(),
-                          capture_output=True, text=True, check=False, timeout=300)  # fmt: skip
-    assert done.returncode != 0
-    assert "the launcher started 2 processes" in done.stderr
-    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (2, False)])

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from segcft import sweep as sweeps
 from segcft.cli import main
-from segcft.sweep import Plan, Sweep, distribution, read
+from segcft.sweeping import command
+from segcft.sweeping.plan import Plan, distribution, read
+from segcft.sweeping.trainings import Trainings
 from tests.tasks.test_tasks import CONFIG, UNET
 from tests.test_launch import environment
 
@@ -34,7 +35,7 @@ def plan(**more):
     return Path("plan.yaml")
 
 
-class Answers(Sweep):
+class Answers(Trainings):
     """Trainings that are a function of their options: no network, everything else is real."""
 
     asked: list = []  # noqa: RUF012
@@ -57,7 +58,7 @@ class Answers(Sweep):
 
 @pytest.fixture
 def answers(place, monkeypatch):
-    monkeypatch.setattr(sweeps, "Sweep", Answers)
+    monkeypatch.setattr(command, "Trainings", Answers)
     monkeypatch.setattr(Answers, "asked", [])
     return Answers
 

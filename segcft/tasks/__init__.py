@@ -5,11 +5,13 @@ from segcft.tasks.base import Optimisation, Task
 from segcft.tasks.finetune import CounterfactualFineTuning
 from segcft.tasks.judges import TrainRegressor, TrainSegmentor
 from segcft.tasks.pretrain import PretrainHVAE
+from segcft.tasks.sharding import Sharded
 
 __all__ = [
     "CounterfactualFineTuning",
     "Optimisation",
     "PretrainHVAE",
+    "Sharded",
     "Task",
     "TrainAttributes",
     "TrainRegressor",

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from segcft.files import staged
 from segcft.tasks.base import Task
+from segcft.tasks.sharding import held
 
 
 class StepProgress(Callback):
@@ -59,7 +60,8 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        super().__init__(multi_avg_fn=lambda old, new, count: average(held(old), held(new), count))
 
 
 class PredictionFiles(BasePredictionWriter):

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from segcft import together
@@ -99,8 +100,9 @@ class StepGuard(Callback):
 
     def _read(self, gradients: list[Tensor]) -> tuple[float, float]:
         """Norm of all gradients, and the loss over all processes, at one go."""
-        norms = torch._foreach_norm(gradients)
+        norms = torch._foreach_norm(gradients) if gradients else []
         norm = torch.linalg.vector_norm(torch.stack([each.float() for each in norms])) if norms else torch.zeros(())
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of shared out weights
         found: list[float] = torch.stack([norm, together.mean(self._loss.float()).to(norm.device)]).tolist()
         return found[0], found[1]
 

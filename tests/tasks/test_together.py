@@ -121,12 +121,16 @@ def test_two_processes_learn_what_one_does(tmp_path):
         done = subprocess.run([*launch, str(ROOT / "tests/pairs.py"), str(tmp_path / f"of{len(launch)}")],
                               env=environment(), capture_output=True, text=True, check=False, timeout=900)  # fmt: skip
         assert done.returncode == 0, done.stderr
-    one, first, second = (torch.load(file) for file in sorted(tmp_path.glob("*/?.?.pt")))
-    for name, alone in one.items():
-        assert len(alone["gradients"]) == len(first[name]["gradients"]) == 2
-        for key in ("gradients", "metrics", "weights"):
-            compare(alone[key], first[name][key], f"{name}.{key}", 1e-5)
-        compare(first[name]["weights"], second[name]["weights"], name, 0)
+    alone = torch.load(tmp_path / "of1/auto.0.pt")
+    for strategy in ("ddp", "sharded"):
+        first, second = (torch.load(tmp_path / f"of{len(TORCHRUN)}/{strategy}.{rank}.pt") for rank in range(2))
+        for name, one in alone.items():
+            assert len(one["gradients"]) == len(first[name]["gradients"]) == 2
+            for key in ("gradients", "metrics", "weights"):
+                compare(one[key], first[name][key], f"{strategy}.{name}.{key}", 1e-5)
+            compare(first[name]["weights"], second[name]["weights"], name, 0)
+            here, both = map(sum, zip(*first[name]["sizes"], strict=True)) if strategy == "sharded" else (0, 1)
+            assert here < 0.55 * both, "each keeps a part"
 
 
 @pytest.mark.slow

@@ -1,0 +1,50 @@
+"""``segcft sweep``: train one configuration with many settings, many seeds or both, and keep a table of what came out.
+
+Optuna proposes the settings. Its journal is a file, so that any number of these commands, on one machine or as tasks
+of a SLURM array, work on the same sweep: each takes a trial, trains it with ``segcft fit`` and writes down what the
+validation split says. What was interrupted is taken up by the next command.
+"""
+
+import shlex
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from segcft.sweeping.book import Book
+from segcft.sweeping.plan import read
+from segcft.sweeping.trainings import Trainings
+
+FIT = f"{shlex.quote(sys.executable)} -m segcft"
+
+
+def sweep(arguments: list[str]) -> int:
+    """Run the command.
+
+    Raises:
+        ValueError: If the plan is wrong, differs from the one that OUT was begun with, or its first trials all fail.
+        Interrupted: If asked to stop by a signal; the same command goes on.
+    """
+    options, words = _parser().parse_known_args(arguments)
+    for word in words:
+        if not word.startswith("--") or "=" not in word:
+            raise ValueError(f"{word!r}: options of segcft fit are given in one word, --trainer.max_steps=100")
+    passed, out = tuple(words), Path(options.out)
+    book = Book(read(Path(options.plan)), out, passed)
+    Trainings(book, passed, shlex.split(options.program)).run(options.workers)
+    print((out / "table.md").read_text(encoding="utf-8"))
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="segcft sweep",
+        description=f"{__doc__}\nOther options, each in one word (--trainer.max_steps=100), go to every training.",
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("plan", help="YAML: configs, objective, direction, trials, seeds, space; see docs/reliability.md")
+    add("--out", required=True, help="folder of tables, picture and journal; several commands may share it")
+    add("--workers", type=int, default=1, help="trainings at a time")
+    add("--program", default=FIT, help="words before `fit`, for instance 'torchrun --nproc_per_node=2 -m segcft'")
+    return parser
