@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from segcft.blocks import spread
 from segcft.likelihoods import Pixels
 
 
@@ -66,7 +65,7 @@ class _Divergence(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         precision, distance, variance = ctx.saved_tensors
-        grad = spread(grad[:, None], variance)
+        grad = grad.view(-1, *[1] * (variance.dim() - 1))
         pull = distance * grad
         by_std = torch.sub(variance, 1).mul_(grad)
         by_other_std = torch.addcmul(by_std, pull, distance).neg_()
