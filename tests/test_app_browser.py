@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import shutil
 import socket
 import threading
 import time
@@ -49,19 +48,6 @@ class Redrawn(CounterfactualModel):
             return 1.2 * shape[:, None].float() - 0.6
 
         return Drawn((image + discs(pa) - discs(abduction.pa)).clamp(-1, 1), image.new_zeros(()))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium, where there is one."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("no chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
