@@ -18,7 +18,8 @@ import yaml
 from PIL import Image
 
 from segcft.app.command import cases
-from segcft.app.session import Case, Desk, Question
+from segcft.app.desk import Desk
+from segcft.app.subjects import Case, Question
 from segcft.counterfactual import CounterfactualModel
 from segcft.hvae import HVAE, Stage
 from segcft.judges import Segmentor
@@ -271,7 +272,7 @@ def test_a_token_is_asked_for_and_opens(browser):
 @pytest.mark.parametrize(("size", "limit"), [(64, 0.3), (192, 1.0)])
 def test_latency(size, limit):
     """Of the networks of experiments/chexpert with untrained weights; processor time, for others use this machine."""
-    from segcft.app.server import show
+    from segcft.app.shown import show
 
     plan = "pretrain.yaml" if size == 64 else "pretrain_192.yaml"
     stages = yaml.safe_load((EXPERIMENTS / "chexpert" / plan).read_text())["model"]["init_args"]["hvae"]["init_args"]

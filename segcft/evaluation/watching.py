@@ -81,7 +81,7 @@ def answered(model: CounterfactualModel, people: Subjects, judge: SegmentationMo
 
 def numbers(frame: pd.DataFrame) -> dict[str, float]:
     """``METRIC/NAME`` -> its value over the subjects; those that are unknown are left out."""
-    found = {}
+    found: dict[str, float] = {}
     for name, part in frame.groupby("do", sort=False):
         averages = means(moments(part), np.ones((1, len(part))))
         found |= {f"{tag}/{name}": float(metric(averages)[0]) for tag, metric in METRICS.items()}

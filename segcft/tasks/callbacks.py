@@ -78,9 +78,9 @@ class StepProgress(Callback):
 
 def numbers(trainer: Trainer) -> list[str]:
     """Terms of the training loss when a logger last looked, and what each stage is judged by in validation."""
-    shown = {name: value for name, value in trainer.callback_metrics.items() if name in TERMS}
-    shown |= trainer.progress_bar_metrics
-    return [f"{name} {float(shown[name]):.3f}" for name in sorted(shown)]
+    terms = {name: float(value) for name, value in trainer.callback_metrics.items() if name in TERMS}
+    shown = {**terms, **trainer.progress_bar_metrics}
+    return [f"{name} {shown[name]:.3f}" for name in sorted(shown)]
 
 
 def _stage(module: LightningModule) -> str:
