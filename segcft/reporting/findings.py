@@ -201,7 +201,7 @@ def verdict(checks: list[Check]) -> str:
     """
     alarms, doubts = (sum(check.status == status for check in checks) for status in ("alarm", "doubt"))
     if alarms:
-        return f"No: {alarms} alarm{'s' if alarms > 1 else ''}."
+        return f"Not all of it: {alarms} alarm{'s' if alarms > 1 else ''}."
     if doubts:
         return f"With {doubts} reservation{'s' if doubts > 1 else ''}."
     return "Yes, as far as it was checked."
