@@ -138,7 +138,7 @@ def test_the_server_has_every_promised_tag_and_no_chart_without_data(served):
 @pytest.mark.slow
 def test_its_pages_show_what_they_have(served, browser, tmp_path):
     charts = [chart["title"] for part in ask(served, "custom_scalars/layout")["category"] for chart in part["chart"]]
-    page, wrong = browser.new_page(viewport={"width": 1400, "height": 4000}), []
+    page, wrong = browser.new_page(viewport={"width": 1200, "height": 900}), []
     page.set_default_timeout(120_000)
     page.on("pageerror", lambda error: wrong.append(str(error)))
 
@@ -148,6 +148,7 @@ def test_its_pages_show_what_they_have(served, browser, tmp_path):
         return page.locator(card)
 
     def drawn(card):
+        card.scroll_into_view_if_needed()  # what cannot be seen is not drawn
         card.locator(".xy-plot path[d^=M]").first.wait_for(state="attached")
 
     cards = opened("custom_scalars", "tf-custom-scalar-multi-line-chart-card")
