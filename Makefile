@@ -19,8 +19,6 @@ CONFOUNDED := segmentor_confounded regressor_confounded regcft_confounded segcft
 STAGES := attributes segmentor evaluator regressor pretrain nocft regcft segcft $(CONFOUNDED)
 # X_confounded.yaml says only in what it differs from X.yaml, which is read before it.
 FIT = $(CLI) fit $(foreach name,data $(@:_confounded=) $(filter $(CONFOUNDED),$@),--config $(CONFIGS)/$(name).yaml) $(ARGS)
-# One thread a stage and two stages at once use two cores better than two threads; TERM=dumb: lines, no moving bars.
-PAIRS = @OMP_NUM_THREADS=1 TERM=dumb $(MAKE) --no-print-directory -j2
 # $(call needs,stage): stop with the command that makes a missing checkpoint
 needs = @test -f $(RUNS)/$(1)/last.ckpt || { echo "$(RUNS)/$(1)/last.ckpt is missing: run 'make $(1) EXPERIMENT=$(EXPERIMENT)' first" >&2; exit 2; }
 
@@ -108,10 +106,9 @@ evaluate: $(READY)  ## Compare the methods: metrics.json, table.md, figure.png u
 	$(call needs,segcft)
 	$(CLI) evaluate --config $(CONFIGS)/data.yaml --config $(CONFIGS)/evaluate.yaml $(ARGS)
 
+# One thread a stage and two stages at once use two cores better than two threads; TERM=dumb: lines, no moving bars.
 all: $(READY)  ## Every stage of EXPERIMENT, two at a time, then evaluate
-	$(PAIRS) pretrain segmentor evaluator regressor
-	$(PAIRS) segcft regcft nocft
-	@$(MAKE) --no-print-directory evaluate
+	@OMP_NUM_THREADS=1 TERM=dumb $(BIN)/python -m benchmarks.pipeline $(EXPERIMENT)
 
 demo: $(READY)  ## All of the chest phantom: about 12 minutes on 2 cores
 	@$(MAKE) --no-print-directory all EXPERIMENT=chest_phantom

@@ -23,13 +23,15 @@ from segcft.app.command import serve
 from segcft.ask import counterfactual
 from segcft.bundles import export
 from segcft.evaluation import evaluate
+from segcft.evaluation.watching import Watch
 from segcft.files import try_out
 from segcft.launch import processes, settle, told
 from segcft.reporting import figure, report
 from segcft.sweeping import sweep
 from segcft.tasks import Task
-from segcft.tasks.board import FrontPage, Pace
+from segcft.tasks.board import Pace
 from segcft.tasks.callbacks import PredictionFiles, StepProgress
+from segcft.tasks.front import FrontPage
 from segcft.tasks.health import DataStall, Latents, StepGuard
 from segcft.tasks.keeping import AGAIN, Interrupted, Keep, WholeCheckpoints
 from segcft.tasks.pictures import CounterfactualImages
@@ -130,7 +132,7 @@ class SegCFTCLI(LightningCLI):
             text = self._parser(self.subcommand).dump(config, skip_none=True)
             callbacks.append(Record(os.path.join("checkpoints", folder), yaml.safe_load(text)))
             if config.trainer.logger is not False:
-                callbacks += [LearningRateMonitor("step"), Pace(), CounterfactualImages()]
+                callbacks += [LearningRateMonitor("step"), Pace(), CounterfactualImages(), Watch()]
                 callbacks.append(FrontPage(text, yaml.safe_load(text)))
         self.trainer_defaults = {"callbacks": callbacks}
         trainer = super().instantiate_trainer(**kwargs)

@@ -18,8 +18,9 @@ from PIL import Image
 from data_modules.readers import read_picture
 from segcft.app import drawing
 from segcft.app.command import cases, is_local, title
+from segcft.app.desk import Desk
 from segcft.app.downloads import download, kinds
-from segcft.app.session import Case, Desk, Question
+from segcft.app.subjects import Case, Question
 from segcft.cli import main
 from segcft.counterfactual import CounterfactualModel
 from segcft.mechanisms import StructuralCausalModel
@@ -354,7 +355,8 @@ def test_strangers_are_kept_out(app):
 
 def test_idle_images_and_too_many_are_closed(desk):
     pytest.importorskip("starlette")
-    from segcft.app.server import Refused, Session, Sessions
+    from segcft.app.asked import Refused
+    from segcft.app.sessions import Session, Sessions
 
     sessions, subject = Sessions(most=2, idle=60), desk.open_case("test 1")
     first, second = (sessions.add(Session(subject)) for _ in range(2))

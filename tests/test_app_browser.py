@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import shutil
 import socket
 import threading
 import time
@@ -19,7 +18,8 @@ import yaml
 from PIL import Image
 
 from segcft.app.command import cases
-from segcft.app.session import Case, Desk, Question
+from segcft.app.desk import Desk
+from segcft.app.subjects import Case, Question
 from segcft.counterfactual import CounterfactualModel
 from segcft.hvae import HVAE, Stage
 from segcft.judges import Segmentor
@@ -49,19 +49,6 @@ class Redrawn(CounterfactualModel):
             return 1.2 * shape[:, None].float() - 0.6
 
         return Drawn((image + discs(pa) - discs(abduction.pa)).clamp(-1, 1), image.new_zeros(()))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium, where there is one."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("no chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +88,7 @@ def visit(browser, address):
     contexts, wrong = [], []
 
     def opened(query=""):
-        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        context = browser.new_context(viewport={"width": 1200, "height": 800}, reduced_motion="reduce")
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(WAIT)
@@ -153,7 +140,7 @@ def test_a_slider_moves_the_image_and_what_is_measured_in_it(visit):
     assert page.locator("#warning").is_visible()
     assert "not for diagnosis" in page.locator("#warning").text_content()
     before, spent = picture(page), []
-    for asked in (75, 90, 110):
+    for asked in (75, 110):
         slide(page, asked)
         target, measured = row(page)
         assert target == pytest.approx(asked)
@@ -285,7 +272,7 @@ def test_a_token_is_asked_for_and_opens(browser):
 @pytest.mark.parametrize(("size", "limit"), [(64, 0.3), (192, 1.0)])
 def test_latency(size, limit):
     """Of the networks of experiments/chexpert with untrained weights; processor time, for others use this machine."""
-    from segcft.app.server import show
+    from segcft.app.shown import show
 
     plan = "pretrain.yaml" if size == 64 else "pretrain_192.yaml"
     stages = yaml.safe_load((EXPERIMENTS / "chexpert" / plan).read_text())["model"]["init_args"]["hvae"]["init_args"]
@@ -302,7 +289,7 @@ def test_latency(size, limit):
     opened = time.process_time() - began
     for refined in (False, True):
         spent, wall = [], []
-        for share in (5, 10, 15):
+        for share in (5,) if refined else (5, 10, 15):  # the first warms up
             began, clock = time.process_time(), time.perf_counter()
             show(desk.ask(subject, Question((f"left_area=+{share}%",), refined=refined)), seen=None)
             spent.append(time.process_time() - began)

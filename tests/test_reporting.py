@@ -170,6 +170,32 @@ def test_the_page_needs_nothing_but_itself_and_its_numbers_are_those_of_the_file
     assert len(re.findall('class="block"', text)) == 4
 
 
+@pytest.mark.slow
+def test_its_first_screen_answers_a_stranger_with_the_network_off(folder, browser, tmp_path):
+    """Which is best, by how much, at what cost, and may I trust it: on 1280 x 800 pixels, from the disk."""
+    page_of(folder)
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
+    page, wrong = context.new_page(), []
+    page.on("request", lambda each: None if each.url.startswith(("file:", "data:")) else wrong.append(each.url))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto((folder.parent / "report.html").as_uri())
+    for part, words in {
+        ".answer": r"good one.* hits its targets best: .* % off .* ahead of lazy by .* points.* training took 22 min",
+        ".checks h2": r"May I trust it\? With \d reservation",
+        ".methods tr.best": "good one",
+    }.items():
+        shown = page.locator(part).first
+        assert re.search(words, shown.inner_text(), re.S), part
+        box = shown.bounding_box()
+        assert box["y"] + box["height"] <= 800, f"{part} is below the first screen"
+    broken = "[...document.images].filter(each => !each.complete || !each.naturalWidth).length"
+    assert page.evaluate("document.images.length") > 10
+    assert page.evaluate(broken) == 0
+    page.screenshot(path=tmp_path / "report.png")
+    context.close()
+    assert wrong == []
+
+
 def test_means_over_variables_are_those_of_the_file_and_pairs_stay_pairs(folder):
     findings = Findings(read(folder))
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
@@ -190,6 +216,7 @@ def test_alarms_are_loud_and_disqualify(alarming):
     assert Findings(run).best == GOOD
     assert GAMED not in Findings(run).ranked
     assert 'class="alarms" role="alert"' in text
+    assert "May I trust it? Not all of it: 1 alarm." in page.text
     for line in json.loads((alarming / "metrics.json").read_text())["health"]["warnings"]:
         assert line in page.text
     assert text.index('role="alert"') < text.index('class="checks"') < text.index("<table")

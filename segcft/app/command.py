@@ -12,7 +12,8 @@ import torch
 from jsonargparse import ArgumentParser
 
 from data_modules.base import DataModule
-from segcft.app.session import Case, Desk
+from segcft.app.desk import Desk
+from segcft.app.subjects import Case
 from segcft.counterfactual import CounterfactualModel
 
 EXTRA = "segcft serve needs two more packages, those of the extra app: pip install starlette uvicorn"

@@ -13,7 +13,7 @@ from PIL import Image
 from data_modules.readers import NIFTI
 from data_modules.writers import suffix, write_changed
 from segcft.app.drawing import busiest, plane
-from segcft.app.session import Levels, Reply, Subject
+from segcft.app.subjects import Levels, Reply, Subject
 
 NOTE = "Synthetic counterfactual by segcft, not acquired: "
 

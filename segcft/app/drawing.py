@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from segcft.app.session import Levels, Reply, Subject
+from segcft.app.subjects import Levels, Reply, Subject
 from segcft.panels import LIMIT
 
 LARGE = 448  # pixels: what is smaller is enlarged, smoothly

@@ -108,19 +108,25 @@ def opened(method: Method, causal: Mechanism | None) -> Contender:
 
 
 def gather(data: DataModule, dataset: ImageDataset, judge: SegmentationModel, subjects: int, seed: int) -> Subjects:
-    """Choose subjects and targets by ``seed``: each subject is asked for every variable of another subject."""
+    """Choose subjects and targets by ``seed``: each is asked for every variable of another; where the judge is."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(dataset), generator=generator)[:subjects]
-    batch = dataset.read(chosen)
+    device = next((weight.device for weight in judge.parameters()), torch.device("cpu"))
+    batch = _moved(dataset.read(chosen), device)
     do = {}
     for name in data.description.parents.structural:
         do[name] = batch[name][torch.randperm(len(chosen), generator=generator)]
     truth = {}
     if isinstance(dataset, Rerenderable):
         drawn = [name for name in do if dataset.can_draw(name)]
-        truth = {name: dataset.counterfactual(chosen, {name: do[name]}) for name in drawn}
+        asked = {name: dataset.counterfactual(chosen, {name: do[name].cpu()}) for name in drawn}
+        truth = {name: _moved(drawn_again, device) for name, drawn_again in asked.items()}
     measured, masks = measure(judge, batch["image"])
     return Subjects(batch, do, truth, measured, masks, data.description)
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    return {name: values.to(device) for name, values in batch.items()}
 
 
 def answer(contender: Contender, people: Subjects) -> Answers:

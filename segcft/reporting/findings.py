@@ -193,6 +193,20 @@ def headline(findings: Findings) -> list[str]:
     return text
 
 
+def verdict(checks: list[Check]) -> str:
+    """All checks in a sentence.
+
+    >>> verdict([Check("doubt", "Few seeds", ""), Check("fine", "No alarm", "")])
+    'With 1 reservation.'
+    """
+    alarms, doubts = (sum(check.status == status for check in checks) for status in ("alarm", "doubt"))
+    if alarms:
+        return f"Not all of it: {alarms} alarm{'s' if alarms > 1 else ''}."
+    if doubts:
+        return f"With {doubts} reservation{'s' if doubts > 1 else ''}."
+    return "Yes, as far as it was checked."
+
+
 def ranged(found: Estimate, style: str = "{:.1f}") -> str:
     """The interval alone."""
     return f"{style.format(found.low)} to {style.format(found.high)}"

@@ -8,7 +8,7 @@ from importlib.resources import files
 from segcft.reporting.card import card
 from segcft.reporting.charts import forest, scatter
 from segcft.reporting.comparison import comparison
-from segcft.reporting.findings import Check, Findings, headline
+from segcft.reporting.findings import Check, Findings, headline, verdict
 from segcft.reporting.markup import DASH, MINUS, embedded, label, sentence, unit_text
 from segcft.reporting.results import Run
 from segcft.reporting.tables import NOTHING, table
@@ -72,7 +72,7 @@ def _checks(checks: list[Check]) -> str:
         f"<span>{sentence(check.text)}</span></li>"
         for check in checks
     )
-    return f'<section class="checks"><h2>May I trust it?</h2><ul>{every}</ul></section>'
+    return f'<section class="checks"><h2>May I trust it? {escape(verdict(checks))}</h2><ul>{every}</ul></section>'
 
 
 def _numbers(findings: Findings) -> str:

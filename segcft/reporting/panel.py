@@ -1,5 +1,6 @@
 """``segcft figure``: a panel for a paper, from the pictures that an evaluation kept."""
 
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from segcft.plots import number
 from segcft.reporting.markup import MINUS, plain, unit_text
 from segcft.reporting.results import TRUTH, read
 
-LIMIT = 0.8  # of the image's range of 2: where the colours of a difference end
+LIMIT = 40  # % of the grey range: where the colours of a difference end
+WIDEST = 10  # inches that a page may hold
 CELL = 1.25  # inches
 ENDINGS = (".pdf", ".svg", ".png")
 
@@ -60,6 +62,9 @@ def figure(
     drawn = draw(run.sweeps, columns, _rows(run.sweeps, variables, subjects, steps))
     path.parent.mkdir(parents=True, exist_ok=True)
     _save(drawn, path, dpi)
+    if (wide := drawn.get_figwidth()) > WIDEST:
+        shown = ", ".join(columns)
+        print(f"{path} is {2.54 * wide:.0f} cm wide: for a page choose among --methods {shown}", file=sys.stderr)
     return path
 
 
@@ -114,7 +119,7 @@ def draw(sweeps: Sweeps, columns: list[str], rows: list[Row]) -> Any:
         axes[0, 1 + 2 * place].set_title(plain(name), fontsize=8)
         axes[0, 2 + 2 * place].set_title("change", fontsize=8, color="#666666")
     bar = panel.colorbar(shown, ax=axes[:, -1], shrink=min(1.0, 2.2 / (tall * len(rows))), aspect=18, pad=0.02)
-    bar.set_label("change (the image's range is 2)", fontsize=7)
+    bar.set_label("change, % of the grey range", fontsize=7)
     bar.ax.tick_params(labelsize=6)
     bar.outline.set_linewidth(0.4)  # type: ignore[operator]
     _legend(panel, sweeps)
@@ -139,7 +144,7 @@ def _draw_row(line: Any, sweeps: Sweeps, columns: list[str], row: Row) -> Any:
         at = (known.index(name), row.variable, row.subject, row.step)
         image, change = line[1 + 2 * place], line[2 + 2 * place]
         _image(image, sweeps.frames[at], sweeps.outlines[at])
-        difference = (sweeps.frames[at].astype(np.float64) - factual) / 127.5
+        difference = (sweeps.frames[at].astype(np.float64) - factual) / 2.55
         shown = change.imshow(difference, cmap="RdBu_r", vmin=-LIMIT, vmax=LIMIT, interpolation="nearest")
         image.set_xlabel(_told(float(sweeps.measured[at]), target), fontsize=6.5, labelpad=2)
     return shown
@@ -164,8 +169,10 @@ def _legend(panel: Any, sweeps: Sweeps) -> None:
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], color=colour, linewidth=1.2) for colour, _ in zip(COLOURS, sweeps.structures, strict=False)]
-    names = [f"{plain(str(name))} by the evaluator" for name in sweeps.structures]
-    panel.legend(lines, names, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=7)
+    names = [plain(str(name)) for name in sweeps.structures]
+    note = "Outlines and measurements by the evaluator. All but the factual images are synthetic."
+    legend = {"title": note, "title_fontsize": 7, "fontsize": 7, "ncols": len(lines), "frameon": False}
+    panel.legend(lines, names, loc="outside lower center", **legend)
 
 
 def _save(panel: Any, path: Path, dpi: int) -> None:

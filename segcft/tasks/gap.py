@@ -1,4 +1,4 @@
-"""Watch, while fine-tuning, whether the guide is being gamed: an independent judge looks at the same answers."""
+"""Who watches while fine-tuning, and whether the guide is being gamed: an independent judge looks at its answers."""
 
 import warnings
 from typing import Any
@@ -10,9 +10,19 @@ from torch import Tensor
 
 from segcft import checkpoints
 from segcft.interventions import fixed_do
-from segcft.judges import Judge, SegmentationModel
+from segcft.judges import SegmentationModel
 from segcft.tasks.base import Batch
 from segcft.tasks.finetune import CounterfactualFineTuning
+
+
+def witness(trainer: Trainer, pl_module: LightningModule) -> SegmentationModel | None:
+    """Who outlines what a stage answers: the evaluator of ``GuideGap`` if it is listed, else a guide that outlines."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GuideGap):
+            return callback.judge
+    guide = getattr(pl_module, "guidance", None)
+    parts = guide.modules() if guide is not None else ()
+    return next((part for part in parts if isinstance(part, SegmentationModel)), None)
 
 
 class GuideGap(Callback):
@@ -28,7 +38,7 @@ class GuideGap(Callback):
     """
 
     def __init__(self, evaluator: str, tolerance: float = 0.15, batches: int = 4) -> None:
-        self.judge: Judge = checkpoints.load(evaluator, SegmentationModel).eval().requires_grad_(False)
+        self.judge = checkpoints.load(evaluator, SegmentationModel).eval().requires_grad_(False)
         self.tolerance, self.batches = tolerance, batches
         self.smallest: dict[str, float] = {}
         self._gaps: dict[str, list[Tensor]] = {}

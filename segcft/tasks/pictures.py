@@ -1,6 +1,6 @@
 """What the model believes, drawn at every validation from its first batch."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,27 +9,29 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from segcft.counterfactual import CounterfactualModel
-from segcft.guidance import Guidance
+from segcft import plots
+from segcft.counterfactual import Counterfactual, CounterfactualModel
 from segcft.interventions import fixed_do
-from segcft.judges import Judge
+from segcft.judges import Judge, SegmentationModel
 from segcft.latents import Abduction
 from segcft.tasks.base import Batch
 from segcft.tasks.board import writer
+from segcft.tasks.gap import witness
 
 ACTIVE = 0.01  # variance of a posterior's mean over subjects above which a latent is in use
 Pairs = dict[str, tuple[Tensor, Tensor]]  # variable -> asked and measured, (n,) each
 
 
 class CounterfactualImages(Callback):
-    """Grids, asked against measured values, and latents in use, as far as a stage has them.
+    """Counterfactuals, draws, asked against measured values, and latents in use, as far as a stage has them.
 
     Args:
-        subjects: Number of subjects in the grids.
+        subjects: Number of subjects shown of every question.
+        samples: Number of draws from the prior.
     """
 
-    def __init__(self, subjects: int = 6) -> None:
-        self.subjects = subjects
+    def __init__(self, subjects: int = 3, samples: int = 8) -> None:
+        self.subjects, self.samples = subjects, samples
 
     @torch.no_grad()
     def on_validation_batch_end(
@@ -45,32 +47,82 @@ class CounterfactualImages(Callback):
         board = writer(trainer)
         if batch_idx or board is None or trainer.sanity_checking:
             return
-        model, judge = getattr(pl_module, "model", None), getattr(pl_module, "judge", None)
-        pairs: Pairs = {}
+        model, judge, step = getattr(pl_module, "model", None), getattr(pl_module, "judge", None), trainer.global_step
         if isinstance(model, CounterfactualModel):
-            pairs = self._draw(board, model, getattr(pl_module, "guidance", None), batch, trainer.global_step)
+            guide = getattr(pl_module, "guidance", None)
+            look = Look.at(batch, model, list(guide.names if guide else []) or model.parents.askable)
+            self._answers(board, look, witness(trainer, pl_module), step)
+            self._latents(board, look, step)
+            _scatter(board, look.pairs(guide(look.answer.image, batch["image"]) if guide else {}), model, step)
         elif isinstance(judge, Judge):
-            pairs = {name: (batch[name], found) for name, found in judge.measure(batch["image"]).items()}
-        if pairs:
-            board.add_image("asked_and_measured", scatter(pairs), trainer.global_step, dataformats="HWC")
+            read = judge.measure(batch["image"])
+            _scatter(board, {name: (batch[name], found) for name, found in read.items()}, judge, step)
 
-    def _draw(
-        self, board: SummaryWriter, model: CounterfactualModel, guidance: Guidance | None, batch: Batch, step: int
-    ) -> Pairs:
-        """Grids of a few subjects; what the guide measures in the answers of all."""
-        do = fixed_do(batch, list(guidance.names if guidance else []) or model.parents.askable)
-        answer, image = model(batch["image"], batch, do, temperature=0.0), batch["image"]
-        rows = [image, answer.abduction.pixels.loc, answer.image, answer.image - image]
-        board.add_image("counterfactuals", grid([row[: self.subjects] for row in rows]), step)
+    def _answers(self, board: SummaryWriter, look: "Look", judge: SegmentationModel | None, step: int) -> None:
+        """A picture a question: the first subjects that it was put to."""
+        found = judge.measure(look.answer.image, look.batch["image"]) if judge is not None else {}
+        for name, target in look.do.items():
+            asked = (~target.isnan()).nonzero().flatten()[: self.subjects]
+            if not len(asked):
+                continue
+            values = {"was": look.batch[name], "asked": target} | ({"measured": found[name]} if name in found else {})
+            title = _titled(name, look.model)
+            captions = [
+                "\n".join([title, *(f"{key} {plots.number(float(values[key][subject]))}" for key in values)])
+                for subject in asked
+            ]
+            shown = (look.batch["image"], look.answer.abduction.pixels.loc, look.answer.image)
+            picture = plots.raster(plots.answers([images[asked] for images in shown], captions, judge))
+            board.add_image(f"counterfactuals/{name}", picture, step, dataformats="HWC")
+
+    def _latents(self, board: SummaryWriter, look: "Look", step: int) -> None:
+        """What the prior draws for the subjects' parents, and how many latents the posterior uses."""
+        abduction, image = look.answer.abduction, look.answer.image
         devices = [image.device] if image.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # training goes on as if nothing had been drawn
-            drawn = model.hvae.sample(answer.abduction.pa[: self.subjects]).loc
+            drawn = look.model.hvae.sample(abduction.pa[: self.samples]).loc
         board.add_image("samples", grid([drawn]), step)
-        for resolution, share in used(answer.abduction).items():
+        for resolution, share in used(abduction).items():
             board.add_scalar(f"latents/used_{resolution}", share, step)
-        found = guidance(answer.image, image) if guidance else {}
-        known = {name: ~do[name].isnan() for name in do if name in found}
-        return {name: (do[name][asked], found[name][asked]) for name, asked in known.items()}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Questions that were put to the subjects of a batch, and the answers.
+
+    Attributes:
+        batch: Images (B, C, *S) and parents (B,).
+        model: That was asked.
+        do: One question a subject, see ``fixed_do``.
+        answer: Without chance.
+    """
+
+    batch: Batch
+    model: CounterfactualModel
+    do: Batch
+    answer: Counterfactual
+
+    @classmethod
+    def at(cls, batch: Batch, model: CounterfactualModel, names: list[str]) -> "Look":
+        """Ask for the variables ``names`` in turn."""
+        do = fixed_do(batch, names)
+        return cls(batch, model, do, model(batch["image"], batch, do, temperature=0.0))
+
+    def pairs(self, measured: Batch) -> Pairs:
+        """What was asked, and what was measured in the answers to it."""
+        known = {name: ~self.do[name].isnan() for name in self.do if name in measured}
+        return {name: (self.do[name][asked], measured[name][asked]) for name, asked in known.items()}
+
+
+def _scatter(board: SummaryWriter, pairs: Pairs, knows: CounterfactualModel | Judge, step: int) -> None:
+    if pairs:
+        titled = {_titled(name, knows): both for name, both in pairs.items()}
+        board.add_image("measured_and_asked", plots.raster(plots.scatter(titled)), step, dataformats="HWC")
+
+
+def _titled(name: str, knows: CounterfactualModel | Judge) -> str:
+    """A variable with its unit."""
+    return ", ".join(filter(None, (name.replace("_", " "), knows.description.parents[name].unit)))
 
 
 def used(abduction: Abduction) -> dict[str, float]:
@@ -89,21 +141,3 @@ def grid(rows: list[Tensor]) -> Tensor:
     flat = [row[:, 0] if row.dim() == 4 else row[:, 0, row.shape[2] // 2] for row in rows]  # (B, H, W)
     picture = torch.cat([torch.cat(list(row), dim=1) for row in flat], dim=0)
     return (picture.float().clamp(-1, 1)[None] + 1) / 2
-
-
-def scatter(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Any:
-    """A panel a variable, asked across and measured up, (height, width, 3) uint8."""
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # lazily: slow to import
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.6 * len(pairs), 2.6), layout="constrained", dpi=90)
-    for axis, (name, both) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs.items(), strict=True):
-        asked, measured = (values.float().cpu().numpy() for values in both)
-        axis.axline((float(asked.mean()) if len(asked) else 0.0,) * 2, slope=1, color="#999999", linewidth=1)
-        axis.plot(asked, measured, "o", color="#2f6db3", markersize=3, alpha=0.6)
-        axis.set_title(name.replace("_", " "), fontsize=8)
-        axis.tick_params(labelsize=6)
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -1,27 +1,45 @@
 """What TensorBoard is promised is in the event file, of every stage."""
 
+import fnmatch
+import json
 import math
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segcft.cli import main
 from segcft.hvae import HVAE, Stage
-from segcft.tasks.board import flat, memory
-from segcft.tasks.pictures import grid, scatter, used
+from segcft.plots import raster, scatter
+from segcft.tasks.board import memory
+from segcft.tasks.front import flat
+from segcft.tasks.pictures import grid, used
 from tests.tasks.test_tasks import CONFIG, STAGES
 
-PACE = {"pace/images_per_second", "pace/memory_gib", "health/waiting", "health/gradient", "lr-AdamW"}
-BOUND = {f"train/{name}" for name in ("nelbo", "nll", "kl", "kl_4x4", "loss")} | {"val/nelbo", "latents/used_4x4"}
-PROMISED = {
-    "segmentor": ({"train/loss", "val/loss"}, {"asked_and_measured"}),
-    "pretrain": (BOUND, {"counterfactuals", "samples"}),
-    "segcft": (
-        BOUND | {f"train/{name}" for name in ("guidance", "shape", "change", "multiplier")} | {"val/guidance"},
-        {"counterfactuals", "samples", "asked_and_measured"},
-    ),
+KINDS = {  # of stage -> rows of the table of tags that are about it
+    "segmentor": {"every stage", "judges", "segmentors", "guided"},
+    "pretrain": {"every stage", "models", "pretraining"},
+    "segcft": {"every stage", "models", "fine-tuning", "outlined", "guided"},
 }
+TABLE = Path(__file__).parents[2] / "docs/evaluation.md"
+
+
+def promised(stage):
+    """Patterns of tags by what they are of, from the documentation."""
+    rows = re.findall(r"^\| (`.+`) \| ([a-z -]+) \|", TABLE.read_text().partition("## TensorBoard")[2], re.MULTILINE)
+    assert len(rows) == 23
+    return [tag for tags, kind in rows if kind in KINDS[stage] for tag in re.findall(r"`([^`]+)`", tags)]
 
 
 @pytest.fixture(scope="module")
@@ -37,26 +55,116 @@ def logged(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("stage", list(PROMISED))
-def test_every_promised_tag_is_there(logged, stage):
-    scalars, images = PROMISED[stage]
+@pytest.mark.parametrize("stage", list(KINDS))
+def test_every_promised_tag_is_there_and_no_other(logged, stage):
     found = EventAccumulator(str(logged / f"logs/balls/{stage}/version_0"))
     found.Reload()
     tags = found.Tags()
-    assert scalars | PACE <= set(tags["scalars"])
-    assert images <= set(tags["images"])
-    assert {"custom_scalars__config__", "config/text_summary", "causal_graph/text_summary"} <= set(tags["tensors"])
-    for name in scalars | PACE:
+    there = {name.removesuffix("/text_summary") for kind in ("scalars", "images", "tensors") for name in tags[kind]}
+    there |= {
+        f"_hparams_/{part}"
+        for part in ("experiment", "session_start_info")
+        if found.SummaryMetadata(f"_hparams_/{part}")
+    }
+    for tag in promised(stage):
+        assert fnmatch.filter(there, tag), tag
+    assert [name for name in there if not any(fnmatch.fnmatch(name, tag) for tag in promised(stage))] == []
+    for name in tags["scalars"]:
         assert all(math.isfinite(event.value) for event in found.Scalars(name)), name
     assert [event.step for event in found.Scalars("pace/images_per_second")] == [1, 2, 3]
     assert len(found.Scalars("health/gradient")) == 3
     assert all(0 <= event.value <= 1 for event in found.Scalars("health/waiting"))
-    text = found.Tensors("causal_graph/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert "left_size, right_size, age → image" in text
+    text = found.Tensors("data/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert re.search("fingerprint `[0-9a-f]{16}`; subjects: train 24, val 24", text)
+    assert "| left_size | continuous | mm^2 |" in text
     assert "optimisation" in found.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     starts = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert b"trainer.max_steps" in starts
     assert b"val/" in found.SummaryMetadata("_hparams_/experiment").plugin_data.content
+
+
+@pytest.fixture(scope="module")
+def served(logged):
+    """A real TensorBoard about them: its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--load_fast=false", "--host=127.0.0.1", f"--port={port}"]
+    process = subprocess.Popen([*command, "--logdir=logs/balls"], cwd=logged, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with suppress(OSError):
+                if len(ask(f"http://127.0.0.1:{port}", "scalars/tags")) == len(KINDS):
+                    break
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ask(address, question, body=None):
+    """JSON of one of TensorBoard's plugins."""
+    request = urllib.request.Request(f"{address}/data/plugin/{question}", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return json.load(reply)
+
+
+@pytest.mark.slow
+def test_the_server_has_every_promised_tag_and_no_chart_without_data(served):
+    tags = {kind: ask(served, f"{kind}/tags") for kind in ("scalars", "images", "text")}
+    for stage in KINDS:
+        run = f"{stage}/version_0"
+        there = {name.removesuffix("/text_summary") for found in tags.values() for name in found[run]}
+        for tag in promised(stage):
+            assert fnmatch.filter(there, tag) or tag.startswith(("custom_scalars", "_hparams_")), (stage, tag)
+        for name in tags["images"][run]:
+            query = ask(served, f"images/images?{urllib.parse.urlencode({'run': run, 'tag': name, 'sample': 0})}")[0]
+            with urllib.request.urlopen(f"{served}/data/plugin/images/individualImage?{query['query']}") as reply:
+                assert np.ptp(np.asarray(Image.open(reply).convert("L"))) > 0, f"{name} of {stage} is empty"
+    scalars = {name for found in tags["scalars"].values() for name in found}
+    charts = [chart for part in ask(served, "custom_scalars/layout")["category"] for chart in part["chart"]]
+    assert len(charts) > 15
+    for chart in charts:
+        for pattern in chart["multiline"]["tag"]:
+            assert any(re.search(pattern, name) for name in scalars), chart["title"]
+    whole = {"startIndex": 0, "sliceSize": 9, "allowedStatuses": ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_RUNNING"]}
+    groups = ask(served, "hparams/session_groups", json.dumps({"colParams": [], **whole}).encode())["sessionGroups"]
+    final = {group["name"]: {each["name"]["tag"] for each in group["sessions"][0]["metricValues"]} for group in groups}
+    assert {"val/guidance", "effectiveness/left_size", "truth/right_size"} <= final["segcft/version_0"]
+    assert {"model.optimisation.lr", "trainer.max_steps", "data.subjects"} <= set(groups[0]["hparams"])
+
+
+@pytest.mark.slow
+def test_its_pages_show_what_they_have(served, browser, tmp_path):
+    charts = [chart["title"] for part in ask(served, "custom_scalars/layout")["category"] for chart in part["chart"]]
+    page, wrong = browser.new_page(viewport={"width": 1200, "height": 900}), []
+    page.set_default_timeout(120_000)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+
+    def opened(tab, card):
+        page.goto(f"{served}/?{tab}#{tab}")  # another address, or the page would stay as it is
+        page.locator(card).first.wait_for(state="attached")
+        return page.locator(card)
+
+    def drawn(card):
+        card.scroll_into_view_if_needed()  # what cannot be seen is not drawn
+        card.locator(".xy-plot path[d^=M]").first.wait_for(state="attached")
+
+    cards = opened("custom_scalars", "tf-custom-scalar-multi-line-chart-card")
+    for title in charts:
+        drawn(cards.filter(has_text=title))
+    page.screenshot(path=tmp_path / "custom_scalars.png")
+    drawn(opened("scalars", "tf-scalar-card").first)
+    page.screenshot(path=tmp_path / "scalars.png")
+    pictures = opened("images", "tf-image-loader img")
+    page.wait_for_function("e => e.complete && e.naturalWidth > 300", arg=pictures.first.element_handle())
+    first = page.locator("tf-image-loader .heading-label.name").first
+    assert first.inner_text().startswith("counterfactuals/"), "what matters comes first"
+    page.screenshot(path=tmp_path / "images.png")
+    page.close()
+    assert wrong == []
+    print(f"screenshots: {tmp_path}")
 
 
 def test_pictures_take_nothing_from_the_training_generator(logged, monkeypatch):
@@ -76,7 +184,7 @@ def test_parts():
     assert 0.01 < memory(torch.device("cpu")) < 1000
     assert grid([torch.zeros(3, 1, 4, 5), torch.ones(3, 1, 4, 5)]).shape == (1, 8, 15)
     assert grid([torch.zeros(2, 1, 3, 4, 5)]).shape == (1, 4, 10)
-    picture = scatter({"a": (torch.rand(5), torch.rand(5)), "b": (torch.zeros(0), torch.zeros(0))})
+    picture = raster(scatter({"a": (torch.rand(5), torch.rand(5)), "b": (torch.zeros(0), torch.zeros(0))}))
     assert picture.shape[2] == 3
     hvae = HVAE(2, 1, 1, [Stage(16, 8, 0), Stage(4, 8, latent_channels=2)])
     with torch.no_grad():

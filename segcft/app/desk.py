@@ -1,181 +1,24 @@
-"""One image asked again and again: abducted once when it is opened, then a decoder pass a question.
-
-Knows neither HTTP nor Lightning. A subject is immutable, and a reply depends on its subject and its question alone.
-"""
+"""Opens images and answers questions about them; knows neither HTTP nor Lightning."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from data_modules.frames import resample
 from data_modules.readers import Picture, Window, read_picture
-from segcft.answers import Masks, Row, measured_in, missed, outlines
-from segcft.counterfactual import CORRECTIONS, Answer, CounterfactualModel, Effect
+from segcft.answers import measured_in, missed, outlines
+from segcft.app.subjects import PARTICLES, Case, Levels, Question, Reply, Subject
+from segcft.counterfactual import CORRECTIONS, Answer, CounterfactualModel
 from segcft.framing import Framing
-from segcft.latents import Abduction
 from segcft.mechanisms import StructuralCausalModel
 from segcft.requests import beyond, once, parse, targets
 
-SHOWN = 512  # pixels: the longest side of what is shown; files are written at their own size
 MOST = 2**26  # pixels or voxels of an upload
-PARTICLES = 8  # of the posterior, where uncertainty is asked for
-Levels = NDArray[np.float32]
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Case:
-    """An image that is there to be picked.
-
-    Attributes:
-        name: Of the subject.
-        image: (1, 1, *frame) in [-1, 1].
-        values: All of its parents in real units, (1,) each.
-    """
-
-    name: str
-    image: Tensor
-    values: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """An image that was opened.
-
-    Attributes:
-        model: That answers.
-        name: Of the case or of the file.
-        picture: What was read; of a case, its frame in grey levels from 0 to 255.
-        framing: Of the picture, in the model's frame.
-        image: In the model's frame, (1, 1, *frame) in [-1, 1].
-        values: Factual parents in real units, (1,) each.
-        given: Those that were not measured.
-        masks: Structure -> probabilities, (1, 1, *frame); empty without a segmentor.
-        file: That was read; None of a case.
-        window: As the file was read with.
-    """
-
-    model: CounterfactualModel
-    name: str
-    picture: Picture
-    framing: Framing
-    image: Tensor
-    values: dict[str, Tensor]
-    given: frozenset[str]
-    masks: Masks
-    file: Path | None = None
-    window: Window | None = None
-
-    @cached_property
-    def abduction(self) -> Abduction:
-        """The posterior's mean: one encoder pass, whatever is asked."""
-        return self.model.abduct(self.image, self.values, temperature=0.0)
-
-    @cached_property
-    def particles(self) -> Abduction:
-        """Draws from the posterior, the same each time."""
-        return self.model.abduct(self.image, self.values, samples=PARTICLES)
-
-    @cached_property
-    def measured(self) -> dict[str, Tensor]:
-        """What the segmentor finds in the factual image, (1,) each."""
-        return measured_in(self.model, self.masks, self.image, self.masks)
-
-    @cached_property
-    def shown(self) -> Framing:
-        """Of the picture as it is shown, at most ``SHOWN`` pixels a side."""
-        shape = self.picture.levels.shape
-        share = min(1.0, SHOWN / max(shape))
-        small = tuple(max(1, round(side * share)) for side in shape)
-        steps = [step * new / old for step, new, old in zip(self.framing.steps, small, shape, strict=True)]
-        return Framing(small, self.framing.frame, steps, self.framing.window)
-
-    @cached_property
-    def levels(self) -> Levels:
-        """Grey levels as they are shown, (*shown.shape)."""
-        old, new = self.picture.levels.shape, self.shown.shape
-        if old == new:
-            return self.picture.levels.astype(np.float32)
-        return resample(self.picture.levels, new, [a / b for a, b in zip(old, new, strict=True)])
-
-    def spread(self, values: Tensor) -> Levels:
-        """(1, 1, *frame) -> (*shown.shape), linearly."""
-        return self.shown.spread(values)
-
-
-@dataclass(frozen=True)
-class Question:
-    """What the page asks.
-
-    Attributes:
-        do: Requests, ``left_lung_area=+20%`` and the like.
-        effect: Whether descendants follow.
-        refined: Measure the answer, ask again for what is missing, and leave what lies beyond alone; slower.
-        uncertain: Also draw particles of the posterior.
-    """
-
-    do: Sequence[str] = ()
-    effect: Effect = "total"
-    refined: bool = True
-    uncertain: bool = False
-
-    @property
-    def text(self) -> str:
-        """As it is written into files."""
-        return " ".join(self.do) or "nothing"
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the page shows.
-
-    Attributes:
-        subject: That was asked about.
-        question: That was asked.
-        answer: Images in the model's frame, and numbers; measured is what is shown.
-        change: Counterfactual minus factual in grey levels, (*shown.shape).
-        masks: Structure -> probabilities in what is shown, (1, 1, *frame).
-        reasons: To doubt it, a sentence each.
-        intervened: Variables that were set.
-    """
-
-    subject: Subject
-    question: Question
-    answer: Answer
-    change: Levels
-    masks: Masks
-    reasons: list[str] = field(default_factory=list)
-    intervened: frozenset[str] = frozenset()
-
-    @property
-    def rows(self) -> list[Row]:
-        """A row a variable: what it was, was to be, and is by the segmentor; as in ``answers.csv``."""
-        parents, before, answer = self.subject.model.parents, self.subject.measured, self.answer
-        return [
-            {
-                "image": self.subject.name,
-                "request": self.question.text,
-                "effect": self.question.effect,
-                "variable": name,
-                "unit": parents[name].unit,
-                "intervened": name in self.intervened,
-                "source": "given" if name in self.subject.given else "measured",
-                "factual": float(answer.factual_values[name]),
-                "target": float(answer.values[name]),
-                "factual_measured": float(before[name]) if name in before else None,
-                "measured": float(answer.measured[name]) if name in answer.measured else None,
-                "warning": "; ".join(self.reasons),
-            }
-            for name in parents.names
-        ]
 
 
 class Desk:

@@ -1,0 +1,88 @@
+"""While a model is trained: what ``segcft evaluate`` would say of it, on a few validation subjects."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from segcft.counterfactual import CounterfactualModel
+from segcft.evaluation.questions import Answers, Subjects, gather
+from segcft.evaluation.rows import rows
+from segcft.evaluation.summary import COLUMNS, moments
+from segcft.judges import SegmentationModel
+from segcft.statistics import mean, means
+from segcft.tasks.base import Batch
+from segcft.tasks.board import writer
+from segcft.tasks.gap import witness
+
+METRICS = {
+    "effectiveness": mean("judged"),
+    "leakage": COLUMNS["leakage_mean"].metric,
+    "locality": mean("outside"),
+    "truth": COLUMNS["truth_ratio"].metric,
+}
+
+
+class Watch(Callback):
+    """Logs ``effectiveness/NAME``, ``leakage/NAME``, ``locality/NAME`` and, if known, ``truth/NAME`` in validation.
+
+    Of do(NAME): error in % of the target (of the training deviation if it is no size), mean change of the other
+    variables in %, mean |x* - x| outside the structure, error to the true counterfactual as a share of the unchanged
+    image's. Nothing is logged where nobody outlines the structures, see ``witness``.
+
+    Args:
+        subjects: Of the validation split; each is asked for every variable.
+    """
+
+    def __init__(self, subjects: int = 16) -> None:
+        self.subjects = subjects
+        self._people: Subjects | None = None
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Ask and measure at the first batch; EMA weights are still in place here."""
+        if batch_idx or trainer.sanity_checking or writer(trainer) is None:
+            return
+        model, judge = getattr(pl_module, "model", None), witness(trainer, pl_module)
+        if isinstance(model, CounterfactualModel) and judge is not None:
+            people = self._asked(trainer, judge)
+            for name, value in numbers(answered(model, people, judge)).items():
+                pl_module.log(name, value, batch_size=1, rank_zero_only=True)
+
+    def _asked(self, trainer: Trainer, judge: SegmentationModel) -> Subjects:
+        """The same at every validation."""
+        if self._people is None:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            people = gather(data, data.dataset("val"), judge, self.subjects, seed=0)
+            self._people = replace(people, do={n: target for n, target in people.do.items() if n in judge.names})
+        return self._people
+
+
+def answered(model: CounterfactualModel, people: Subjects, judge: SegmentationModel) -> pd.DataFrame:
+    """``rows`` of what a model answers."""
+    image, values = people.batch["image"], model.parents.take(people.batch)
+    abduction = model.abduct(image, values, temperature=0.0)
+    worlds = {name: model.act(values, {name: target}) for name, target in people.do.items()}
+    images = {name: model.answer(image, abduction, cf_values).image for name, cf_values in worlds.items()}
+    return rows(Answers(images, {}, None, None, {}), people, judge)
+
+
+def numbers(frame: pd.DataFrame) -> dict[str, float]:
+    """``METRIC/NAME`` -> its value over the subjects; those that are unknown are left out."""
+    found: dict[str, float] = {}
+    for name, part in frame.groupby("do", sort=False):
+        averages = means(moments(part), np.ones((1, len(part))))
+        found |= {f"{tag}/{name}": float(metric(averages)[0]) for tag, metric in METRICS.items()}
+    return {tag: value for tag, value in found.items() if np.isfinite(value)}
