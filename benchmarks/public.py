@@ -59,14 +59,12 @@ class Public:
         self.checkout, self.device, self.options = checkout, device, settings(checkout, preset)
         self.hvae: nn.Module = imported(checkout, "vae").HVAE(self.options).to(device)
         self.image = image.to(device)
-        self.average: nn.Module | None = None  # of its weights, while it trains
         self.pa, self.cf_pa = torch.randn(2, len(image), PARENTS[preset], device=device)
 
-    def train(self, late: int = -1) -> Step:
-        """As ``trainer.py``: forward, backward, clip, guards, AdamW, schedule, average; there ``late`` is 100 steps."""
+    def train(self) -> Step:
+        """As ``trainer.py``: forward, backward, clip, guards, AdamW, schedule, average."""
         choice, utils = self.options, imported(self.checkout, "utils")
-        average = utils.EMA(self.hvae, beta=choice.ema_rate, update_after_step=late).to(self.device)
-        self.average = average.ema_model
+        average = utils.EMA(self.hvae, beta=choice.ema_rate, update_after_step=-1).to(self.device)
         optimiser = torch.optim.AdamW(self.hvae.parameters(), lr=choice.lr, weight_decay=choice.wd, betas=choice.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, utils.linear_warmup(choice.lr_warmup_steps))
 

@@ -227,6 +227,7 @@ def test_no_yaml_is_forgotten():
         assert {path.stem for path in folder.glob("*.yaml")} - {"benchmark"} == more, folder
 
 
+@pytest.mark.slow
 def test_confounded_judges_guide_fine_tuning_and_all_are_compared(at_work, tmp_path):
     """Guides of confounded data; the fine-tuned models and the evaluator saw independent areas."""
     from segcft.checkpoints import load, seconds
