@@ -13,9 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from benchmarks.jobs import Queue, Work
 
 STEP = re.compile(r" (\d+)/(\d+) .* left")  # of the lines that a stage prints while it trains
 
@@ -41,21 +43,14 @@ STAGES = {
 
 
 @dataclass
-class Work:
+class Running(Work):
     """A stage at work, and the share of it that is done."""
 
-    process: subprocess.Popen[str]
-    started: float = field(default_factory=time.monotonic)
     share: float = 0.0
     reader: threading.Thread | None = None
 
-    @property
-    def spent(self) -> float:
-        """Seconds."""
-        return time.monotonic() - self.started
 
-
-class Pipeline:
+class Pipeline(Queue[Running]):
     """All stages, in an order that their needs allow.
 
     Args:
@@ -74,26 +69,17 @@ class Pipeline:
         out: Callable[[str], None],
         processes: int = 2,
     ) -> None:
-        self.stages, self.command, self.out, self.processes = stages, command, out, processes
+        super().__init__({name: stage.needs for name, stage in stages.items()}, processes)
+        self.stages, self.command, self.out, self.status = stages, command, out, 0
         self.expected = {name: expected.get(name, stage.seconds) for name, stage in stages.items()}
-        self.waiting, self.working, self.took = list(stages), dict[str, Work](), dict[str, float]()
+        self.took: dict[str, float] = {}
 
     def run(self, poll: float = 0.2) -> int:
         """Until all is done, or one has failed and the others at work have ended; the exit status."""
-        failed, began = 0, time.monotonic()
-        try:
-            while self.working or (self.waiting and not failed):
-                while not failed and len(self.working) < self.processes and (name := self._ready()):
-                    self._start(name)
-                time.sleep(poll)
-                for name in [name for name, work in self.working.items() if work.process.poll() is not None]:
-                    failed = self._finish(name) or failed
-        finally:
-            for work in self.working.values():  # interrupted
-                work.process.terminate()
-                work.process.wait()
+        began = time.monotonic()
+        failed = self.drain(poll)
         self.out(f"==== {'stopped' if failed else 'all done'} after {_minutes(time.monotonic() - began)}")
-        return failed
+        return self.status
 
     def left(self) -> float:
         """Seconds until all is done, by how fast the stages were so far."""
@@ -104,21 +90,27 @@ class Pipeline:
         begun = sum(min(work.spent, whole[name]) for name, work in working.items())
         return (sum(whole.values()) - begun) / self.processes
 
-    def _ready(self) -> str | None:
-        busy = {*self.waiting, *self.working}
-        return next((name for name in self.waiting if not busy.intersection(self.stages[name].needs)), None)
-
-    def _start(self, name: str) -> None:
-        self.waiting.remove(name)
-        place = len(self.stages) - len(self.waiting)
+    def start(self, name: str) -> Running:
+        """Announce a stage, and start it."""
+        place, took = len(self.stages) - len(self.waiting), self.expected[name]
         process = subprocess.Popen(self.command(name), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        work = self.working[name] = Work(process)
-        took = f"about {_minutes(self.expected[name])}; all: {_minutes(self.left())} left"
-        self.out(f"==== {place} of {len(self.stages)}: {name} {self.stages[name].does}; {took}")
+        work = self.working[name] = Running(process)
+        expected = f"about {_minutes(took)}; all: {_minutes(self.left())} left"
+        self.out(f"==== {place} of {len(self.stages)}: {name} {self.stages[name].does}; {expected}")
         work.reader = threading.Thread(target=self._follow, args=(work,), daemon=True)
         work.reader.start()
+        return work
 
-    def _follow(self, work: Work) -> None:
+    def end(self, name: str, work: Running) -> bool:
+        """Say how it ended."""
+        if work.reader is not None:
+            work.reader.join()
+        self.took[name], status = work.spent, work.process.returncode
+        self.status = status or self.status
+        self.out(f"==== {name} {'failed' if status else 'done'} after {_minutes(work.spent)}")
+        return not status
+
+    def _follow(self, work: Running) -> None:
         """Show what a stage prints; behind its progress, that of all."""
         assert work.process.stdout is not None
         for line in work.process.stdout:
@@ -127,15 +119,6 @@ class Pipeline:
                 work.share = int(found[1]) / int(found[2])
                 text += f"  | all: {_minutes(self.left())} left"
             self.out(text)
-
-    def _finish(self, name: str) -> int:
-        work = self.working.pop(name)
-        if work.reader is not None:
-            work.reader.join()
-        self.took[name] = work.spent
-        status = work.process.returncode
-        self.out(f"==== {name} {'failed' if status else 'done'} after {_minutes(work.spent)}")
-        return status
 
 
 def earlier(experiment: str) -> dict[str, float]:
