@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from benchmarks.jobs import Queue, Work
 
-STEP = re.compile(r" (\d+)/(\d+) .* left")  # of the lines that a stage prints while it trains
+STEP = re.compile(r" \d+/\d+ .* (\d+) s left")  # of the lines that a stage prints while it trains
 
 
 class Stage(NamedTuple):
@@ -44,9 +44,9 @@ STAGES = {
 
 @dataclass
 class Running(Work):
-    """A stage at work, and the share of it that is done."""
+    """A stage at work, and the seconds that it will have taken by what it says itself."""
 
-    share: float = 0.0
+    whole: float | None = None
     reader: threading.Thread | None = None
 
 
@@ -84,7 +84,7 @@ class Pipeline(Queue[Running]):
     def left(self) -> float:
         """Seconds until all is done, by how fast the stages were so far."""
         known, working = dict(self.took), dict(self.working)  # copies: asked from several threads
-        known |= {name: work.spent / work.share for name, work in working.items() if work.share >= 0.1}
+        known |= {name: work.whole for name, work in working.items() if work.whole is not None}
         pace = sum(known.values()) / sum(self.expected[name] for name in known) if known else 1.0
         whole = {name: known.get(name, pace * self.expected[name]) for name in (*working, *self.waiting)}
         begun = sum(min(work.spent, whole[name]) for name, work in working.items())
@@ -116,7 +116,7 @@ class Pipeline(Queue[Running]):
         for line in work.process.stdout:
             text = line.rstrip()
             if found := STEP.search(text):
-                work.share = int(found[1]) / int(found[2])
+                work.whole = work.spent + int(found[1])
                 text += f"  | all: {_minutes(self.left())} left"
             self.out(text)
 
