@@ -45,14 +45,14 @@ class Optimisation:
         descent = max(0.0, (step / max(1, steps) - self.flat) / max(1e-9, 1 - self.flat))
         return min(1.0, (step + 1) / max(1, self.warmup_steps)) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, descent)))
 
-    def optimiser(self, learning: Iterable[nn.Parameter]) -> AdamW:
+    def optimiser(self, learning: Iterable[nn.Parameter], fused: bool = True) -> AdamW:
         """AdamW over all weights at one go: a loop over small tensors costs more than the arithmetic.
 
-        On a GPU not ``fused``, which cannot clip gradients that 16-mixed has scaled.
+        Args:
+            learning: Weights.
+            fused: One call for all; Lightning does not clip gradients of such in mixed precision.
         """
-        weights = list(learning)
-        fused = all(weight.device.type == "cpu" for weight in weights)
-        return AdamW(weights, lr=self.lr, weight_decay=self.weight_decay, fused=fused, foreach=not fused)
+        return AdamW(learning, lr=self.lr, weight_decay=self.weight_decay, fused=fused, foreach=not fused)
 
 
 class Task(LightningModule):
@@ -78,7 +78,7 @@ class Task(LightningModule):
         """AdamW over everything that learns."""
         choice, steps = self.optimisation, max(1, int(self.trainer.estimated_stepping_batches))
         learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimiser = choice.optimiser(learning)
+        optimiser = choice.optimiser(learning, fused="mixed" not in str(self.trainer.precision))
         schedule = LambdaLR(optimiser, lambda step: choice.factor(step, steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
