@@ -17,7 +17,6 @@ from segcft import checkpoints, manifests
 from segcft.counterfactual import CounterfactualModel
 from segcft.files import digest, staged_folder
 from segcft.judges import SegmentationModel
-from segcft.mechanisms import StructuralCausalModel
 from segcft.parents import Variable
 
 FORMAT = 1
@@ -55,9 +54,8 @@ class Bundle:
     @property
     def graph(self) -> dict[str, list[str]]:
         """Variable -> its causes."""
-        mechanism, names = self.model.mechanism, self.model.parents.names
-        graph = mechanism.graph if isinstance(mechanism, StructuralCausalModel) else {}
-        return {name: list(graph.get(name, [])) for name in names}
+        graph = self.model.mechanism.graph
+        return {name: list(graph.get(name, [])) for name in self.model.parents.names}
 
     @property
     def stage(self) -> str:

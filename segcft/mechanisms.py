@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,13 @@ Noise = Mapping[str, Tensor]  # variable name -> (B,) or (B, k) exogenous noise
 
 
 class Mechanism(nn.Module, Recorded, ABC):
-    """Abduction, action, prediction on the parents."""
+    """Abduction, action, prediction on the parents.
+
+    Attributes:
+        graph: Variable -> its causes, causes first; a variable that is not named has none.
+    """
+
+    graph: Mapping[str, list[str]] = MappingProxyType({})
 
     @abstractmethod
     def abduct(self, values: Values) -> Noise:

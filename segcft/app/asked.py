@@ -33,19 +33,28 @@ def question(given: dict[str, Any]) -> Question:
     return Question(tuple(do), effect, bool(given.get("refined", True)), bool(given.get("uncertain", False)))
 
 
+async def content(request: Request, limit: int, message: str) -> bytes:
+    """Its bytes, which are no longer read once there are too many.
+
+    Raises:
+        Refused: With ``message``, if there are more than ``limit``.
+    """
+    read = bytearray()
+    async for chunk in request.stream():
+        read += chunk
+        if len(read) > limit:
+            raise Refused(413, message)
+    return bytes(read)
+
+
 async def body(request: Request) -> dict[str, Any]:
     """A question, as JSON.
 
     Raises:
         Refused: If it is none.
     """
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > 2**16:
-            raise Refused(413, "the question is too long")
     try:
-        given = json.loads(content)
+        given = json.loads(await content(request, 2**16, "the question is too long"))
     except ValueError as error:
         raise Refused(400, "the question is no JSON") from error
     if not isinstance(given, dict):

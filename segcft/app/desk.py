@@ -14,7 +14,6 @@ from segcft.answers import measured_in, missed, outlines
 from segcft.app.subjects import PARTICLES, Case, Levels, Question, Reply, Subject
 from segcft.counterfactual import CORRECTIONS, Answer, CounterfactualModel
 from segcft.framing import Framing
-from segcft.mechanisms import StructuralCausalModel
 from segcft.requests import beyond, once, parse, targets
 
 MOST = 2**26  # pixels or voxels of an upload
@@ -45,9 +44,7 @@ class Desk:
     @property
     def graph(self) -> dict[str, list[str]]:
         """Variable -> its causes, causes first."""
-        mechanism = self.model.mechanism
-        known = mechanism.graph if isinstance(mechanism, StructuralCausalModel) else {}
-        return dict(known) or {name: [] for name in self.model.parents.names}
+        return dict(self.model.mechanism.graph) or {name: [] for name in self.model.parents.names}
 
     @property
     def hidden(self) -> list[str]:
@@ -133,8 +130,7 @@ class Desk:
         masks = outlines(model, shown)
         found = measured_in(model, masks, shown, subject.masks)
         answer = Answer(image, values, found, deviation, subject.image, subject.values)
-        reasons = beyond({name: subject.values[name] for name in model.parents.structural}, model.parents)
-        reasons += beyond(do, model.parents) + missed(answer, requests)
+        reasons = subject.reasons + beyond(do, model.parents) + missed(answer, requests)
         return Reply(subject, question, answer, change, masks, reasons, frozenset(requests))
 
     def _shown(self, subject: Subject, change: Levels) -> Tensor:

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from data_modules.readers import DICOM, FILMS, NIFTI
-from segcft.app.asked import Refused, about, body, number, numbers, question
+from segcft.app.asked import Refused, about, body, content, number, numbers, question
 from segcft.app.desk import Desk
 from segcft.app.downloads import download
 from segcft.app.files import text
@@ -33,6 +33,7 @@ from segcft.app.shown import describe, introduce, show
 from segcft.app.subjects import Subject
 
 QUEUE = 64  # questions that may wait
+STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
 Result = TypeVar("Result")
 
 
@@ -77,13 +78,14 @@ class App:
         told = about(request)
         name = Path(str(told.get("name", ""))).name
         end = next((each for each in (*NIFTI[::-1], *FILMS, *DICOM) if name.lower().endswith(each)), "")
-        content = await self._body(request)
-        if not content:
+        limit = f"{self.upload_limit / 2**20:g} MB, which is the limit here (--upload-limit)"
+        read = await content(request, self.upload_limit, f"the file is larger than {limit}")
+        if not read:
             raise Refused(400, f"{name or 'the file'} is empty")
         folder = tempfile.TemporaryDirectory(prefix="segcft-")
         try:
             file = Path(folder.name) / f"upload{end}"
-            file.write_bytes(content)
+            file.write_bytes(read)
             window, spacing = numbers(told, "window", 2), numbers(told, "spacing")
             given = {variable: number(value, variable) for variable, value in dict(told.get("parents") or {}).items()}
             levels = None if window is None else (window[0], window[1])
@@ -107,8 +109,8 @@ class App:
         """A file of an answer."""
         given = await body(request)
         subject, asked, kind = self._subject(given), question(given), str(given.get("kind", ""))
-        name, content = await self._queued(lambda: download(self.desk.ask(subject, asked), kind))
-        return JSONResponse({"name": name, "content": base64.b64encode(content).decode()})
+        name, made = await self._queued(lambda: download(self.desk.ask(subject, asked), kind))
+        return JSONResponse({"name": name, "content": base64.b64encode(made).decode()})
 
     async def close(self, request: Request) -> Response:
         """Forget an image."""
@@ -131,18 +133,6 @@ class App:
             return await asyncio.get_running_loop().run_in_executor(self._worker, work)
         finally:
             self._waiting -= 1
-
-    async def _body(self, request: Request) -> bytes:
-        content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > self.upload_limit:
-                limit = self.upload_limit / 2**20
-                raise Refused(413, f"the file is larger than {limit:g} MB, which is the limit here (--upload-limit)")
-        return bytes(content)
-
-
-STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
 
 
 def create(app: App, token: str | None, local: bool) -> ASGIApp:

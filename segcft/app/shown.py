@@ -10,7 +10,6 @@ from segcft.app.desk import Desk
 from segcft.app.downloads import kinds
 from segcft.app.subjects import Reply, Subject
 from segcft.panels import COLOURS, LIMIT
-from segcft.requests import beyond
 
 
 def describe(desk: Desk, title: str, upload_limit: int) -> dict[str, Any]:
@@ -57,7 +56,6 @@ def thumbnail(desk: Desk, name: str) -> bytes:
 def introduce(subject: Subject) -> dict[str, Any]:
     """An opened image, unasked; its pictures come with the first question."""
     values = {name: _finite(value) for name, value in subject.values.items()}
-    structural = {name: subject.values[name] for name in subject.model.parents.structural}
     return {
         "name": subject.name,
         "values": values,
@@ -65,7 +63,7 @@ def introduce(subject: Subject) -> dict[str, Any]:
         "depth": subject.shown.shape[-1] if len(subject.shown.shape) == 3 else 1,
         "downloads": kinds(subject),
         "uploaded": subject.file is not None,
-        "reasons": beyond(structural, subject.model.parents),
+        "reasons": subject.reasons,
         "shape": list(subject.picture.levels.shape),
     }
 

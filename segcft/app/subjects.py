@@ -18,6 +18,7 @@ from segcft.answers import Masks, Row, measured_in
 from segcft.counterfactual import Answer, CounterfactualModel, Effect
 from segcft.framing import Framing
 from segcft.latents import Abduction
+from segcft.requests import beyond
 
 SHOWN = 512  # pixels: the longest side of what is shown; files are written at their own size
 PARTICLES = 8  # of the posterior, where uncertainty is asked for
@@ -81,6 +82,12 @@ class Subject:
     def measured(self) -> dict[str, Tensor]:
         """What the segmentor finds in the factual image, (1,) each."""
         return measured_in(self.model, self.masks, self.image, self.masks)
+
+    @property
+    def reasons(self) -> list[str]:
+        """To doubt it before anything is asked: sizes beyond those of the training."""
+        parents = self.model.parents
+        return beyond({name: self.values[name] for name in parents.structural}, parents)
 
     @cached_property
     def shown(self) -> Framing:

@@ -12,7 +12,6 @@ from data_modules.base import Rerenderable
 from segcft import plots
 from segcft.counterfactual import CounterfactualModel
 from segcft.judges import Judge
-from segcft.mechanisms import StructuralCausalModel
 from segcft.tasks import record
 from segcft.tasks.board import writer
 from segcft.tasks.gap import GuideGap, witness
@@ -136,7 +135,7 @@ def causes(module: LightningModule) -> dict[str, list[str]]:
     """Who causes whom, as the stage has it: effect -> its causes, the image among the effects of all."""
     mechanism = getattr(module, "mechanism", None) or getattr(getattr(module, "model", None), "mechanism", None)
     holder = getattr(module, "model", None) or getattr(module, "judge", None)
-    known = mechanism.graph if isinstance(mechanism, StructuralCausalModel) else {}
+    known = mechanism.graph if mechanism is not None else {}
     names = holder.description.parents.names if holder is not None else list(known)
     return {**{name: list(known.get(name, [])) for name in names}, "image": list(names)}
 
