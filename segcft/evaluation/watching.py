@@ -1,21 +1,18 @@
 """While a model is trained: what ``segcft evaluate`` would say of it, on a few validation subjects."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 
 from segcft.counterfactual import CounterfactualModel
-from segcft.evaluation.questions import Answers, Subjects, gather
+from segcft.evaluation.questions import Answers, Contender, Method, Subjects, gather, predict
 from segcft.evaluation.rows import rows
 from segcft.evaluation.summary import COLUMNS, moments
 from segcft.judges import SegmentationModel
 from segcft.statistics import mean, means
-from segcft.tasks.base import Batch
+from segcft.tasks.base import Batch, FirstLook
 from segcft.tasks.board import writer
 from segcft.tasks.gap import witness
 
@@ -27,7 +24,7 @@ METRICS = {
 }
 
 
-class Watch(Callback):
+class Watch(FirstLook):
     """Logs ``effectiveness/NAME``, ``leakage/NAME``, ``locality/NAME`` and, if known, ``truth/NAME`` in validation.
 
     Of do(NAME): error in % of the target (of the training deviation if it is no size), mean change of the other
@@ -42,24 +39,15 @@ class Watch(Callback):
         self.subjects = subjects
         self._people: Subjects | None = None
 
-    @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Ask and measure at the first batch; EMA weights are still in place here."""
-        if batch_idx or trainer.sanity_checking or writer(trainer) is None:
+    def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
+        """Ask and measure."""
+        if writer(trainer) is None:
             return
-        model, judge = getattr(pl_module, "model", None), witness(trainer, pl_module)
+        model, judge = getattr(module, "model", None), witness(trainer, module)
         if isinstance(model, CounterfactualModel) and judge is not None:
             people = self._asked(trainer, judge)
             for name, value in numbers(answered(model, people, judge)).items():
-                pl_module.log(name, value, batch_size=1, rank_zero_only=True)
+                module.log(name, value, batch_size=1, rank_zero_only=True)
 
     def _asked(self, trainer: Trainer, judge: SegmentationModel) -> Subjects:
         """The same at every validation."""
@@ -73,10 +61,9 @@ class Watch(Callback):
 def answered(model: CounterfactualModel, people: Subjects, judge: SegmentationModel) -> pd.DataFrame:
     """``rows`` of what a model answers."""
     image, values = people.batch["image"], model.parents.take(people.batch)
-    abduction = model.abduct(image, values, temperature=0.0)
-    worlds = {name: model.act(values, {name: target}) for name, target in people.do.items()}
-    images = {name: model.answer(image, abduction, cf_values).image for name, cf_values in worlds.items()}
-    return rows(Answers(images, {}, None, None, {}), people, judge)
+    worlds = [model.act(values, {name: target}) for name, target in people.do.items()]
+    images, _ = predict(Contender(model, None, Method("")), image, values, worlds)
+    return rows(Answers(dict(zip(people.do, images, strict=True)), {}, None, None, {}), people, judge)
 
 
 def numbers(frame: pd.DataFrame) -> dict[str, float]:

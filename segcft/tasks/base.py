@@ -2,12 +2,14 @@
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -147,6 +149,28 @@ class Task(LightningModule):
     def predictions(self, batch: Batch) -> Batch:
         """Tensors by name, a subject a row."""
         raise NotImplementedError
+
+
+class FirstLook(Callback, ABC):
+    """Looks at the first batch of every validation, without gradients; the check before training does not count."""
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Here averaged weights are still in place."""
+        if not batch_idx and not trainer.sanity_checking:
+            self.look(trainer, pl_module, batch)
+
+    @abstractmethod
+    def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
+        """Log or draw."""
 
 
 def lay_out(optimiser: Optimizer) -> None:

@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 from segcft import together
 from segcft.counterfactual import CounterfactualModel
 from segcft.files import staged
-from segcft.latents import Belief
-from segcft.tasks.base import Batch, looked_at
+from segcft.latents import Belief, Normal
+from segcft.tasks.base import Batch, FirstLook, looked_at
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class StepGuard(Callback):
         return f"; its batch is {path}"
 
 
-class Latents(Callback):
+class Latents(FirstLook):
     """Shows, on the first validation batch, what the latents know: ``health/kl`` and ``health/dead_latents``.
 
     A channel of a latent is dead if its posterior differs from its prior by less than ``least`` nats an image. Warns
@@ -143,27 +143,18 @@ class Latents(Callback):
     def __init__(self, least: float = 0.01) -> None:
         self.least, self._warned = least, False
 
-    @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
         """Abduct without chance."""
-        model = getattr(pl_module, "model", None)
-        if batch_idx or trainer.sanity_checking or not isinstance(model, CounterfactualModel):
+        model = getattr(module, "model", None)
+        if not isinstance(model, CounterfactualModel):
             return
         beliefs = model.abduct(batch["image"], batch, temperature=0.0).beliefs
         if not beliefs:
             return
         channels = torch.cat([channel_kl(belief) for belief in beliefs])
         dead, size = int((channels < self.least).sum()), len(batch["index"])
-        pl_module.log("health/kl", channels.sum(), batch_size=size, sync_dist=True)
-        pl_module.log("health/dead_latents", float(dead), batch_size=size, sync_dist=True)
+        module.log("health/kl", channels.sum(), batch_size=size, sync_dist=True)
+        module.log("health/dead_latents", float(dead), batch_size=size, sync_dist=True)
         if dead == len(channels) and not self._warned:
             self._warned = True
             log.warning("all %d latent channels are dead: the posterior has collapsed onto the prior", dead)
@@ -171,11 +162,10 @@ class Latents(Callback):
 
 def channel_kl(belief: Belief) -> Tensor:
     """KL of posterior from prior of every channel, (latent_channels,) in nats an image, averaged over the batch."""
-    q, p = belief.posterior, belief.prior
-    ratio = 2 * (q.log_std - p.log_std)
-    distance = ((q.mean - p.mean) * torch.exp(-p.log_std)).square()
-    each = 0.5 * (ratio.exp() + distance - 1 - ratio)  # (B, latent_channels, *S)
-    return each.flatten(2).sum(2).mean(0)
+    posterior, prior = (
+        Normal(one.mean.flatten(0, 1), one.log_std.flatten(0, 1)) for one in (belief.posterior, belief.prior)
+    )
+    return posterior.kl(prior).view(belief.prior.mean.shape[:2]).mean(0)
 
 
 class DataStall(Callback):

@@ -1,11 +1,9 @@
 """What the model believes, drawn at every validation from its first batch."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -14,7 +12,7 @@ from segcft.counterfactual import Counterfactual, CounterfactualModel
 from segcft.interventions import fixed_do
 from segcft.judges import Judge, SegmentationModel
 from segcft.latents import Abduction
-from segcft.tasks.base import Batch
+from segcft.tasks.base import Batch, FirstLook
 from segcft.tasks.board import writer
 from segcft.tasks.gap import witness
 
@@ -22,7 +20,7 @@ ACTIVE = 0.01  # variance of a posterior's mean over subjects above which a late
 Pairs = dict[str, tuple[Tensor, Tensor]]  # variable -> asked and measured, (n,) each
 
 
-class CounterfactualImages(Callback):
+class CounterfactualImages(FirstLook):
     """Counterfactuals, draws, asked against measured values, and latents in use, as far as a stage has them.
 
     Args:
@@ -33,25 +31,16 @@ class CounterfactualImages(Callback):
     def __init__(self, subjects: int = 3, samples: int = 8) -> None:
         self.subjects, self.samples = subjects, samples
 
-    @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the first batch; EMA weights are still in place here."""
+    def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
+        """Draw."""
         board = writer(trainer)
-        if batch_idx or board is None or trainer.sanity_checking:
+        if board is None:
             return
-        model, judge, step = getattr(pl_module, "model", None), getattr(pl_module, "judge", None), trainer.global_step
+        model, judge, step = getattr(module, "model", None), getattr(module, "judge", None), trainer.global_step
         if isinstance(model, CounterfactualModel):
-            guide = getattr(pl_module, "guidance", None)
+            guide = getattr(module, "guidance", None)
             look = Look.at(batch, model, list(guide.names if guide else []) or model.parents.askable)
-            self._answers(board, look, witness(trainer, pl_module), step)
+            self._answers(board, look, witness(trainer, module), step)
             self._latents(board, look, step)
             _scatter(board, look.pairs(guide(look.answer.image, batch["image"]) if guide else {}), model, step)
         elif isinstance(judge, Judge):

@@ -52,7 +52,8 @@ class PretrainHVAE(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """NELBO under the present beta."""
         terms = elbo_terms(self.model.abduct(batch["image"], batch))
-        loss = terms["nll"] + self._beta() * terms["kl"]
+        beta = self.beta_at(self.global_step, int(self.trainer.estimated_stepping_batches))
+        loss = terms["nll"] + beta * terms["kl"]
         self.show("train", {**terms, "loss": loss}, batch)
         return loss
 
@@ -66,7 +67,8 @@ class PretrainHVAE(Task):
         """Images (B, C, *S) under one do() a subject; ``do_NAME`` in real units, NaN where not asked."""
         return predictions(self.model, batch, self.model.parents.askable)
 
-    def _beta(self) -> float:
-        steps = self.beta_share * max(1, int(self.trainer.estimated_stepping_batches))
-        share = min(1.0, self.global_step / steps) if steps else 1.0
+    def beta_at(self, step: int, steps: int) -> float:
+        """Factor of the KL at ``step`` of ``steps``."""
+        end = self.beta_share * max(1, steps)
+        share = min(1.0, step / end) if end else 1.0
         return self.beta_start + share * (self.beta - self.beta_start)
