@@ -33,13 +33,9 @@ def timed(step: Step, device: torch.device) -> Spent:
     return Spent(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def alternate(
-    steps: Mapping[str, Step], rounds: int, device: torch.device, warmup: int = 1, threads: int | None = None
-) -> dict[str, list[Spent]]:
+def alternate(steps: Mapping[str, Step], rounds: int, device: torch.device, warmup: int = 1) -> dict[str, list[Spent]]:
     """Every step once a round, so that whatever disturbs the machine disturbs all of them."""
     spent: dict[str, list[Spent]] = {name: [] for name in steps}
-    if threads:
-        torch.set_num_threads(threads)
     for turn in range(warmup + rounds):
         for name, step in steps.items():
             once = timed(step, device)

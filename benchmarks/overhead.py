@@ -20,17 +20,18 @@ from typing import Any, ClassVar
 import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from benchmarks.clock import ratio
+from benchmarks.paths import averaged
 from data_modules.chest_phantom import ChestPhantom
 from segcft.cli import main as segcft
 from segcft.hvae import HVAE
 from segcft.recipes import build
 from segcft.tasks import PretrainHVAE
 from segcft.tasks.base import Optimisation
+from segcft.tasks.callbacks import EMA
 
 EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments/chest_phantom"
 WINDOW = 10  # steps, as many as between two that are logged
@@ -95,7 +96,7 @@ class Runs:
         model, choice = task.model.to(memory_format=torch.channels_last), task.optimisation
         learning = list(task.parameters())
         optimiser = choice.optimiser(weight for weight in learning if weight.requires_grad)
-        average = AveragedModel(task, avg_fn=get_ema_avg_fn(0.99), use_buffers=True)
+        average = averaged(task, 0.99)
         batches = itertools.chain.from_iterable(iter(self.data.train_dataloader()) for _ in itertools.count())
         for batch in itertools.islice(batches, self.steps):
             Laps.mark()
@@ -108,7 +109,7 @@ class Runs:
     def trainer(self) -> None:
         """Lightning's loop alone."""
         bare = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        callbacks = [EMAWeightAveraging(decay=0.99), Laps()]
+        callbacks = [EMA(0.99), Laps()]
         options = {"max_steps": self.steps, "gradient_clip_val": 100.0, "limit_val_batches": 0, "accelerator": "cpu"}
         Trainer(**bare, enable_model_summary=False, callbacks=callbacks, **options).fit(self._task(), self.data)
 

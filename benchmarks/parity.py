@@ -12,13 +12,14 @@ import argparse
 import math
 import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.clock import alternate
 from benchmarks.public import PARENTS, imported, settings
 from segcft.parity import PRESETS, ParityHVAE, Preset
 from segcft.public_weights import load_public_weights
@@ -104,14 +105,9 @@ def compare(both: Pair) -> tuple[float, float, float]:
 
 def median_seconds(both: Pair, rounds: int) -> dict[str, float]:
     """CPU seconds of a forward and backward pass, in alternating rounds after one to warm up."""
-    spent: dict[str, list[float]] = {"theirs": [], "ours": []}
-    for turn in range(rounds + 1):
-        for which, seconds in spent.items():
-            start = time.process_time()
-            both.run(which)
-            if turn:
-                seconds.append(time.process_time() - start)
-    return {which: statistics.median(seconds) for which, seconds in spent.items()}
+    steps = {which: partial(both.run, which) for which in ("theirs", "ours")}
+    spent = alternate(steps, rounds, torch.device("cpu"))
+    return {which: statistics.median(once.cpu for once in each) for which, each in spent.items()}
 
 
 def main() -> int:

@@ -186,7 +186,7 @@ class Ours:
 
     def _descent(self, loss: Any, model: nn.Module) -> Step:
         optimiser = Optimisation().optimiser(weight for weight in model.parameters() if weight.requires_grad)
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=True)
+        average = averaged(model, 0.999)
         learning = [weight for group in optimiser.param_groups for weight in group["params"]]
         if self.setting.compile:
             loss = torch.compile(loss, mode=self.setting.compile)
@@ -225,6 +225,11 @@ class Ours:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.setting.bf16)
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """As of ``segcft.tasks.callbacks.EMA``."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
 
 
 def build(preset: Preset, setting: Setting, path: str, device: torch.device) -> Step:

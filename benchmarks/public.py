@@ -70,7 +70,7 @@ class Public:
 
         def step() -> None:
             self.hvae.train()
-            out = self.hvae(self.image, self._tiled(self.pa), beta=1.0)
+            out = self.hvae(self.image, self.tiled(self.pa), beta=1.0)
             out["elbo"].backward()
             norm = nn.utils.clip_grad_norm_(self.hvae.parameters(), choice.grad_clip)
             broken = [torch.isnan(out[term]).sum() for term in ("nll", "kl")]
@@ -87,12 +87,12 @@ class Public:
 
         @torch.no_grad()
         def step() -> None:
-            pa = self._tiled(self.pa)
+            pa = self.tiled(self.pa)
             latents = self.hvae.abduct(self.image, parents=pa)
             loc, scale = self.hvae.forward_latents(latents, parents=pa)
             noise = (self.image - loc) / scale.clamp(min=1e-12)
             for _ in range(questions):
-                cf_loc, cf_scale = self.hvae.forward_latents(latents, parents=self._tiled(self.cf_pa))
+                cf_loc, cf_scale = self.hvae.forward_latents(latents, parents=self.tiled(self.cf_pa))
                 torch.clamp(cf_loc + cf_scale * noise, min=-1, max=1)
 
         self.hvae.eval().requires_grad_(False)
@@ -139,8 +139,8 @@ class Public:
         digit = nn.functional.one_hot(torch.arange(count, device=self.device) % 10, 10).float()
         return {"x": self.image, "thickness": thickness, "intensity": intensity, "digit": digit}
 
-    def _tiled(self, pa: Tensor) -> Tensor:
-        """As it reads them: over the whole image."""
+    def tiled(self, pa: Tensor) -> Tensor:
+        """Parents (B, P) as it reads them: over the whole image."""
         return pa[..., None, None].repeat(1, 1, *self.image.shape[2:])
 
     def _here(self) -> AbstractContextManager[Any]:

@@ -16,6 +16,7 @@ import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,22 @@ import matplotlib.pyplot as plt
 import torch
 import yaml
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.paths import EXPERIMENTS
+from benchmarks.paths import EXPERIMENTS, averaged
 from benchmarks.public import Public
-from benchmarks.speed import THEIRS
+from benchmarks.speed import THEIRS, markdown
 from data_modules.base import ImageDataset
 from data_modules.morphomnist import MorphoMNIST
-from segcft.counterfactual import CounterfactualModel
 from segcft.hvae import HVAE, Stage
 from segcft.judges import Regressor
 from segcft.likelihoods import DiscretisedGaussian
 from segcft.parents import DataDescription
 from segcft.prediction import Standard
+from segcft.tasks import PretrainHVAE
 from segcft.tasks.base import Batch, Optimisation
 
 OURS = "segcft"
-BETA_START, BETA_SHARE = 3.0, 0.4  # as of PretrainHVAE
+DECAY = 0.99  # of both averages
 ASKED = ("thickness", "intensity")
 RANGES = {"thickness": (0.87598526, 6.255515), "intensity": (66.601204, 254.90317)}  # as its code scales them
 
@@ -86,7 +86,7 @@ class Theirs(Contender):
 
     def __init__(self, checkout: Path, batch: Batch) -> None:
         self.public = Public(checkout, "morphomnist32", batch["image"], torch.device("cpu"))
-        self._train, self._mean = self.public.train(), averaged(self.public.hvae)
+        self._train, self._mean = self.public.train(), averaged(self.public.hvae, DECAY)
 
     def learn(self, batch: Batch) -> None:
         """One step, timed with its own average; judged is ours of its weights, which does better."""
@@ -121,7 +121,7 @@ class Theirs(Contender):
         return self._mean.module
 
     def _tiled(self, batch: Batch) -> Tensor:
-        return self.public._tiled(self._parents(batch))
+        return self.public.tiled(self._parents(batch))
 
     def _parents(self, batch: Batch) -> Tensor:
         scaled = [2 * (batch[name] - low) / (high - low) - 1 for name, (low, high) in RANGES.items()]
@@ -141,12 +141,13 @@ class Ours(Contender):
         settings = yaml.safe_load((EXPERIMENTS / "morphomnist/pretrain.yaml").read_text())
         model, trainer = settings["model"]["init_args"], settings["trainer"]
         stages = [Stage(**stage) for stage in model["hvae"]["init_args"]["stages"]]
-        hvae = HVAE(2, 1, about.parents.dim, stages, DiscretisedGaussian())
-        self.model = CounterfactualModel(about, hvae, Standard()).to(memory_format=torch.channels_last)
-        self.learning, self.clip = list(hvae.parameters()), trainer["gradient_clip_val"]
-        self.optimiser = (choice := Optimisation(**model["optimisation"])).optimiser(self.learning)
+        hvae = partial(HVAE, stages=stages, likelihood=DiscretisedGaussian())
+        choice = Optimisation(**model["optimisation"])
+        self.task = PretrainHVAE(about, hvae, Standard(), optimisation=choice).to(memory_format=torch.channels_last)
+        self.learning, self.clip = list(self.task.model.parameters()), trainer["gradient_clip_val"]
+        self.optimiser = choice.optimiser(self.learning)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: choice.factor(step, steps))
-        self.average, self.steps, self.taken = averaged(self.model), steps, 0
+        self.average, self.steps, self.taken = averaged(self.task.model, DECAY), steps, 0
 
     @property
     def weights(self) -> int:
@@ -155,13 +156,13 @@ class Ours(Contender):
 
     def _step(self, batch: Batch) -> None:
         image = batch["image"].contiguous(memory_format=torch.channels_last)
-        share = min(1.0, self.taken / (BETA_SHARE * self.steps))
-        self.model.abduct(image, batch).elbo.nelbo(BETA_START + share * (1 - BETA_START)).mean().backward()
+        beta = self.task.beta_at(self.taken, self.steps)
+        self.task.model.abduct(image, batch).elbo.nelbo(beta).mean().backward()
         nn.utils.clip_grad_norm_(self.learning, self.clip, foreach=True)
         self.optimiser.step()
         self.schedule.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.average.update_parameters(self.model)
+        self.average.update_parameters(self.task.model)
         self.taken += 1
 
     @torch.no_grad()
@@ -174,11 +175,6 @@ class Ours(Contender):
         """See ``Contender``; latents are means, as users are answered."""
         image: Tensor = self.average.module(batch["image"], batch, do, temperature=0.0).image
         return image.clamp(-1, 1)
-
-
-def averaged(model: nn.Module) -> AveragedModel:
-    """Of both, one way: the experiment's."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)  # type: ignore[no-untyped-call]
 
 
 def batches(dataset: ImageDataset, size: int, seed: int) -> Iterator[Batch]:
@@ -283,20 +279,19 @@ def race(options: argparse.Namespace, data: MorphoMNIST, judge: Regressor, seed:
 def table(found: list[dict[str, Any]], floor: dict[str, float]) -> str:
     """Markdown, a row a model: medians and ranges over the seeds."""
     head = ["model", "weights", "steps", "CPU s", "NELBO, nats/pixel", *(f"{name}, MAE % of SD" for name in ASKED)]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     for name in (name for name in (THEIRS, OURS) if name in found[0]):
         cells = [f"{found[0][name]['weights']:,}", str(found[0][name]["steps"])]
         for key, form in (("seconds", ".0f"), ("nelbo", ".4f"), *((asked, ".1f") for asked in ASKED)):
             each = sorted(one[name][key] for one in found)
             cells.append(f"{statistics.median(each):{form}} ({each[0]:{form}}-{each[-1]:{form}})")
-        lines.append(f"| {' | '.join([name, *cells])} |")
-    own = ["", "", "", "", *(f"{floor[name]:.1f}" for name in ASKED)]
-    lines.append(f"| {' | '.join(['the judge itself', *own])} |")
+        rows.append([name, *cells])
+    rows.append(["the judge itself", "", "", "", "", *(f"{floor[name]:.1f}" for name in ASKED)])
     if THEIRS not in found[0]:
-        return "\n".join(lines)
+        return markdown(head, rows)
     shares = [one["share"] for one in found]
     reached = "not by every seed" if None in shares else ", ".join(f"{share:.3f}" for share in shares)
-    return "\n".join([*lines, "", f"Share of its CPU seconds after which {OURS} is as good on validation: {reached}"])
+    return f"{markdown(head, rows)}\n\nShare of its CPU seconds after which {OURS} is as good on validation: {reached}"
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:

@@ -50,9 +50,9 @@ def optimiser(choice: Optimisation, learning: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(learning, lr=choice.lr, weight_decay=choice.weight_decay, foreach=False)
 
 
-def average(model: nn.Module, **_: Any) -> AveragedModel:
+def average(model: nn.Module, decay: float) -> AveragedModel:
     """One weight after the other."""
-    return AveragedModel(model, avg_fn=get_ema_avg_fn(0.999), use_buffers=True)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
 
 
 def decode(model: HVAE, abduction: Abduction, pa: Tensor) -> Pixels:
@@ -92,7 +92,7 @@ SAVINGS = [
     Saving("channels last", SMALL, "train", None),
     Saving("channels last", "chest64", "train", None),
     Saving("AdamW in one call", SMALL, "train", lambda: patch.object(Optimisation, "optimiser", optimiser)),
-    Saving("average in one call", SMALL, "train", lambda: patch("benchmarks.paths.AveragedModel", average)),
+    Saving("average in one call", SMALL, "train", lambda: patch("benchmarks.paths.averaged", average)),
     Saving("KL with its own gradient", SMALL, "train", lambda: patch.object(Normal, "kl", divergence)),
     Saving("noise drawn contiguous", SMALL, "train", lambda: patch.object(Normal, "sample", sample)),
     Saving("one look for all posteriors", SMALL, "train", lambda: patch.object(ParityHVAE, "_look", looks)),

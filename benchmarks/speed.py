@@ -16,7 +16,7 @@ import json
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,16 @@ def summary(each: list[Spent], images: int, device: torch.device) -> Row:
     return row
 
 
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
 def table(rows: Sequence[Row]) -> str:
     """Rows as Markdown."""
     head = ["preset", "path", "batch", "setting", "CPU s a step (range)", "s", "images/CPU s", "images/s"]
     head += ["GFLOP/s", "of peak", "MiB (of steps)", f"faster than {THEIRS} (range; minima)"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for row in rows:
         cpu, wall = row["cpu_seconds"], row["wall_seconds"]
         cells = [row["preset"], row["path"], str(row["batch"]), row["setting"]]
@@ -100,8 +105,8 @@ def table(rows: Sequence[Row]) -> str:
         cells += [f"{row['gflop_per_second']:.1f}", f"{row['share_of_peak']:.0%}"] if worked else ["", ""]
         cells.append(f"{row['memory']:.0f} ({row['memory_of_steps']:.0f})" if "memory" in row else "")
         cells.append("{:.2f} ({:.2f}-{:.2f}; {:.2f})".format(*row["ratio"]) if "ratio" in row else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 def machine(device: torch.device, peaks: dict[str, float]) -> dict[str, Any]:
