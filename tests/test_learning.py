@@ -45,7 +45,7 @@ def steps(count, *more):
 @pytest.mark.slow
 def test_seg_cft_moves_the_lungs_of_phantoms_towards_the_truth(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = {"segmentor": steps(150), "evaluator": steps(120), "pretrain": steps(200), "nocft": steps(1)}
+    options = {"segmentor": steps(150), "evaluator": steps(250), "pretrain": steps(200), "nocft": steps(1)}
     options |= {"segcft": steps(80)}
     found = chain("chest_phantom", options, "--data.init_args.subjects={train: 800, val: 64, test: 8}")
     check(found, floor=8, gain=0.75, outside=0.01)
