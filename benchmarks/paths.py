@@ -21,7 +21,7 @@ from segcft.parents import DataDescription, Variable
 from segcft.parity import ParityHVAE
 from segcft.prediction import Prediction, Standard, Transported
 from segcft.tasks import CounterfactualFineTuning
-from segcft.tasks.base import Optimisation
+from segcft.tasks.base import Optimisation, compiled
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 UNET = {"channels": [16, 32, 64, 96], "strides": [2, 2, 2], "norm": "batch", "act": "relu"}
@@ -161,15 +161,14 @@ class Ours:
         parents = self.about.parents
         asked = self.model.act(parents.take(self.batch), {name: self.batch[name] + 0.5 for name in parents.askable[:1]})
 
-        def answers() -> None:
+        def answers() -> list[Tensor]:  # returned, or the compiler would find that nobody wants them
             image = self.batch["image"]
             found = self.model.abduct(image, self.batch)
-            for _ in range(questions):
-                self.model.answer(image, found, asked)
+            return [self.model.answer(image, found, asked).image for _ in range(questions)]
 
         self.model.eval().requires_grad_(False)
         if self.setting.compile:
-            answers = torch.compile(answers, mode=self.setting.compile)
+            answers = compiled(answers, self.setting.compile)
 
         @torch.no_grad()
         def step() -> None:
@@ -189,7 +188,7 @@ class Ours:
         average = averaged(model, 0.999)
         learning = [weight for group in optimiser.param_groups for weight in group["params"]]
         if self.setting.compile:
-            loss = torch.compile(loss, mode=self.setting.compile)
+            loss = compiled(loss, self.setting.compile)
 
         def step() -> None:
             with self._autocast():

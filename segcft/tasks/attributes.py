@@ -47,9 +47,13 @@ class TrainAttributes(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Negative log-likelihood, nats per subject."""
-        nll = -self.mechanism.log_prob(batch).mean()
+        nll = self.terms(batch)
         self.show("train", {"nll": nll}, batch)
         return nll
+
+    def terms(self, batch: Batch) -> Tensor:
+        """Negative log-likelihood."""
+        return -self.mechanism.log_prob(batch).mean()
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """Negative log-likelihood of all variables together and of each, in nats per subject and real units."""

@@ -87,8 +87,7 @@ class CounterfactualFineTuning(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Ask a random question of every subject and judge the answer."""
-        answer = self.model(batch["image"], batch, self.questions.draw(batch, self.asked, self.model.parents))
-        terms, learning = self._judge(batch, answer), self.guidance.learn(batch, answer.image)
+        terms, learning = self.terms(batch, self.questions.draw(batch, self.asked, self.model.parents))
         level = together.mean(terms["nelbo"])
         loss: Tensor = (
             sum(learning.values())
@@ -101,6 +100,11 @@ class CounterfactualFineTuning(Task):
         self.constraint.ascend(level)
         self.show("train", {**terms, **learning, "multiplier": self.constraint.multiplier, "loss": loss}, batch)
         return loss
+
+    def terms(self, batch: Batch, do: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What answers to ``do`` cost, and what the judge itself learns from them."""
+        answer = self.model(batch["image"], batch, do)
+        return self._judge(batch, answer), self.guidance.learn(batch, answer.image)
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """Ask the same questions each time, with deterministic abduction."""

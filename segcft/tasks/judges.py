@@ -67,9 +67,13 @@ class TrainSegmentor(_TrainJudge):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy and Dice."""
-        loss = segmentation_loss(self.judge(batch["image"]), batch["mask"])
+        loss = self.terms(batch)
         self.show("train", {"loss": loss}, batch)
         return loss
+
+    def terms(self, batch: Batch) -> Tensor:
+        """Cross-entropy and Dice of what it outlines."""
+        return segmentation_loss(self.judge(batch["image"]), batch["mask"])
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """Dice of every structure, the error of what it is there to measure, and the share of it that softness makes.
@@ -112,13 +116,17 @@ class TrainRegressor(_TrainJudge):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Squared error in training deviations."""
-        loss = self._loss(batch)
+        loss = self.terms(batch)
         self.show("train", {"loss": loss}, batch)
         return loss
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """Loss, and errors in percent."""
         self.show(stage, {"loss": self._loss(batch), **self.area_errors(batch)}, batch)
+
+    def terms(self, batch: Batch) -> Tensor:
+        """Squared error of what it reads."""
+        return self._loss(batch)
 
     def _loss(self, batch: Batch) -> Tensor:
         target = self.judge.description.parents.standardise(batch, self.judge.names)

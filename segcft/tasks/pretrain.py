@@ -51,11 +51,15 @@ class PretrainHVAE(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """NELBO under the present beta."""
-        terms = elbo_terms(self.model.abduct(batch["image"], batch))
+        terms = self.terms(batch)
         beta = self.beta_at(self.global_step, int(self.trainer.estimated_stepping_batches))
         loss = terms["nll"] + beta * terms["kl"]
         self.show("train", {**terms, "loss": loss}, batch)
         return loss
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The bound and its terms."""
+        return elbo_terms(self.model.abduct(batch["image"], batch))
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """NELBO at beta 1, and the error of the reconstruction."""

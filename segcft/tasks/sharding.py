@@ -26,12 +26,15 @@ class Sharded(DDPStrategy):
         """Share out weights and averages, which a checkpoint may have brought; optimisers are built on the parts.
 
         Raises:
-            ValueError: If losses are scaled, of which each process would find another factor.
+            ValueError: If losses are scaled, of which each process would find another factor, or the step is compiled,
+                which puts whole weights together at other times.
         """
         if self.precision_plugin.precision == "16-mixed":
             raise ValueError("--trainer.precision=16-mixed does not go with sharded: use bf16-mixed or 32-true")
         module = self.lightning_module
         assert module is not None
+        if module.optimisation.compile:  # type: ignore[union-attr]
+            raise ValueError("--model.optimisation.compile does not go with sharded: leave one of them out")
         trainer, mesh = module.trainer, init_device_mesh(self.root_device.type, (self.world_size,))
         share(module, mesh)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

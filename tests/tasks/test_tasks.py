@@ -1,9 +1,11 @@
 """The training stages on discs and balls, through the command line."""
 
+import shutil
 from itertools import pairwise
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from segcft.checkpoints import load
 from segcft.cli import main
@@ -161,3 +163,28 @@ def test_an_ensemble_with_a_segmentor_made_elsewhere_guides_and_evaluates(traine
     guided(folder, dims, "ensemble", guidance, f"--ckpt_path={path}", "--trainer.max_steps=4")
     (folder / "elsewhere.ts").unlink()
     assert load(path, EnsembleGuidance).names == ["left_size", "right_size"]
+
+
+def test_an_unknown_way_to_compile_is_refused():
+    with pytest.raises(ValueError, match="compile must be default or reduce-overhead, or empty, got 'fast'"):
+        Optimisation(compile="fast")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_steps_learn_what_steps_learn(tmp_path, monkeypatch):
+    learnt = {}
+    for mode in ("", "default"):
+        folder = tmp_path / (mode or "plain")
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        run(folder, "fit", 2, "segmentor")
+        for stage in ("pretrain", "segcft"):
+            before = counters["stats"]["unique_graphs"]
+            run(folder, "fit", 2, stage, "--seed_everything=0", f"--model.optimisation.compile={mode}")
+            assert (counters["stats"]["unique_graphs"] > before) == bool(mode), stage
+            content = torch.load(f"checkpoints/balls/{stage}/last.ckpt", weights_only=True)
+            learnt[stage, mode] = content["state_dict"]
+    for stage in ("pretrain", "segcft"):
+        for name, weight in learnt[stage, ""].items():
+            torch.testing.assert_close(learnt[stage, "default"][name], weight, rtol=1e-3, atol=1e-4)
