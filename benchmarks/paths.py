@@ -1,6 +1,7 @@
 """Our hot paths over one batch, by preset and setting: what ``speed.py`` times."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,7 +140,7 @@ class Ours:
         def loss() -> Tensor:
             return self.model.abduct(self.batch["image"], self.batch).elbo.nelbo().mean()
 
-        return self._descent(loss, self.model)
+        return self._descent(self._compiled(loss), self.model)
 
     def _finetune(self) -> Step:
         """As ``CounterfactualFineTuning``, by its own training step, with logging left out."""
@@ -154,6 +155,7 @@ class Ours:
         task.constraint.measure(torch.ones((), device=self.device))
         if task.guidance.shape is not None:
             self._fit_shape(task)
+        task.terms = self._compiled(task.terms)  # type: ignore[method-assign]
         return self._descent(lambda: task.training_step(self.batch, 0), task.model)
 
     def _generate(self, questions: int) -> Step:
@@ -167,8 +169,7 @@ class Ours:
             return [self.model.answer(image, found, asked).image for _ in range(questions)]
 
         self.model.eval().requires_grad_(False)
-        if self.setting.compile:
-            answers = compiled(answers, self.setting.compile)
+        answers = self._compiled(answers)
 
         @torch.no_grad()
         def step() -> None:
@@ -187,8 +188,6 @@ class Ours:
         optimiser = Optimisation().optimiser(weight for weight in model.parameters() if weight.requires_grad)
         average = averaged(model, 0.999)
         learning = [weight for group in optimiser.param_groups for weight in group["params"]]
-        if self.setting.compile:
-            loss = compiled(loss, self.setting.compile)
 
         def step() -> None:
             with self._autocast():
@@ -221,6 +220,9 @@ class Ours:
         assert shape is not None
         measured = {name: torch.randn(subjects, device=self.device) for name in shape.names}
         shape.fit(measured, {n: torch.randn(subjects, device=self.device) for n in self.about.parents.names})
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return compiled(function, self.setting.compile) if self.setting.compile else function
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.setting.bf16)

@@ -45,10 +45,11 @@ def main() -> None:
     options, arguments = parser.parse_known_args()
     found: dict[int, list[float]] = {1: [], 2: []}
     loads = []
-    for _ in range(options.rounds):
+    for number in range(1, options.rounds + 1):
         for processes, speeds in found.items():
             loads.append(os.getloadavg()[0])
             speeds.append(speed(processes, options.steps, arguments))
+            print(f"round {number}, {processes} processes: {speeds[-1]:.1f} images/s", flush=True)
     for processes, speeds in found.items():
         print(f"{processes} processes: {statistics.median(speeds):.1f} images/s ({min(speeds):.1f}-{max(speeds):.1f})")
     print(f"load before each: {', '.join(f'{load:.1f}' for load in loads)}; {os.cpu_count()} cores")
