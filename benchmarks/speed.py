@@ -149,6 +149,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> None:
     options = arguments(given)
     torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # as segcft does, here for both sides
     torch.manual_seed(0)
     device = torch.device(options.device)
     peaks = {name: convolution_peak(device, dtype) for name, dtype in (("fp32", torch.float), ("bf16", torch.bfloat16))}

@@ -16,7 +16,7 @@ from segcft.mechanisms import Independent, Mechanism
 from segcft.parents import DataDescription, Values
 from segcft.prediction import Drawn, Gated, Prediction
 from segcft.recipes import Recorded
-from segcft.refinement import confine, missing
+from segcft.refinement import confine, correct
 from segcft.requests import Request, targets
 
 Effect = Literal["total", "direct"]
@@ -184,23 +184,24 @@ class CounterfactualModel(nn.Module, Recorded):
         Raises:
             ValueError: If one of the last two is wanted of a model without a segmentor.
         """
-        asked = self.parents.encode(cf_values)
-        drawn = self._draw(image, abduction, asked, mediation)
-        if corrections or confined:
-            if self.segmentor is None:
-                raise ValueError("the segmentor that guided the model refines answers; the checkpoint holds none")
-            wanted = (cf_values, abduction.pa, self.parents, self.segmentor)
-            for turn in range(corrections + 1):
-                if turn:
-                    asked = asked + missing(drawn.image, image, *wanted)
-                    drawn = self._draw(image, abduction, asked, mediation)
-                if confined:
-                    drawn = drawn._replace(image=confine(drawn.image, image, *wanted))
-        return Counterfactual(drawn.image, cf_values, abduction, drawn.cost)
 
-    def _draw(self, image: Tensor, abduction: Abduction, pa: Tensor, mediation: Mediation) -> Drawn:
-        drawn: Drawn = self.prediction(image, abduction.pixels, self.hvae.predict(abduction, pa, mediation))
-        return drawn
+        def draw(pa: Tensor) -> Drawn:
+            drawn: Drawn = self.prediction(image, abduction.pixels, self.hvae.predict(abduction, pa, mediation))
+            return drawn
+
+        if not (corrections or confined):
+            drawn = draw(self.parents.encode(cf_values))
+            return Counterfactual(drawn.image, cf_values, abduction, drawn.cost)
+        if self.segmentor is None:
+            raise ValueError("the segmentor that guided the model refines answers; the checkpoint holds none")
+        wanted = (cf_values, abduction.pa, self.parents, self.segmentor)
+
+        def draw_there(pa: Tensor) -> Drawn:
+            drawn = draw(pa)
+            return drawn._replace(image=confine(drawn.image, image, *wanted))
+
+        drawn = correct(draw_there if confined else draw, image, *wanted, corrections)
+        return Counterfactual(drawn.image, cf_values, abduction, drawn.cost)
 
     def counterfactual(
         self, image: Tensor, parents: Mapping[str, Tensor | float] | None = None, do: Do | None = None, **options: Any

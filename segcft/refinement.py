@@ -1,39 +1,60 @@
 """What the segmentor that guided a model may still do when the model answers: ask again, and hold the rest still."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from segcft.blocks import spread
 from segcft.judges import SegmentationModel
 from segcft.outlines import located
 from segcft.parents import Parents, Values
+from segcft.prediction import Drawn
 from segcft.regions import neighbourhood
 
 
-def missing(
-    cf_image: Tensor,
+def correct(
+    draw: Callable[[Tensor], Drawn],
     image: Tensor,
     cf_values: dict[str, Tensor],
     pa: Tensor,
     parents: Parents,
     segmentor: SegmentationModel,
-) -> Tensor:
-    """What an answer lacks of what was to move, by the segmentor, in training deviations, (B, P).
+    turns: int,
+) -> Drawn:
+    """Measure the answer, and ask again for what it lacks; of every image the best answer by the segmentor is kept.
 
-    Added to what is asked, it brings the next answer closer. It is at most half of what was asked and one deviation:
-    a small intervention is not drowned by the segmentor's own error, and none stays none.
+    A correction is at most half of what was asked and one deviation: a small intervention is not drowned by the
+    segmentor's own error, and none stays none. One that made it worse is undone, and half of it tried next.
 
     Args:
-        cf_image: The answer, (B, C, *S).
+        draw: Encoded counterfactual parents (B, P) -> the answer.
         image: The factual image, (B, C, *S).
         cf_values: What was asked for in real units, (B,) each.
         pa: Encoded factual parents, (B, P).
         parents: That ``pa`` encodes.
         segmentor: Measures some of them.
+        turns: Corrections; 0 for none.
     """
-    wanted = parents.encode(cf_values)
-    found = parents.encode(cf_values | segmentor.measure(cf_image, image))
+    asked = wanted = parents.encode(cf_values)
     most = (0.5 * (wanted - pa).abs()).clamp(max=1)
-    return torch.where(wanted == pa, 0.0, (wanted - found).clamp(-most, most))
+
+    def lacking(cf_image: Tensor) -> Tensor:
+        """Of what was to move, in training deviations, (B, P)."""
+        found = parents.encode(cf_values | segmentor.measure(cf_image, image))
+        return torch.where(wanted == pa, 0.0, wanted - found)
+
+    best = draw(asked)
+    left, share = lacking(best.image) if turns else wanted, torch.ones_like(wanted[:, :1])
+    for _ in range(turns):
+        tried = asked + share * left.clamp(-most, most)
+        drawn = draw(tried)
+        lacks = lacking(drawn.image)
+        better = (lacks.abs().sum(1) < left.abs().sum(1))[:, None]
+        asked, left = torch.where(better, tried, asked), torch.where(better, lacks, left)
+        share = torch.where(better, 1.0, share / 2)
+        best = best._replace(image=torch.where(spread(better, image), drawn.image, best.image))
+    return best
 
 
 def confine(
@@ -42,7 +63,7 @@ def confine(
     """The answer in the neighbourhood of what moves, before and after; the factual image elsewhere.
 
     That is a parent's structure and what it carries, or that part of them which its region holds.
-    Where a parent moves that has no structure, such as age, all of the image may change. See ``missing``.
+    Where a parent moves that has no structure, such as age, all of the image may change. See ``correct``.
     """
     about = segmentor.description
     anatomy = segmentor.probabilities(image)

@@ -23,7 +23,8 @@ from segcft.hvae import HVAE, Stage
 from segcft.judges import Segmentor
 from segcft.mechanisms import Mechanism, intervene
 from segcft.parents import DataDescription
-from segcft.refinement import missing
+from segcft.prediction import Drawn
+from segcft.refinement import correct
 from tests.balls import Balls
 from tests.dicoms import write_dicom
 
@@ -120,15 +121,41 @@ def test_a_question_agrees_with_training_and_evaluation():
     assert not torch.allclose(by_default.image, found.image)
 
 
-def test_a_correction_is_at_most_half_of_what_was_asked():
+@pytest.mark.parametrize("change", [0.0, 1e-3, 10.0])
+def test_a_correction_is_at_most_half_of_what_was_asked_and_undone_where_it_does_not_help(change):
     model, batch = make(description(2)), films(2)
-    values = model.complete(batch["image"], {})
+    values, image, asked = model.complete(batch["image"], {}), batch["image"], []
+    pa, wanted = model.parents.encode(values), values | {"left_size": values["left_size"] * (1 + change)}
+
+    def draw(parents):
+        asked.append(parents)
+        return Drawn(image, image.new_zeros(()))  # whatever is asked, nothing happens
+
+    correct(draw, image, wanted, pa, model.parents, model.segmentor, turns=2)
+    most = (0.5 * (asked[0] - pa).abs()).clamp(max=1)
+    torch.testing.assert_close((asked[1] - asked[0]).abs(), most, msg=f"an unchanged image lacks all of {change}")
+    torch.testing.assert_close((asked[2] - asked[0]).abs(), most / 2)
+
+
+def test_no_correction_leaves_an_answer_worse_by_the_segmentor():
+    model, batch = make(description(2)), films(2)
+    values, image = model.complete(batch["image"], {}), batch["image"]
+    wanted = values | {"left_size": values["left_size"] * 1.3}
+    answers = iter([image, image.roll(3, -1), image.flip(-1), -image, 0.5 * image])
+    drawn = []
+
+    def draw(parents):
+        drawn.append(next(answers))
+        return Drawn(drawn[-1], image.new_zeros(()))
+
     pa = model.parents.encode(values)
-    for change in (0.0, 1e-3, 10.0):
-        asked = values | {"left_size": values["left_size"] * (1 + change)}
-        found = missing(batch["image"], batch["image"], asked, pa, model.parents, model.segmentor)
-        most = (0.5 * (model.parents.encode(asked) - pa).abs()).clamp(max=1)
-        torch.testing.assert_close(found.abs(), most, msg=f"an unchanged image lacks all of {change}")
+    kept = correct(draw, image, wanted, pa, model.parents, model.segmentor, turns=4).image
+
+    def apart(answer):
+        return (model.segmentor.measure(answer, image)["left_size"] - wanted["left_size"]).abs()
+
+    assert len(drawn) == 5
+    torch.testing.assert_close(apart(kept), torch.stack([apart(each) for each in drawn]).amin(0))
 
 
 def test_direct_effect_holds_descendants_and_is_total_where_there_are_none():

@@ -74,6 +74,13 @@ def test_a_world_of_another_size_is_refused_before_training(tmp_path, monkeypatc
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_commands_do_not_wait_for_denormal_numbers(tmp_path, capsys):
+    torch.set_flush_denormal(False)
+    assert float(torch.tensor(1e-38) / 100) > 0
+    assert cli.main(["report", str(tmp_path), f"--out={tmp_path}/a.html"]) == 2
+    assert float(torch.tensor(1e-38) / 100) == 0
+
+
 def test_foreign_strategies_that_share_out_parameters_are_refused():
     trainer = SimpleNamespace(world_size=1, strategy=FSDPStrategy())
     with pytest.raises(ValueError, match=r"under FSDPStrategy: use --trainer\.strategy=sharded"):
