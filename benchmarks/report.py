@@ -94,7 +94,7 @@ def section(results: Mapping[str, Any], text: str, figure: str) -> str:
         f"targets and data for all. Brackets: 95 % of bootstrap resamples of seeds and subjects, crosswise{few}; of "
         "Fréchet and kernel distances the range over seeds. `refinement`: what the guide still does at the answer.\n\n"
         f"```sh\n{results['command']}\n```\n\n"
-        f"{results['seconds'] / 60:.0f} min of stages, two at a time, one thread each: {machine['processor']}, "
+        f"{results['seconds'] / 60:.0f} min of stages, one thread each: {machine['processor']}, "
         f"{machine['cores']} cores; Python {machine['python']}, torch {machine['torch']}.\n\n"
         f"![Metrics of every method with intervals]({figure})\n\n{text}"
     )

@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import LogLocator
 
 from benchmarks.clock import Step, alternate, memory
 from benchmarks.paths import Ours, Preset, Setting
@@ -66,6 +67,8 @@ def draw(curves: dict[str, Curve], path: Path) -> None:
         axis.set(xlabel=name, ylabel="CPU seconds")
         axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
     axes[0].legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
