@@ -121,7 +121,7 @@ def test_the_guidance_measures_shape_in_the_same_pass_and_keeps_it_in_its_checkp
 
 
 def test_corrections_ask_again_for_what_the_segmentor_misses(data):
-    """Only of what was to move; a judge that always finds the factual size drives it half as far again each time."""
+    """Only of what was to move; a judge that finds little progress drives it half as far again each time."""
     model, batch = make(data)
     values = {name: batch[name] for name in model.parents.names}
     do = model.act(values, {"left_size": 1.05 * batch["left_size"]})
@@ -129,13 +129,17 @@ def test_corrections_ask_again_for_what_the_segmentor_misses(data):
     with pytest.raises(ValueError, match="the checkpoint holds none"):
         model.answer(batch["image"], abduction, do, corrections=1)
 
-    class Stubborn(Segmentor):
-        def measure(self, image, factual=None):
-            return {"left_size": values["left_size"], "right_size": 3 * values["right_size"]}
+    class Grudging(Segmentor):
+        admitted = 0.0
 
-    model.segmentor = Stubborn(data.description, "monai.UNet", UNET)
+        def measure(self, image, factual=None):
+            self.admitted += 0.1
+            left = values["left_size"] + self.admitted * (do["left_size"] - values["left_size"])
+            return {"left_size": left, "right_size": 3 * values["right_size"]}
+
     step = model.parents.encode(do) - model.parents.encode(values)
     for corrections in (0, 1, 3):
+        model.segmentor = Grudging(data.description, "monai.UNet", UNET)
         found = model.answer(batch["image"], abduction, do, corrections=corrections)
         asked = model.parents.encode(do) + corrections * 0.5 * step
         expected = model.prediction(batch["image"], abduction.pixels, model.hvae.predict(abduction, asked)).image
@@ -192,12 +196,13 @@ def test_corrections_measure_the_answer_as_it_is_given(data):
 
         def measure(self, image, factual=None):
             seen.append(image)
-            return {"left_size": 1.1 * values["left_size"], "right_size": values["right_size"]}
+            return {"left_size": (1 + 0.1 * len(seen)) * values["left_size"], "right_size": values["right_size"]}
 
     model.segmentor = Watching(data.description, "monai.UNet", UNET)
     abduction, do = model.abduct(batch["image"], values, temperature=0.0), {"left_size": 1.2 * batch["left_size"]}
     first = model.answer(batch["image"], abduction, model.act(values, do), confined=True).image
     last = model.answer(batch["image"], abduction, model.act(values, do), corrections=1, confined=True).image
-    assert len(seen) == 1
+    assert len(seen) == 2
     assert torch.equal(seen[0], first)
+    assert torch.equal(seen[1], last), "nearer, and so kept"
     assert not torch.equal(last, first)
