@@ -184,24 +184,23 @@ class CounterfactualModel(nn.Module, Recorded):
         Raises:
             ValueError: If one of the last two is wanted of a model without a segmentor.
         """
-
-        def draw(pa: Tensor) -> Drawn:
-            drawn: Drawn = self.prediction(image, abduction.pixels, self.hvae.predict(abduction, pa, mediation))
-            return drawn
-
         if not (corrections or confined):
-            drawn = draw(self.parents.encode(cf_values))
+            drawn = self._draw(image, abduction, self.parents.encode(cf_values), mediation)
             return Counterfactual(drawn.image, cf_values, abduction, drawn.cost)
         if self.segmentor is None:
             raise ValueError("the segmentor that guided the model refines answers; the checkpoint holds none")
         wanted = (cf_values, abduction.pa, self.parents, self.segmentor)
 
-        def draw_there(pa: Tensor) -> Drawn:
-            drawn = draw(pa)
-            return drawn._replace(image=confine(drawn.image, image, *wanted))
+        def draw(pa: Tensor) -> Drawn:
+            drawn = self._draw(image, abduction, pa, mediation)
+            return drawn._replace(image=confine(drawn.image, image, *wanted)) if confined else drawn
 
-        drawn = correct(draw_there if confined else draw, image, *wanted, corrections)
+        drawn = correct(draw, image, *wanted, corrections)
         return Counterfactual(drawn.image, cf_values, abduction, drawn.cost)
+
+    def _draw(self, image: Tensor, abduction: Abduction, pa: Tensor, mediation: Mediation) -> Drawn:
+        drawn: Drawn = self.prediction(image, abduction.pixels, self.hvae.predict(abduction, pa, mediation))
+        return drawn
 
     def counterfactual(
         self, image: Tensor, parents: Mapping[str, Tensor | float] | None = None, do: Do | None = None, **options: Any
