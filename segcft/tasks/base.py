@@ -195,7 +195,7 @@ class FirstLook(Callback, ABC):
 def compiled(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
     """``function`` compiled for the shapes of its first call; ``mode`` is one of ``MODES``.
 
-    Noise is drawn as without: the compiler's own numbers are others, and on a CPU ten times as slow.
+    Noise is drawn as without: the compiler's own numbers are others, and slower on a CPU.
     """
     options = {**list_mode_options(mode), "fallback_random": True}
     fast = torch.compile(function, dynamic=False, options=options)
