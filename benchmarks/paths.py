@@ -1,7 +1,6 @@
 """Our hot paths over one batch, by preset and setting: what ``speed.py`` times."""
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,7 +139,7 @@ class Ours:
         def loss() -> Tensor:
             return self.model.abduct(self.batch["image"], self.batch).elbo.nelbo().mean()
 
-        return self._descent(self._compiled(loss), self.model)
+        return self._descent(compiled(loss, self.setting.compile), self.model)
 
     def _finetune(self) -> Step:
         """As ``CounterfactualFineTuning``, by its own training step, with logging left out."""
@@ -155,7 +154,7 @@ class Ours:
         task.constraint.measure(torch.ones((), device=self.device))
         if task.guidance.shape is not None:
             self._fit_shape(task)
-        task.terms = self._compiled(task.terms)  # type: ignore[method-assign]
+        task.terms = compiled(task.terms, self.setting.compile)  # type: ignore[method-assign]
         return self._descent(lambda: task.training_step(self.batch, 0), task.model)
 
     def _generate(self, questions: int) -> Step:
@@ -169,7 +168,7 @@ class Ours:
             return [self.model.answer(image, found, asked).image for _ in range(questions)]
 
         self.model.eval().requires_grad_(False)
-        answers = self._compiled(answers)
+        answers = compiled(answers, self.setting.compile)
 
         @torch.no_grad()
         def step() -> None:
@@ -220,9 +219,6 @@ class Ours:
         assert shape is not None
         measured = {name: torch.randn(subjects, device=self.device) for name in shape.names}
         shape.fit(measured, {n: torch.randn(subjects, device=self.device) for n in self.about.parents.names})
-
-    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return compiled(function, self.setting.compile) if self.setting.compile else function
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.setting.bf16)

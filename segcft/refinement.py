@@ -45,7 +45,9 @@ def correct(
         return torch.where(wanted == pa, 0.0, wanted - found)
 
     best = draw(asked)
-    left, share = lacking(best.image) if turns else wanted, torch.ones_like(wanted[:, :1])
+    if not turns:
+        return best
+    left, share = lacking(best.image), torch.ones_like(wanted[:, :1])
     for _ in range(turns):
         tried = asked + share * left.clamp(-most, most)
         drawn = draw(tried)

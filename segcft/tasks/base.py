@@ -104,7 +104,7 @@ class Task(LightningModule):
             for weight in self.parameters():
                 if weight.dim() in _CHANNELS_LAST:
                     weight.data = weight.data.to(memory_format=_CHANNELS_LAST[weight.dim()])
-        if stage == "fit" and self.optimisation.compile:
+        if stage == "fit":
             self.terms = compiled(self.terms, self.optimisation.compile)  # type: ignore[method-assign]
 
     def terms(self, batch: Batch, *given: Any) -> Any:
@@ -171,7 +171,15 @@ class Task(LightningModule):
 
 
 class FirstLook(Callback, ABC):
-    """Looks at the first batch of every validation, without gradients; the check before training does not count."""
+    """Looks at the first batches of every validation, without gradients.
+
+    Attributes:
+        batches: How many.
+        checked: Whether those of the check before training count, too.
+    """
+
+    batches: int = 1
+    checked: bool = False
 
     @torch.no_grad()
     def on_validation_batch_end(
@@ -184,7 +192,7 @@ class FirstLook(Callback, ABC):
         dataloader_idx: int = 0,
     ) -> None:
         """Here averaged weights are still in place."""
-        if not batch_idx and not trainer.sanity_checking:
+        if batch_idx < self.batches and (self.checked or not trainer.sanity_checking):
             self.look(trainer, pl_module, batch)
 
     @abstractmethod
@@ -193,10 +201,12 @@ class FirstLook(Callback, ABC):
 
 
 def compiled(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
-    """``function`` compiled for the shapes of its first call; ``mode`` is one of ``MODES``.
+    """``function`` compiled for the shapes of its first call; ``mode`` is one of ``MODES``, or empty for itself.
 
     Noise is drawn as without: the compiler's own numbers are others, and slower on a CPU.
     """
+    if not mode:
+        return function
     options = {**list_mode_options(mode), "fallback_random": True}
     fast = torch.compile(function, dynamic=False, options=options)
     if mode == "default":

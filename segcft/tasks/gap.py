@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from segcft import checkpoints
 from segcft.interventions import fixed_do
 from segcft.judges import SegmentationModel
-from segcft.tasks.base import Batch
+from segcft.tasks.base import Batch, FirstLook
 from segcft.tasks.finetune import CounterfactualFineTuning
 
 
@@ -25,7 +24,7 @@ def witness(trainer: Trainer, pl_module: LightningModule) -> SegmentationModel |
     return next((part for part in parts if isinstance(part, SegmentationModel)), None)
 
 
-class GuideGap(Callback):
+class GuideGap(FirstLook):
     """Logs ``val/gap_NAME`` in training deviations: the evaluator's mean error minus the guide's, on the same answers.
 
     It grows where counterfactuals please the guide more than they should. List it under ``trainer.callbacks``; No-CFT
@@ -36,6 +35,8 @@ class GuideGap(Callback):
         tolerance: Warn when a gap exceeds the smallest one so far by this, in training deviations.
         batches: Validation batches to look at.
     """
+
+    checked = True
 
     def __init__(self, evaluator: str, tolerance: float = 0.15, batches: int = 4) -> None:
         self.judge = checkpoints.load(evaluator, SegmentationModel).eval().requires_grad_(False)
@@ -56,26 +57,15 @@ class GuideGap(Callback):
         self._gaps = {}
         self.judge.to(pl_module.device)
 
-    @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
         """Ask what validation asks, and let both judges measure the answers."""
-        if not isinstance(pl_module, CounterfactualFineTuning) or not pl_module.guidance.names:
+        if not isinstance(module, CounterfactualFineTuning) or not module.guidance.names:
             return
-        if batch_idx >= self.batches:
-            return
-        do = fixed_do(batch, pl_module.asked)
-        answer = pl_module.model(batch["image"], batch, do, temperature=0.0)
-        guided, judged = (ask(answer.image, batch["image"]) for ask in (pl_module.guidance, self.judge.measure))
+        do = fixed_do(batch, module.asked)
+        answer = module.model(batch["image"], batch, do, temperature=0.0)
+        guided, judged = (ask(answer.image, batch["image"]) for ask in (module.guidance, self.judge.measure))
         for name in set(guided) & set(judged) & set(do):
-            asked, scale = ~do[name].isnan(), pl_module.model.parents[name].std
+            asked, scale = ~do[name].isnan(), module.model.parents[name].std
             wrong = (judged[name] - do[name]).abs() - (guided[name] - do[name]).abs()
             self._gaps.setdefault(name, []).append(wrong[asked] / scale)
 
