@@ -130,7 +130,7 @@ class Theirs(Contender):
 
 
 class Ours(Contender):
-    """Stages, rate and average of ``experiments/morphomnist/pretrain.yaml``, and the default descent of beta.
+    """Stages, rate, average and descent of beta of ``experiments/morphomnist/pretrain.yaml``.
 
     Args:
         about: The data.
@@ -143,7 +143,9 @@ class Ours(Contender):
         stages = [Stage(**stage) for stage in model["hvae"]["init_args"]["stages"]]
         hvae = partial(HVAE, stages=stages, likelihood=DiscretisedGaussian())
         choice = Optimisation(**model["optimisation"])
-        self.task = PretrainHVAE(about, hvae, Standard(), optimisation=choice).to(memory_format=torch.channels_last)
+        beta = {name: value for name, value in model.items() if name.startswith("beta")}
+        self.task = PretrainHVAE(about, hvae, Standard(), optimisation=choice, **beta)
+        self.task.to(memory_format=torch.channels_last)
         self.learning, self.clip = list(self.task.model.parameters()), trainer["gradient_clip_val"]
         self.optimiser = choice.optimiser(self.learning)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: choice.factor(step, steps))

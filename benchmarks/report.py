@@ -19,6 +19,8 @@ FIGURE = {
     "mape": "MAPE %",
     "mae_sd": "MAE, % of SD",
     "leakage": "leakage %",
+    "spill": "spill",
+    "in_region": "change in region",
     "truth_ratio": "error to truth / unchanged",
     "mask_ratio": "mask error / unchanged",
     "old_edge": "old edge left",
@@ -86,13 +88,19 @@ def _add_realism(metrics: Estimates, found: list[dict[str, Any]]) -> None:
 
 def section(results: Mapping[str, Any], text: str, figure: str) -> str:
     """Markdown of one experiment."""
-    machine, seeds = results["hardware"], ", ".join(map(str, results["seeds"]))
-    few = " (few seeds: read them as a lower bound of the doubt)" if len(results["seeds"]) < 5 else ""
+    machine, seeds = results["hardware"], results["seeds"]
+    few = " (few seeds: read them as a lower bound of the doubt)" if len(seeds) < 5 else ""
+    doubt = (
+        f"seeds {', '.join(map(str, seeds))}; the same subjects, targets and data for all. Brackets: 95 % of bootstrap "
+        f"resamples of seeds and subjects, crosswise{few}; of Fréchet and kernel distances the range over seeds."
+        if len(seeds) > 1
+        else f"seed {seeds[0]} alone; the same subjects, targets and data for all. Brackets: 95 % of bootstrap "
+        "resamples of subjects, so they say nothing of what another training would give."
+    )
     return (
         f"## {results['experiment']}\n\n"
-        f"{results['subjects']} subjects of split `{results['split']}`, training seeds {seeds}; the same subjects, "
-        f"targets and data for all. Brackets: 95 % of bootstrap resamples of seeds and subjects, crosswise{few}; of "
-        "Fréchet and kernel distances the range over seeds. `refinement`: what the guide still does at the answer.\n\n"
+        f"{results['subjects']} subjects of split `{results['split']}`, training {doubt} "
+        "`refinement`: what the guide still does at the answer.\n\n"
         f"```sh\n{results['command']}\n```\n\n"
         f"{results['seconds'] / 60:.0f} min of stages, one thread each: {machine['processor']}, "
         f"{machine['cores']} cores; Python {machine['python']}, torch {machine['torch']}.\n\n"

@@ -86,6 +86,18 @@ def test_a_change_that_follows_the_request_is_amplification(people):
     assert found["signed"] == pytest.approx(noise.mean(), rel=1e-5)
 
 
+def test_spill_is_what_moved_by_the_way_for_what_moved_on_purpose(people):
+    people, judge = people
+    frame = rows(perfect(people), people, judge).assign(method="some")
+    frame = frame[frame["target"] != frame["factual"]].reset_index(drop=True)
+    deviation = people.description.parents["left_size"].std
+    frame["measured"] = frame["before"] + 2 * deviation
+    frame["shift_right_size"] = 0.5
+    assert summarise(frame, count=20)["metrics"]["some"]["left_size"]["spill"] == pytest.approx((0.25, 0.25, 0.25))
+    frame["measured"] = frame["before"]
+    assert math.isnan(summarise(frame, count=20)["metrics"]["some"]["left_size"]["spill"].value), "nothing moved"
+
+
 def test_a_gamed_guide_is_reported_loudly(people):
     people, judge = people
     right = dict(people.do)

@@ -18,7 +18,7 @@ REALISM = {"frechet": ("Fréchet", "{:.2f}"), "kernel": ("kernel", "{:.3f}")}
 TABLES = {
     "Does it do what was asked?": ("mape", "mae", "mae_sd", "slope", "guide", "gap"),
     "Does the rest stay?": (
-        *("leakage", "leakage_mean", "amplification", "outside", "change", "in_region", "old_edge"),
+        *("leakage", "leakage_mean", "spill", "amplification", "outside", "change", "in_region", "old_edge"),
         *("reversibility", "composition", "reconstruction"),
     ),
     "Is it true, and does it look real?": (
@@ -52,7 +52,7 @@ def markdown(
     for place, (title, names) in enumerate(TABLES.items()):
         parts += ["" if not place else f"\n**{title}**\n\n", _grid(metrics, refinement, names, {} if place else floor)]
     if differences:
-        names = ("mape", "mae_sd", "slope", "leakage", "outside", "truth_ratio", "mask_ratio", "old_edge")
+        names = ("mape", "mae_sd", "slope", "leakage", "spill", "outside", "truth_ratio", "mask_ratio", "old_edge")
         last = list(metrics)[-1]
         parts += [f"\n**Paired differences, each minus {last}**\n\n", _grid(differences, refinement, names, {})]
     return "".join(parts)
