@@ -10,7 +10,6 @@ import argparse
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from benchmarks.clock import alternate
 from data_modules.folder import Folder
 from data_modules.frames import pad_square, resize
 from data_modules.prepare import prepare
@@ -46,16 +46,10 @@ def write(folder: Path, films: int, suffix: str) -> Path:
     return folder / f"manifest{suffix}.csv"
 
 
-def median(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def walls(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Wall seconds of every step, in alternating rounds after one to warm up."""
-    spent: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:
-                spent[name].append(time.perf_counter() - start)
-    return spent
+    spent = alternate(steps, rounds, torch.device("cpu"))
+    return {name: [once.wall for once in each] for name, each in spent.items()}
 
 
 def show(name: str, seconds: list[float], images: int) -> float:
@@ -82,7 +76,7 @@ def reading(folder: Path, films: int, rounds: int) -> None:
             for start in range(0, films, BATCH):
                 dataset.read(order[start : start + BATCH])
 
-        spent = median({"decode": decode, "cached": cached}, rounds)
+        spent = walls({"decode": decode, "cached": cached}, rounds)
         slow = show(f"decode and resize {suffix}", spent["decode"], films)
         fast = show("image and mask from the cache", spent["cached"], films)
         print(f"{'ratio':>34} {slow / fast:>9.1f}")
@@ -99,7 +93,7 @@ def preparing(folder: Path, films: int, rounds: int) -> None:
 
         return step
 
-    spent = median({str(workers): with_workers(workers) for workers in (1, 2)}, rounds)
+    spent = walls({str(workers): with_workers(workers) for workers in (1, 2)}, rounds)
     one, two = (show(f"prepare, {workers} workers", spent[workers], films) for workers in ("1", "2"))
     print(f"{'ratio':>34} {one / two:>9.2f}")
 
@@ -118,7 +112,7 @@ def training(folder: Path, films: int, rounds: int) -> None:
     def read(module: Prepared) -> Callable[[], None]:
         return lambda: module.dataset("train").read(torch.randperm(films)[:BATCH]) and None
 
-    spent = median({"step": step, "plain": read(plain), "augmented": read(data)}, rounds)
+    spent = walls({"step": step, "plain": read(plain), "augmented": read(data)}, rounds)
     slow = show(f"HVAE step, {SIZE} x {SIZE}", spent["step"], BATCH)
     for name in ("plain", "augmented"):
         fast = show(f"batch from the cache, {name}", spent[name], BATCH)

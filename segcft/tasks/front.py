@@ -14,7 +14,7 @@ from segcft.counterfactual import CounterfactualModel
 from segcft.judges import Judge
 from segcft.tasks import record
 from segcft.tasks.board import writer
-from segcft.tasks.gap import GuideGap, witness
+from segcft.tasks.gap import evaluator, witness
 
 CHARTS = {  # category -> title -> tags, and the stages that have them, see ``kinds``
     "Do answers hit what was asked, and that alone?": {
@@ -105,7 +105,6 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def kinds(trainer: Trainer, module: LightningModule) -> set[str]:
     """What can be shown of a stage, in the words of ``CHARTS``."""
     guidance, outlined = getattr(module, "guidance", None), witness(trainer, module) is not None
-    watched = any(isinstance(each, GuideGap) for each in trainer.callbacks)  # type: ignore[attr-defined]
     data = trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
     known = {
         "models": isinstance(getattr(module, "model", None), CounterfactualModel),
@@ -113,7 +112,7 @@ def kinds(trainer: Trainer, module: LightningModule) -> set[str]:
         "fine-tuning": guidance is not None,
         "outlined": outlined,
         "truth known": outlined and isinstance(data, Rerenderable),
-        "watched": bool(guidance and guidance.names) and watched,
+        "watched": bool(guidance and guidance.names) and evaluator(trainer) is not None,
     }
     return {"every stage", *(kind for kind, there in known.items() if there)}
 

@@ -14,11 +14,17 @@ from segcft.tasks.base import Batch, FirstLook
 from segcft.tasks.finetune import CounterfactualFineTuning
 
 
+def evaluator(trainer: Trainer) -> SegmentationModel | None:
+    """That of ``GuideGap``, if it is listed."""
+    listed = (each for each in trainer.callbacks if isinstance(each, GuideGap))  # type: ignore[attr-defined]
+    return next((each.judge for each in listed), None)
+
+
 def witness(trainer: Trainer, pl_module: LightningModule) -> SegmentationModel | None:
-    """Who outlines what a stage answers: the evaluator of ``GuideGap`` if it is listed, else a guide that outlines."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GuideGap):
-            return callback.judge
+    """Who outlines what a stage answers: the evaluator if there is one, else a guide that outlines."""
+    judge = evaluator(trainer)
+    if judge is not None:
+        return judge
     guide = getattr(pl_module, "guidance", None)
     parts = guide.modules() if guide is not None else ()
     return next((part for part in parts if isinstance(part, SegmentationModel)), None)

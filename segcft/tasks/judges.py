@@ -122,12 +122,9 @@ class TrainRegressor(_TrainJudge):
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """Loss, and errors in percent."""
-        self.show(stage, {"loss": self._loss(batch), **self.area_errors(batch)}, batch)
+        self.show(stage, {"loss": self.terms(batch), **self.area_errors(batch)}, batch)
 
     def terms(self, batch: Batch) -> Tensor:
         """Squared error of what it reads."""
-        return self._loss(batch)
-
-    def _loss(self, batch: Batch) -> Tensor:
         target = self.judge.description.parents.standardise(batch, self.judge.names)
         return F.mse_loss(self.judge(batch["image"]).float(), target.to(torch.float32))
