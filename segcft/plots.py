@@ -1,6 +1,7 @@
 """Tensors to figures: images, signed differences and contours."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def comparison(
         answers = [*([truth[name]["image"]] if known else []), *(given[name] for given in images.values())]
         drawn = _draw_row(row, batch["image"][subject], [given[subject] for given in answers], judge)
         before, target = float(batch[name][subject]), float(do[name][subject])
-        row[0].set_ylabel(f"do({name})\n{number(before)} to {number(target)} {units[name].unit}".rstrip(), fontsize=9)
+        row[0].set_ylabel(question(name, before, target, units[name].unit), fontsize=9)
     for axis, title in zip(axes[0], ["factual", *(t for method in titles for t in (method, "change"))], strict=True):
         axis.set_title(title.replace("_", " "), fontsize=10)
     figure.colorbar(drawn, ax=axes[:, -1], shrink=0.5, label="change (the image's range is 2)")
@@ -48,6 +49,18 @@ def comparison(
     names = [f"{name} by the evaluator".replace("_", " ") for name in judge.description.structures]
     figure.legend(lines, names, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=9)
     return figure
+
+
+def question(name: str, before: float, target: float, unit: str) -> str:
+    """What a row of images was asked, in lines no longer than the row is high.
+
+    >>> print(question("proximal_calcified_plaque_area", 3.21, 2.02, "mm^2"))
+    do(proximal calcified
+    plaque area)
+    3.21 to 2.02 mm^2
+    """
+    asked = textwrap.fill(f"do({name.replace('_', ' ')})", 26)
+    return f"{asked}\n{number(before)} to {number(target)} {unit}".rstrip()
 
 
 def _draw_row(row: Any, factual: Tensor, answers: list[Tensor], judge: SegmentationModel) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from segcft.evaluation.sweeps import FILE, Sweeps
 from segcft.files import staged
 from segcft.panels import COLOURS
-from segcft.plots import number
+from segcft.plots import number, question
 from segcft.reporting.markup import MINUS, plain, unit_text
 from segcft.reporting.results import TRUTH, read
 
@@ -135,10 +135,7 @@ def _draw_row(line: Any, sweeps: Sweeps, columns: list[str], row: Row) -> Any:
     )
     factual = sweeps.factual[row.subject]
     _image(line[0], factual, sweeps.factual_outlines[row.subject])
-    line[0].set_ylabel(
-        f"do({plain(str(sweeps.variables[row.variable]))})\n{number(before)} to {number(target)} {unit}".rstrip(),
-        fontsize=7,
-    )
+    line[0].set_ylabel(question(str(sweeps.variables[row.variable]), before, target, unit), fontsize=7)
     line[0].set_xlabel(f"subject {int(sweeps.subjects[row.subject])}", fontsize=6.5, labelpad=2, color="#666666")
     for place, name in enumerate(columns):
         at = (known.index(name), row.variable, row.subject, row.step)
