@@ -316,7 +316,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--held-out", type=int, default=2000, help="images for validation and test, half each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--their-steps", type=int, default=500)
-    parser.add_argument("--our-steps", type=int, default=600)
+    parser.add_argument("--our-steps", type=int, default=750)
     parser.add_argument("--judge-steps", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--every", type=int, default=50, help="steps between looks at the validation split")
