@@ -89,17 +89,17 @@ def _add_realism(metrics: Estimates, found: list[dict[str, Any]]) -> None:
 def section(results: Mapping[str, Any], text: str, figure: str) -> str:
     """Markdown of one experiment."""
     machine, seeds = results["hardware"], results["seeds"]
-    few = " (few seeds: read them as a lower bound of the doubt)" if len(seeds) < 5 else ""
-    doubt = (
-        f"seeds {', '.join(map(str, seeds))}; the same subjects, targets and data for all. Brackets: 95 % of bootstrap "
-        f"resamples of seeds and subjects, crosswise{few}; of Fréchet and kernel distances the range over seeds."
-        if len(seeds) > 1
-        else f"seed {seeds[0]} alone; the same subjects, targets and data for all. Brackets: 95 % of bootstrap "
-        "resamples of subjects, so they say nothing of what another training would give."
-    )
+    if len(seeds) > 1:
+        few = " (few seeds: read them as a lower bound of the doubt)" if len(seeds) < 5 else ""
+        trained = f"seeds {', '.join(map(str, seeds))}"
+        resampled = f"seeds and subjects, crosswise{few}; of Fréchet and kernel distances the range over seeds"
+    else:
+        trained = f"seed {seeds[0]} alone"
+        resampled = "subjects, so they say nothing of what another training would give"
     return (
         f"## {results['experiment']}\n\n"
-        f"{results['subjects']} subjects of split `{results['split']}`, training {doubt} "
+        f"{results['subjects']} subjects of split `{results['split']}`, training {trained}; the same subjects, "
+        f"targets and data for all. Brackets: 95 % of bootstrap resamples of {resampled}. "
         "`refinement`: what the guide still does at the answer.\n\n"
         f"```sh\n{results['command']}\n```\n\n"
         f"{results['seconds'] / 60:.0f} min of stages, one thread each: {machine['processor']}, "

@@ -72,11 +72,16 @@ def mean(column: str) -> Metric:
 
 def ratio(above: str, below: str) -> Metric:
     """The mean of one column over that of another."""
+    return quotient(mean(above), mean(below))
+
+
+def quotient(above: Metric, below: Metric) -> Metric:
+    """One metric over another; NaN where the other is 0."""
 
     def of(found: Means) -> Array:
-        bottom = found.get(below, _nothing(found))
+        bottom = below(found)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(bottom != 0, found.get(above, _nothing(found)) / bottom, np.nan)
+            return np.where(bottom != 0, above(found) / bottom, np.nan)
 
     return of
 

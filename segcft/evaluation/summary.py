@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from segcft.statistics import Array, Estimate, Means, Metric, estimate, largest, mean, means, ratio, resamples
+from segcft.statistics import Array, Estimate, Means, Metric, estimate, largest, mean, means, quotient, ratio, resamples
 
 Estimates = dict[str, dict[str, dict[str, Estimate]]]  # method -> do -> metric
 
@@ -49,15 +49,6 @@ def _gap(found: Means) -> Array:
     return found["judged_guided"] - found["guided"]
 
 
-def _spill(found: Means) -> Array:
-    """How far the variable that moves most by the way does, by how far this one moved on purpose.
-
-    Leakage alone flatters a method that hardly does what it is asked.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(found["purpose"] > 0, largest("aside_")(found) / found["purpose"], np.nan)
-
-
 def _leakage_mean(found: Means) -> Array:
     every = [value for name, value in found.items() if name.startswith("moved_") and np.isfinite(value[0])]
     return np.mean(every, axis=0) if every else np.zeros_like(found["outside"])
@@ -73,7 +64,7 @@ COLUMNS = {
     "gap": Column("gap", "{:.1f}", _gap),
     "leakage": Column("leakage %", "{:.2f}", largest("moved_")),
     "leakage_mean": Column("mean leakage %", "{:.2f}", _leakage_mean),
-    "spill": Column("spill", "{:.2f}", _spill),
+    "spill": Column("spill", "{:.2f}", quotient(largest("aside_"), mean("purpose"))),
     "amplification": Column("amplification", "{:.3f}", _amplification),
     "outside": Column("change outside", "{:.4f}", mean("outside")),
     "change": Column("change", "{:.4f}", mean("change")),
@@ -99,10 +90,11 @@ def moments(frame: pd.DataFrame) -> dict[str, Array]:
     """Columns of ``rows`` of one question, and the products whose means the metrics need, (N,) each."""
     columns = {str(key): frame[key].to_numpy(np.float64) for key in frame.columns if key not in TEXT}
     requested = columns["target"] - columns["factual"]
-    columns["achieved"] = (columns["measured"] - columns["before"]) * requested
+    moved = columns["measured"] - columns["before"]
+    columns["achieved"] = moved * requested
     columns["requested"] = requested**2
     with np.errstate(invalid="ignore", divide="ignore"):
-        columns["purpose"] = np.abs((columns["measured"] - columns["before"]) * columns["asked_sd"] / requested)
+        columns["purpose"] = np.abs(moved * columns["asked_sd"] / requested)
     columns["asked_sd_squared"] = columns["asked_sd"] ** 2
     columns["judged_guided"] = np.where(np.isfinite(columns["guided"]), columns["judged"], np.nan)
     for key in [name for name in columns if name.startswith(("change_", "shift_"))]:
