@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from segcft import processor
+
 Step = Callable[[], Any]
 PEAK_SHAPES = {"cpu": ((8, 64, 64), (4, 128, 64)), "cuda": ((64, 256, 64), (256, 256, 32))}  # images, channels, pixels
 
@@ -101,6 +103,7 @@ def memory(build: Callable[..., Step], *given: Any, steps: int = 2) -> tuple[flo
 
 def _watched(sender: Connection, build: Callable[..., Step], given: Sequence[Any], steps: int) -> None:
     torch.set_num_threads(1)
+    processor.hasten()
     before = resident()
     step = build(*given)
     for _ in range(steps):

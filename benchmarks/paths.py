@@ -43,7 +43,7 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset("morphomnist32", 32, 32, 8),
-        Preset("mimic192", 192, 2, 48),
+        Preset("mimic192", 192, 2, 24),
         Preset("chest64", 64, 32, 16),
         Preset("chest192", 192, 4, 48),
     )

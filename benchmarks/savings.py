@@ -2,13 +2,16 @@
 
     .venv/bin/python -m benchmarks.savings --rounds 9
 
-The maths is the same with and without. CPU seconds of one thread; printed are medians, and how much longer the step
-takes without the saving, over paired rounds.
+The maths is the same with and without, each in a process of its own. CPU seconds of one thread; printed are medians,
+and how much longer the step takes without the saving, over paired rounds.
 """
 
 import argparse
+import ctypes
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -17,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from benchmarks.clock import Step, alternate, ratio
-from benchmarks.paths import PRESETS, Setting, build
+from benchmarks.clock import ratio, timed
+from benchmarks.paths import PRESETS, Preset, Setting, build
+from segcft import processor
 from segcft.hvae import HVAE
 from segcft.latents import Abduction, Normal
 from segcft.likelihoods import Pixels
@@ -79,6 +83,14 @@ def denormal() -> Generator[None]:
     torch.set_flush_denormal(True)
 
 
+@contextmanager
+def given_back() -> Generator[None]:
+    """Freed memory goes back to the system, as glibc has it by itself once it has seen blocks of 4 MiB."""
+    ctypes.CDLL(None).mallopt(processor.TRIM, 2**23)
+    yield
+    processor.hasten()
+
+
 class Saving(NamedTuple):
     """One of them.
 
@@ -100,6 +112,9 @@ SAVINGS = [
     Saving("channels last", SMALL, "train", None),
     Saving("channels last", "chest64", "train", None),
     Saving("denormal numbers count as 0", "chest192", "train", denormal),
+    Saving("freed memory is kept", SMALL, "train", given_back),
+    Saving("freed memory is kept", "chest64", "train", given_back),
+    Saving("freed memory is kept", "chest192", "train", given_back),
     Saving("AdamW in one call", SMALL, "train", lambda: patch.object(Optimisation, "optimiser", optimiser)),
     Saving("average in one call", SMALL, "train", lambda: patch("benchmarks.paths.averaged", average)),
     Saving("KL with its own gradient", SMALL, "train", lambda: patch.object(Normal, "kl", divergence)),
@@ -111,32 +126,48 @@ SAVINGS = [
 ]
 
 
-def without(saving: Saving) -> Step:
-    """A step in which it is undone."""
-    preset, undo = PRESETS[saving.preset], saving.undo
-    if undo is None:
-        return build(preset, Setting(channels_last=False), saving.path, CPU)
-    with undo():
-        step = build(preset, Setting(), saving.path, CPU)
+def serve(turns: Connection, number: int, preset: Preset, done: bool) -> None:
+    """Take a step with one of ``SAVINGS``, done or undone, whenever asked to, and answer with its CPU seconds."""
+    saving = SAVINGS[number]
+    torch.set_num_threads(1)
+    processor.hasten()
+    setting = Setting(channels_last=done or saving.undo is not None)
+    with nullcontext() if done or saving.undo is None else saving.undo():
+        step = build(preset, setting, saving.path, CPU)
+        while turns.recv():
+            turns.send(timed(step, CPU).cpu)
 
-    def undone() -> None:
-        with undo():
-            step()
 
-    return undone
+def measure(number: int, rounds: int, warmup: int = 1) -> tuple[list[float], list[float]]:
+    """CPU seconds of steps with and without one of ``SAVINGS``, in turn."""
+    preset = PRESETS[SAVINGS[number].preset]
+    context = get_context("forkserver")  # imports once, and forks from there
+    context.set_forkserver_preload(["benchmarks.savings"])
+    sides, processes = [], []
+    for done in (True, False):
+        ours, turns = context.Pipe()
+        sides.append(ours)
+        processes.append(context.Process(target=serve, args=(turns, number, preset, done), daemon=True))
+        processes[-1].start()
+        turns.close()  # so that a process that dies is noticed
+    spent: tuple[list[float], list[float]] = ([], [])
+    for turn in range(warmup + rounds):
+        for side, seconds in zip(sides, spent, strict=True):
+            side.send(True)
+            seconds += [side.recv()][: turn >= warmup]
+    for side, process in zip(sides, processes, strict=True):
+        side.send(False)
+        process.join()
+    return spent
 
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args(given)
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     print("| saving | shapes | step | CPU s with (range) | without takes longer by (range) |\n|---|---|---|---|---|")
-    for saving in SAVINGS:
-        steps = {"with": build(PRESETS[saving.preset], Setting(), saving.path, CPU), "without": without(saving)}
-        spent = alternate(steps, options.rounds, CPU)
-        done, undone = ([once.cpu for once in spent[name]] for name in steps)
+    for number, saving in enumerate(SAVINGS):
+        done, undone = measure(number, options.rounds)
         middle, low, high, _ = ratio(undone, done)
         cells = f"{sorted(done)[len(done) // 2]:.3g} ({min(done):.3g}-{max(done):.3g})"
         more = f"{middle - 1:.0%} ({low - 1:.0%} to {high - 1:.0%})"

@@ -120,8 +120,8 @@ class HVAE(nn.Module, Recorded):
         embedding: Length of the embedded parents.
         mixing: Of mediators, a in [0, 1]: 1 holds them in a counterfactual, 0 lets them follow the prior; see
             ``Belief.moved``.
-        recompute: Blocks of the decoder at this many pixels or more along the longest axis keep what they read and
-            compute the rest anew in the backward pass: less memory, more time, the same gradient. 0 for none.
+        recompute: Blocks at this many pixels or more along the longest axis keep what they read and compute the rest
+            anew in the backward pass: less memory, more time, the same gradient. 0 for none.
 
     Raises:
         ValueError: If a resolution does not divide the one before it, no stage has latents, or ``mixing`` is no share.
@@ -260,7 +260,9 @@ class HVAE(nn.Module, Recorded):
             raise ValueError(f"this HVAE reads images of {size}, got {tuple(image.shape[2:])}")
         features, encoded = self.stem(image), []
         for depth, blocks in enumerate(self.encoder):
-            features = blocks(self._narrow(features, depth) if depth else features)
+            features = self._run(depth - 1, self._narrow, features, depth) if depth else features
+            for block in blocks.children():
+                features = self._run(depth, block, features)
             encoded.append(features)
         return encoded
 

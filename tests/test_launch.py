@@ -81,6 +81,28 @@ def test_commands_do_not_wait_for_denormal_numbers(tmp_path, capsys):
     assert float(torch.tensor(1e-38) / 100) == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are counted on Linux")
+def test_memory_that_a_step_has_freed_is_kept_for_the_next():
+    script = """
+import resource
+from segcft import processor
+
+def step():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [bytearray(2**24) for _ in range(8)]
+    del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+found = [step(), step()]
+processor.hasten()
+print(*found, step(), step())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    _, given_back, _, kept = map(int, done.stdout.split())
+    assert given_back > 10_000
+    assert kept < 100
+
+
 def test_foreign_strategies_that_share_out_parameters_are_refused():
     trainer = SimpleNamespace(world_size=1, strategy=FSDPStrategy())
     with pytest.raises(ValueError, match=r"under FSDPStrategy: use --trainer\.strategy=sharded"):
