@@ -7,9 +7,6 @@ READY := .venv/.ready
 CONFIGS := experiments/$(EXPERIMENT)
 RUNS := checkpoints/$(EXPERIMENT)
 CLI := $(BIN)/segcft
-# Two OpenMP pools on the same cores fight; big tensors are kept instead of being returned to the system at every step.
-export MALLOC_MMAP_THRESHOLD_ ?= 2000000000
-export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 export NO_ALBUMENTATIONS_UPDATE := 1
 # Without cached bytecode every command spends half a minute importing.
 export PYTHONDONTWRITEBYTECODE :=

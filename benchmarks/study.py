@@ -11,7 +11,6 @@ split and is left alone otherwise.
 """
 
 import argparse
-import os
 import shlex
 import sys
 import tempfile
@@ -59,8 +58,6 @@ def run(options: argparse.Namespace, passed: tuple[str, ...], command: str) -> i
     print(work.plan())
     if options.dry_run:
         return 0
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "2000000000")  # see Makefile
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "4000000000")
     work.run()
     spent = sum(schedule.seconds(job) for job in jobs) / options.processes
     if options.split == "test":

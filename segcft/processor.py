@@ -6,7 +6,8 @@ import sys
 import torch
 
 TRIM, MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
-KEPT, LARGEST = 2**30, 2**25  # bytes; a larger threshold for single blocks glibc refuses
+KEPT = 2**30  # bytes, in all and in one block
+LARGEST = 2**25  # of a block, where glibc allows no more
 
 
 def hasten() -> None:
@@ -19,4 +20,4 @@ def hasten() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # of glibc; other systems keep their ways
         mallopt(TRIM, KEPT)
-        mallopt(MMAP, LARGEST)
+        mallopt(MMAP, KEPT) or mallopt(MMAP, LARGEST)
