@@ -35,12 +35,14 @@ def timed(step: Step, device: torch.device) -> Spent:
     return Spent(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def alternate(steps: Mapping[str, Step], rounds: int, device: torch.device, warmup: int = 1) -> dict[str, list[Spent]]:
+def alternate(
+    steps: "Mapping[str, Step | Side]", rounds: int, device: torch.device, warmup: int = 1
+) -> dict[str, list[Spent]]:
     """Every step once a round, so that whatever disturbs the machine disturbs all of them."""
     spent: dict[str, list[Spent]] = {name: [] for name in steps}
     for turn in range(warmup + rounds):
         for name, step in steps.items():
-            once = timed(step, device)
+            once = step.ask("step") if isinstance(step, Side) else timed(step, device)
             if turn >= warmup:
                 spent[name].append(once)
     return spent
@@ -79,47 +81,68 @@ def convolution_peak(device: torch.device, dtype: torch.dtype, rounds: int = 10)
     return best
 
 
-def memory(build: Callable[..., Step], *given: Any, steps: int = 2) -> tuple[float, float]:
-    """Most memory of ``steps`` steps in MiB, in all, and beyond what the process held before the step was built.
+class Side:
+    """A process of its own that takes a step whenever asked to, with nobody else's memory and settings in its way.
 
-    On a GPU, what torch allocates there; on a CPU, resident memory of a process of its own.
+    Args:
+        build: Makes the step; like ``given`` it has to be found by name, for both go there.
+        given: Its arguments; a device among them is where the step runs, the CPU by default.
+        threads: Of torch.
+        hastened: Whether it computes as every command of ours does, see ``processor.hasten``.
     """
+
+    def __init__(
+        self, build: Callable[..., Step], given: Sequence[Any] = (), threads: int = 1, hastened: bool = True
+    ) -> None:
+        context = get_context("forkserver")  # imports once, and forks from there
+        context.set_forkserver_preload(["benchmarks.paths"])
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, build, given, threads, hastened), daemon=True)
+        self._process.start()
+        theirs.close()  # so that a process that dies is noticed
+        self.ask("")
+
+    def ask(self, word: str) -> Any:
+        """What it answers to ``step``: ``Spent``; to ``memory``: MiB, see ``held``.
+
+        Raises:
+            RuntimeError: If the process has ended.
+        """
+        try:
+            self._ours.send(word)
+            return self._ours.recv()
+        except (EOFError, BrokenPipeError):
+            self._process.join()
+            raise RuntimeError(f"a process that takes steps ended with status {self._process.exitcode}") from None
+
+    def close(self) -> None:
+        """End the process."""
+        self._ours.close()
+        self._process.join()
+
+
+def _serve(asked: Connection, build: Callable[..., Step], given: Sequence[Any], threads: int, hastened: bool) -> None:
+    torch.set_num_threads(threads)
+    if hastened:
+        processor.hasten()
     device = next((each for each in given if isinstance(each, torch.device)), torch.device("cpu"))
-    if device.type == "cuda":
-        return _cuda_memory(build, *given, steps=steps)
-    context = get_context("forkserver")  # imports once, and forks from there
-    context.set_forkserver_preload(["benchmarks.paths"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_watched, args=(sender, build, given, steps))
-    process.start()
-    sender.close()
-    try:
-        before, most = receiver.recv()
-    except EOFError:
-        raise RuntimeError(f"the process that measures memory ended early, with status {process.exitcode}") from None
-    process.join()
-    return most, most - before
-
-
-def _watched(sender: Connection, build: Callable[..., Step], given: Sequence[Any], steps: int) -> None:
-    torch.set_num_threads(1)
-    processor.hasten()
-    before = resident()
+    before = held(device)
     step = build(*given)
-    for _ in range(steps):
-        step()
-    sender.send((before, resident()))
+    while True:
+        try:
+            word = asked.recv()
+        except EOFError:
+            return
+        if word == "step":
+            asked.send(timed(step, device))
+        else:
+            most = held(device)
+            asked.send((most, most - before))
 
 
-def _cuda_memory(build: Callable[..., Step], *given: Any, steps: int) -> tuple[float, float]:
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated() / 2**20
-    step = build(*given)
-    torch.cuda.reset_peak_memory_stats()
-    for _ in range(steps):
-        step()
-    most = torch.cuda.max_memory_allocated() / 2**20
-    return most, most - before
+def held(device: torch.device) -> float:
+    """Most memory that this process ever held, MiB; on a GPU that of its tensors."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else resident()
 
 
 def resident() -> float:

@@ -24,14 +24,13 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from benchmarks.clock import ratio
-from benchmarks.paths import averaged
 from data_modules.chest_phantom import ChestPhantom
 from segcft.cli import main as segcft
 from segcft.hvae import HVAE
 from segcft.recipes import build
 from segcft.tasks import PretrainHVAE
 from segcft.tasks.base import Optimisation
-from segcft.tasks.callbacks import EMA
+from segcft.tasks.callbacks import EMA, Average
 
 EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments/chest_phantom"
 WINDOW = 10  # steps, as many as between two that are logged
@@ -96,7 +95,7 @@ class Runs:
         model, choice = task.model.to(memory_format=torch.channels_last), task.optimisation
         learning = list(task.parameters())
         optimiser = choice.optimiser(weight for weight in learning if weight.requires_grad)
-        average = averaged(task, 0.99)
+        average = Average(task, 0.99)
         batches = itertools.chain.from_iterable(iter(self.data.train_dataloader()) for _ in itertools.count())
         for batch in itertools.islice(batches, self.steps):
             Laps.mark()

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.clock import Step
 from data_modules.chest_phantom import ChestPhantom
@@ -22,12 +21,13 @@ from segcft.parity import ParityHVAE
 from segcft.prediction import Prediction, Standard, Transported
 from segcft.tasks import CounterfactualFineTuning
 from segcft.tasks.base import Optimisation, compiled
+from segcft.tasks.callbacks import Average
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 UNET = {"channels": [16, 32, 64, 96], "strides": [2, 2, 2], "norm": "batch", "act": "relu"}
 PATHS = ("train", "finetune", "generate", "sweep", "read")
 SWEEP = 8  # questions of one abduction
-WORDS = ("plain", "nchw", "bf16", "compile", "graphs", "recompute")
+WORDS = ("plain", "nchw", "bf16", "compile", "graphs", "lean", "recompute")
 
 
 class Preset(NamedTuple):
@@ -57,13 +57,13 @@ class Setting(NamedTuple):
         channels_last: Memory format of weights and images.
         bf16: Autocast to bfloat16.
         compile: ``default`` or ``reduce-overhead`` (CUDA graphs); empty for none.
-        recompute: See ``HVAE``.
+        recompute: See ``HVAE``: ``lean`` of activations, ``recompute`` of blocks from the preset's pixels.
     """
 
     channels_last: bool = True
     bf16: bool = False
     compile: str = ""
-    recompute: bool = False
+    recompute: str = ""
 
     @classmethod
     def read(cls, text: str) -> "Setting":
@@ -77,7 +77,8 @@ class Setting(NamedTuple):
             if word not in WORDS:
                 raise SystemExit(f"unknown setting {word!r}; there are {', '.join(WORDS)}, joined by +")
         mode = "reduce-overhead" if "graphs" in words else "default" if "compile" in words else ""
-        return cls("nchw" not in words, "bf16" in words, mode, "recompute" in words)
+        again = next((word for word in ("lean", "recompute") if word in words), "")
+        return cls("nchw" not in words, "bf16" in words, mode, again)
 
 
 def describe(preset: Preset) -> DataDescription:
@@ -185,7 +186,7 @@ class Ours:
 
     def _descent(self, loss: Any, model: nn.Module) -> Step:
         optimiser = Optimisation().optimiser(weight for weight in model.parameters() if weight.requires_grad)
-        average = averaged(model, 0.999)
+        average = Average(model, 0.999)
         learning = [weight for group in optimiser.param_groups for weight in group["params"]]
 
         def step() -> None:
@@ -200,7 +201,8 @@ class Ours:
         return step
 
     def _hvae(self) -> HVAE:
-        options: dict[str, Any] = {"recompute": self.preset.recompute if self.setting.recompute else 0}
+        ways = {"": 0, "lean": "activations", "recompute": self.preset.recompute}
+        options: dict[str, Any] = {"recompute": ways[self.setting.recompute]}
         parity, dim = self.preset.name in ("morphomnist32", "mimic192"), self.about.parents.dim
         if parity:
             return ParityHVAE(2, 1, dim, self.preset.name, **options)
@@ -222,11 +224,6 @@ class Ours:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.setting.bf16)
-
-
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """As of ``segcft.tasks.callbacks.EMA``."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
 
 
 def build(preset: Preset, setting: Setting, path: str, device: torch.device) -> Step:

@@ -28,7 +28,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from benchmarks.paths import EXPERIMENTS, averaged
+from benchmarks.paths import EXPERIMENTS
 from benchmarks.public import Public
 from benchmarks.speed import THEIRS, markdown
 from data_modules.base import ImageDataset
@@ -40,6 +40,7 @@ from segcft.parents import DataDescription
 from segcft.prediction import Standard
 from segcft.tasks import PretrainHVAE
 from segcft.tasks.base import Batch, Optimisation
+from segcft.tasks.callbacks import Average
 
 OURS = "segcft"
 DECAY = 0.99  # of both averages
@@ -86,7 +87,7 @@ class Theirs(Contender):
 
     def __init__(self, checkout: Path, batch: Batch) -> None:
         self.public = Public(checkout, "morphomnist32", batch["image"], torch.device("cpu"))
-        self._train, self._mean = self.public.train(), averaged(self.public.hvae, DECAY)
+        self._train, self._mean = self.public.train(), Average(self.public.hvae, DECAY)
 
     def learn(self, batch: Batch) -> None:
         """One step, timed with its own average; judged is ours of its weights, which does better."""
@@ -149,7 +150,7 @@ class Ours(Contender):
         self.learning, self.clip = list(self.task.model.parameters()), trainer["gradient_clip_val"]
         self.optimiser = choice.optimiser(self.learning)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: choice.factor(step, steps))
-        self.average, self.steps, self.taken = averaged(self.task.model, DECAY), steps, 0
+        self.average, self.steps, self.taken = Average(self.task.model, DECAY), steps, 0
 
     @property
     def weights(self) -> int:

@@ -9,9 +9,7 @@ and how much longer the step takes without the saving, over paired rounds.
 import argparse
 import ctypes
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -20,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from benchmarks.clock import ratio, timed
+from benchmarks.clock import Side, Step, alternate, ratio
 from benchmarks.paths import PRESETS, Preset, Setting, build
 from segcft import processor
 from segcft.hvae import HVAE
@@ -29,7 +27,7 @@ from segcft.likelihoods import Pixels
 from segcft.parity import ParityHVAE
 from segcft.tasks.base import Optimisation
 
-CPU = torch.device("cpu")
+CPU, FOR_GOOD = torch.device("cpu"), ExitStack()
 
 
 def divergence(one: Normal, other: Normal) -> Tensor:
@@ -40,7 +38,7 @@ def divergence(one: Normal, other: Normal) -> Tensor:
 
 
 def sample(normal: Normal, temperature: float) -> Tensor:
-    """Noise drawn in the layout of the mean."""
+    """As it is written down, its gradient left to autograd."""
     return normal.mean + temperature * normal.log_std.exp() * torch.randn_like(normal.mean)
 
 
@@ -91,6 +89,11 @@ def given_back() -> Generator[None]:
     processor.hasten()
 
 
+def autograd() -> AbstractContextManager[Any]:
+    """Convolutions and their activations are left to torch."""
+    return patch.multiple("segcft.convolutions", LARGE=2**62, FEW=2**62, MANY=2**62)
+
+
 class Saving(NamedTuple):
     """One of them.
 
@@ -115,10 +118,12 @@ SAVINGS = [
     Saving("freed memory is kept", SMALL, "train", given_back),
     Saving("freed memory is kept", "chest64", "train", given_back),
     Saving("freed memory is kept", "chest192", "train", given_back),
+    Saving("chains written out", SMALL, "train", autograd),
+    Saving("chains written out", "mimic192", "train", autograd),
     Saving("AdamW in one call", SMALL, "train", lambda: patch.object(Optimisation, "optimiser", optimiser)),
-    Saving("average in one call", SMALL, "train", lambda: patch("benchmarks.paths.averaged", average)),
+    Saving("average in one call, looked up once", SMALL, "train", lambda: patch("benchmarks.paths.Average", average)),
     Saving("KL with its own gradient", SMALL, "train", lambda: patch.object(Normal, "kl", divergence)),
-    Saving("noise drawn contiguous", SMALL, "train", lambda: patch.object(Normal, "sample", sample)),
+    Saving("draws with their own gradient and layout", SMALL, "train", lambda: patch.object(Normal, "sample", sample)),
     Saving("one look for all posteriors", SMALL, "train", lambda: patch.object(ParityHVAE, "_look", looks)),
     Saving("the bound only if wanted", SMALL, "generate", lambda: patch.object(HVAE, "abduct", abduct(HVAE.abduct))),
     Saving("the prior asked once", SMALL, "sweep", lambda: patch.object(HVAE, "_again", decode)),
@@ -126,39 +131,23 @@ SAVINGS = [
 ]
 
 
-def serve(turns: Connection, number: int, preset: Preset, done: bool) -> None:
-    """Take a step with one of ``SAVINGS``, done or undone, whenever asked to, and answer with its CPU seconds."""
+def made(number: int, preset: Preset, done: bool) -> Step:
+    """A step with one of ``SAVINGS``, done, or undone for as long as the process lives."""
     saving = SAVINGS[number]
-    torch.set_num_threads(1)
-    processor.hasten()
-    setting = Setting(channels_last=done or saving.undo is not None)
-    with nullcontext() if done or saving.undo is None else saving.undo():
-        step = build(preset, setting, saving.path, CPU)
-        while turns.recv():
-            turns.send(timed(step, CPU).cpu)
+    if not done and saving.undo is not None:
+        FOR_GOOD.enter_context(saving.undo())
+    return build(preset, Setting(channels_last=done or saving.undo is not None), saving.path, CPU)
 
 
-def measure(number: int, rounds: int, warmup: int = 1) -> tuple[list[float], list[float]]:
+def measure(number: int, rounds: int) -> tuple[list[float], list[float]]:
     """CPU seconds of steps with and without one of ``SAVINGS``, in turn."""
     preset = PRESETS[SAVINGS[number].preset]
-    context = get_context("forkserver")  # imports once, and forks from there
-    context.set_forkserver_preload(["benchmarks.savings"])
-    sides, processes = [], []
-    for done in (True, False):
-        ours, turns = context.Pipe()
-        sides.append(ours)
-        processes.append(context.Process(target=serve, args=(turns, number, preset, done), daemon=True))
-        processes[-1].start()
-        turns.close()  # so that a process that dies is noticed
-    spent: tuple[list[float], list[float]] = ([], [])
-    for turn in range(warmup + rounds):
-        for side, seconds in zip(sides, spent, strict=True):
-            side.send(True)
-            seconds += [side.recv()][: turn >= warmup]
-    for side, process in zip(sides, processes, strict=True):
-        side.send(False)
-        process.join()
-    return spent
+    sides = {word: Side(made, (number, preset, word == "with")) for word in ("with", "without")}
+    spent = alternate(sides, rounds, CPU)
+    for side in sides.values():
+        side.close()
+    with_it, without = ([once.cpu for once in each] for each in spent.values())
+    return with_it, without
 
 
 def main(given: list[str] | None = None) -> None:

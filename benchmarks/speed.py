@@ -3,12 +3,13 @@
     make bench                                      # or .venv/bin/python -m benchmarks.speed
     make bench ARGS="--against PATH --presets morphomnist32 --settings plain compile"
 
-Every setting takes a step in each round, so that what disturbs the machine disturbs all of them alike; printed are
-medians and spreads. PATH is a checkout of biomedia-mira/causal-gen, which is imported and not changed; it takes its
-steps in the same rounds on the same shapes (``finetune`` of morphomnist32 imports pyro-ppl and seaborn). GFLOP are
+Every setting is a process of its own and takes a step in each round, so that what disturbs the machine disturbs all of
+them alike; printed are medians and spreads. PATH is a checkout of biomedia-mira/causal-gen, which is imported and not
+changed; it takes its steps in the same rounds on the same shapes, as it comes: what our commands set for their process
+(``segcft.processor``) it has only with ``--alike``. It imports imageio; ``finetune`` pyro-ppl, seaborn. GFLOP are
 those of the plain step's convolutions and matrix products, and their rate and its share of this machine's best
-convolution are per CPU second, on a GPU per second. Memory is that of two steps in a process of their own, on a GPU
-that of its tensors. Writes RESULTS.json and RESULTS.md.
+convolution are per CPU second, on a GPU per second. Memory is what the steps had taken by the last round, on a GPU that
+of tensors. Writes RESULTS.json and RESULTS.md.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks import public
-from benchmarks.clock import Spent, Step, alternate, convolution_peak, flops, memory, ratio
+from benchmarks.clock import Side, Spent, Step, alternate, convolution_peak, flops, ratio
 from benchmarks.paths import PATHS, PRESETS, SWEEP, WORDS, Ours, Preset, Setting, batch_of, build, describe
 from segcft import processor
 
@@ -48,26 +49,28 @@ def their_step(checkout: Path, preset: Preset, path: str, device: torch.device) 
 def measure(preset: Preset, path: str, options: argparse.Namespace, peaks: dict[str, float]) -> Iterator[Row]:
     """Rows of one preset and path: theirs first."""
     device = torch.device(options.device)
-    builders: dict[str, tuple[Callable[..., Step], Sequence[Any]]] = {}
-    steps: dict[str, Step] = {}
+    builders: dict[str, tuple[Callable[..., Step | None], Sequence[Any]]] = {}
+    gflop = {}
     if options.against is not None and (theirs := their_step(options.against, preset, path, device)):
-        builders[THEIRS], steps[THEIRS] = (their_step, (options.against, preset, path, device)), theirs
+        builders[THEIRS], gflop[THEIRS] = (their_step, (options.against, preset, path, device)), flops(theirs) / 1e9
     for words in options.settings if path != "read" else ["plain"]:
-        given = (preset, Setting.read(words), path, device)
-        builders[words], steps[words] = (build, given), build(*given)
-    plain = flops(Ours(preset, Setting(), device).step(path)) if path != "read" else 0.0
-    spent = alternate(steps, options.rounds, device, options.warmup)
+        builders[words] = build, (preset, Setting.read(words), path, device)
+    plain = flops(Ours(preset, Setting(), device).step(path)) / 1e9 if path != "read" else 0.0
+    sides = {
+        words: Side(*builder, options.threads, words != THEIRS or options.alike) for words, builder in builders.items()
+    }
+    spent = alternate(sides, options.rounds, device, options.warmup)
     for words, each in spent.items():
         row = {"preset": preset.name, "path": path, "setting": words, "batch": preset.batch}
         row |= summary(each, preset.batch * (SWEEP if path == "sweep" else 1), device)
-        row["gflop"] = (flops(steps[words]) if words == THEIRS else plain) / 1e9
+        row["gflop"] = gflop.get(words, plain)
         row["gflop_per_second"] = row["gflop"] / row["seconds"]
         row["share_of_peak"] = row["gflop_per_second"] * 1e9 / peaks["bf16" if "bf16" in words else "fp32"]
-        if options.memory and path != "read":
-            builder, given = builders[words]
-            row["memory"], row["memory_of_steps"] = memory(builder, *given)
+        if path != "read":
+            row["memory"], row["memory_of_steps"] = sides[words].ask("memory")
         if THEIRS in spent and words != THEIRS:
             row["ratio"] = ratio(*([getattr(once, clock(device)) for once in spent[who]] for who in (THEIRS, words)))
+        sides[words].close()
         yield row
 
 
@@ -139,7 +142,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2, help="rounds that do not count")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure memory")
+    parser.add_argument("--alike", action="store_true", help="PATH's process is set as ours is")
     parser.add_argument("--out", type=Path, default=Path("results/speed"), help="RESULTS, without a suffix")
     options = parser.parse_args(given)
     for words in options.settings:
@@ -150,7 +153,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> None:
     options = arguments(given)
     torch.set_num_threads(options.threads)
-    processor.hasten()  # as segcft does, here for both sides
+    processor.hasten()
     torch.manual_seed(0)
     device = torch.device(options.device)
     peaks = {name: convolution_peak(device, dtype) for name, dtype in (("fp32", torch.float), ("bf16", torch.bfloat16))}

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segcft.convolutions import SILU, Pointwise2d, Pointwise3d, added, chain, weights_of
+
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+_POINTWISE = {2: Pointwise2d, 3: Pointwise3d}
 _POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 
@@ -16,9 +19,10 @@ def conv(spatial_dims: int, in_channels: int, out_channels: int, kernel: int = 3
     Raises:
         ValueError: If ``spatial_dims`` is neither 2 nor 3.
     """
-    if spatial_dims not in _CONVOLUTION:
+    kinds = _POINTWISE if kernel == 1 else _CONVOLUTION
+    if spatial_dims not in kinds:
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
-    layer = _CONVOLUTION[spatial_dims](in_channels, out_channels, kernel, padding=kernel // 2)
+    layer = kinds[spatial_dims](in_channels, out_channels, kernel, padding=kernel // 2)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # variance survives SiLU and depth
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -51,7 +55,17 @@ def spread(vector: Tensor, like: Tensor) -> Tensor:
     return vector.view(*vector.shape, *[1] * (like.dim() - 2))
 
 
-class Bottleneck(nn.Module):
+class Block(nn.Module):
+    """A chain of activations and convolutions.
+
+    Attributes:
+        lean: Whether it keeps less for the backward pass, see ``convolutions.chain``.
+    """
+
+    lean: bool = False
+
+
+class Bottleneck(Block):
     """Pre-activation bottleneck: SiLU, convolution, shift by the parents, SiLU, convolution.
 
     The parents enter after the first convolution as one shift per channel, so no activation can swallow them.
@@ -82,12 +96,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, features: Tensor, parents: Tensor | None = None) -> Tensor:
         """(B, in_channels, *S) and embedded parents (B, embedding) -> (B, out_channels, *S)."""
-        hidden = self.squeeze(F.silu(features))
+        shift = None
         if self.shift is not None:
             assert parents is not None, "a conditioned block needs the embedded parents"
-            hidden = hidden + spread(self.shift(parents), hidden)
-        out: Tensor = self.expand(F.silu(hidden))
-        return out
+            shift = spread(self.shift(parents), features)
+        return chain(features, weights_of(self.squeeze, self.expand), SILU, shift, lean=self.lean)[0]
 
 
 class Residual(Bottleneck):
@@ -100,4 +113,4 @@ class Residual(Bottleneck):
 
     def forward(self, features: Tensor, parents: Tensor | None = None) -> Tensor:
         """(B, channels, *S) -> the same shape."""
-        return features + super().forward(features, parents)
+        return added(super().forward(features, parents), features)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segcft.blocks import Bottleneck, Residual, conv, grow, scaled, shrink
+from segcft.blocks import Block, Bottleneck, Residual, conv, grow, scaled, shrink
 from segcft.latents import Abduction, Belief, LatentBlock, Normal, normal
 from segcft.likelihoods import DiscretisedGaussian, Likelihood, Pixels
 from segcft.recipes import Recorded
@@ -47,6 +47,7 @@ class Stage:
         return tuple(self.resolution)
 
 
+Recompute = int | Literal["activations"]
 Mediation = Literal["total", "direct", "indirect"]
 Choice = Callable[[int, Normal, Normal | None], Tensor]  # (place among the latents, prior, posterior) -> latent
 
@@ -120,11 +121,13 @@ class HVAE(nn.Module, Recorded):
         embedding: Length of the embedded parents.
         mixing: Of mediators, a in [0, 1]: 1 holds them in a counterfactual, 0 lets them follow the prior; see
             ``Belief.moved``.
-        recompute: Blocks at this many pixels or more along the longest axis keep what they read and compute the rest
-            anew in the backward pass: less memory, more time, the same gradient. 0 for none.
+        recompute: What is computed anew in the backward pass: less memory, more time, the same gradient. With
+            ``activations``, what activations make of what they read; with a number, all of the blocks at that many
+            pixels or more along the longest axis. 0 for nothing.
 
     Raises:
-        ValueError: If a resolution does not divide the one before it, no stage has latents, or ``mixing`` is no share.
+        ValueError: If a resolution does not divide the one before it, no stage has latents, ``mixing`` is no share, or
+            ``recompute`` is another word.
     """
 
     def __init__(
@@ -137,12 +140,14 @@ class HVAE(nn.Module, Recorded):
         conditional_prior: bool = False,
         embedding: int = 32,
         mixing: float = 0.5,
-        recompute: int = 0,
+        recompute: Recompute = 0,
     ) -> None:
         super().__init__()
         _check(stages, spatial_dims)
         if not 0 <= mixing <= 1:
             raise ValueError(f"mixing must lie between 0 and 1, got {mixing}")
+        if isinstance(recompute, str) and recompute != "activations":
+            raise ValueError(f"recompute must be a number of pixels or activations, got {recompute!r}")
         self.conditional_prior, self.mixing, self.recompute = conditional_prior, mixing, recompute
         self.spatial_dims, self.stages = spatial_dims, stages
         self.likelihood = likelihood or DiscretisedGaussian()
@@ -150,6 +155,9 @@ class HVAE(nn.Module, Recorded):
         top = stages[-1]
         self.start = nn.Parameter(torch.zeros(1, top.width, *top.size(spatial_dims)))
         self._build(channels, parents_dim, embedding)
+        for part in self.modules():
+            if isinstance(part, Block):
+                part.lean = recompute == "activations"
 
     @property
     def widths(self) -> list[int]:
@@ -305,8 +313,8 @@ class HVAE(nn.Module, Recorded):
 
     def _run(self, depth: int, part: Callable[..., Any], *given: Any) -> Any:
         """Call a part of the networks at a stage, keeping its activations or not."""
-        fine = max(self.stages[depth].size(self.spatial_dims)) >= self.recompute > 0
-        if fine and torch.is_grad_enabled():
+        pixels = 0 if isinstance(self.recompute, str) else self.recompute
+        if max(self.stages[depth].size(self.spatial_dims)) >= pixels > 0 and torch.is_grad_enabled():
             return checkpoint(part, *given, use_reentrant=False)
         return part(*given)
 

@@ -9,6 +9,7 @@ for an image. ``benchmarks/parity.py`` holds both against each other.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -16,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segcft.blocks import conv, scaled, shrink, spread
-from segcft.hvae import HVAE, Stage
+from segcft.blocks import Block, conv, scaled, shrink, spread
+from segcft.convolutions import GELU, added, chain, weights_of
+from segcft.hvae import HVAE, Recompute, Stage
 from segcft.latents import LatentBlock, Normal
 from segcft.likelihoods import CappedDiscretisedGaussian, Likelihood
 
@@ -44,7 +46,7 @@ PRESETS: dict[str, list[Stage]] = {
 }
 
 
-class Quadruple(nn.Module):
+class Quadruple(Block):
     """GELU, 1x1, GELU, kxk, GELU, kxk, GELU, 1x1: the middle at a bottleneck's width.
 
     Args:
@@ -74,12 +76,12 @@ class Quadruple(nn.Module):
 
     def forward(self, features: Tensor, shift: Tensor | None = None) -> Tensor:
         """(B, in_channels, *S), and what to add after the first convolution -> (B, out_channels, *S)."""
-        hidden = self.squeeze(F.gelu(features))
-        if shift is not None:
-            hidden = hidden + shift
-        hidden = self.second(F.gelu(self.first(F.gelu(hidden))))
-        out: Tensor = self.expand(F.gelu(hidden))
-        return out
+        return self.apart((), features, shift)[0]
+
+    def apart(self, sizes: Sequence[int], features: Tensor, shift: Tensor | None = None) -> list[Tensor]:
+        """What ``forward`` returns, by ``sizes`` of channels."""
+        weights = weights_of(self.squeeze, self.first, self.second, self.expand)
+        return chain(features, weights, GELU, shift, sizes, self.lean)
 
 
 class Step(Quadruple):
@@ -99,8 +101,15 @@ class Step(Quadruple):
 
     def forward(self, features: Tensor, shift: Tensor | None = None) -> Tensor:
         """(B, width, *S) -> (B, out_width, *S)."""
-        out: Tensor = self.skip(features) + super().forward(features, shift)
-        return out
+        return added(super().forward(features, shift), self.skip(features))
+
+    def narrowed(self, features: Tensor, size: Sequence[int]) -> Tensor:
+        """The average of what ``forward`` returns over the pixels that become one, (B, out_width, *size).
+
+        Averages and 1x1 convolutions commute, and there are fewer pixels afterwards.
+        """
+        (hidden,) = chain(features, weights_of(self.squeeze, self.first, self.second), GELU, lean=self.lean)
+        return added(self.expand(shrink(F.gelu(hidden), size)), self.skip(shrink(features, size)))
 
 
 class ParityBlock(LatentBlock):
@@ -146,25 +155,27 @@ class ParityBlock(LatentBlock):
     def prior_of(self, state: Tensor, memory: Tensor, parents: Tensor) -> tuple[Normal, Tensor]:
         """See ``LatentBlock.prior_of``; GELU acts on the parents, too."""
         shift = spread(self.prior_shift(F.gelu(parents)), memory) if self.prior_shift is not None else None
-        mean, log_std, features = self.prior(memory, shift).split(self.split, dim=1)
+        mean, log_std, features = self.prior.apart(self.split, memory, shift)
         return Normal(mean.float(), log_std.float()), features
 
     def posterior_of(self, state: Tensor, seen: Tensor, parents: Tensor) -> Normal:
         """See ``LatentBlock.posterior_of``; ``seen`` is what the first convolution makes of the activation."""
         shift = spread(self.posterior_shift(F.gelu(parents)), state) + seen
-        mean, log_std = self.posterior(state, shift).float().chunk(2, dim=1)
-        return Normal(mean, log_std)
+        mean, log_std = self.posterior.apart(self.split[:2], state, shift)
+        return Normal(mean.float(), log_std.float())
 
     def absorb(self, state: Tensor, latent: Tensor, features: Tensor, parents: Tensor) -> Tensor:
         """See ``LatentBlock.absorb``."""
-        written = self.write(latent.to(state.dtype)) + spread(self.write_shift(parents), state)
-        out: Tensor = self.residual(state + features + written)
+        written = added(self.write(latent.to(state.dtype)), spread(self.write_shift(parents), state))
+        out: Tensor = self.residual(added(added(written, features), state))
         return out
 
     def recall(self, memory: Tensor, latent: Tensor, features: Tensor) -> Tensor:
         """See ``LatentBlock.recall``."""
-        out: Tensor = self.remember(torch.cat([latent.to(features.dtype), features], dim=1))
-        return out
+        weight, bias = weights_of(self.remember)
+        of_latent, of_features = weight.split([latent.shape[1], features.shape[1]], dim=1)
+        (kept,), (new,) = chain(features, [of_features, bias]), chain(latent.to(features.dtype), [of_latent, None])
+        return added(kept, new)
 
 
 class ParityHVAE(HVAE):
@@ -197,7 +208,7 @@ class ParityHVAE(HVAE):
         likelihood: Likelihood | None = None,
         conditional_prior: bool = False,
         mixing: float = 0.5,
-        recompute: int = 0,
+        recompute: Recompute = 0,
     ) -> None:
         chosen = _preset(stages) if isinstance(stages, str) else stages
         for stage in chosen:
@@ -255,12 +266,13 @@ class ParityHVAE(HVAE):
         if not all(block.stochastic for block in blocks):
             return super()._look(features, depth)  # nobody reads them
         weights = torch.cat([block.look.get_parameter("weight") for block in blocks])
-        convolve = F.conv2d if self.spatial_dims == 2 else F.conv3d
-        return list(convolve(F.gelu(features), weights).chunk(len(blocks), dim=1))
+        (found,) = chain(features, [weights, None], GELU, lean=blocks[0].posterior.lean)
+        return list(found.chunk(len(blocks), dim=1))
 
     def _narrow(self, features: Tensor, depth: int) -> Tensor:
-        narrowed = self.narrow[depth - 1](features)
-        return shrink(narrowed, self.stages[depth].size(self.spatial_dims))
+        step = self.narrow[depth - 1]
+        assert isinstance(step, Step)
+        return step.narrowed(features, self.stages[depth].size(self.spatial_dims))
 
     def _widen(self, flow: Tensor, depth: int) -> Tensor:
         """Repeat every pixel, and add the learnt map of the stage."""

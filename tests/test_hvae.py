@@ -79,7 +79,7 @@ def test_mixing_moves_neither_samples_nor_the_bound(conditional_prior):
 def test_mediators_keep_the_spread_of_their_distribution():
     """Particles of the factual mixture become particles of the counterfactual one."""
     torch.manual_seed(0)
-    draws = torch.ones(50_000)
+    draws = torch.ones(50_000, 1)
     q, p, star = (Normal(mean * draws, log_std * draws) for mean, log_std in ((1, -1), (0, 0.5), (3, 1)))
     for mixing in (0.0, 0.5, 1.0):
         here, there = q.mixed(p, mixing), q.mixed(star, mixing)

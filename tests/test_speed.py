@@ -14,7 +14,7 @@ from segcft.hvae import HVAE, Stage
 from segcft.latents import Normal
 from segcft.parity import ParityHVAE
 from segcft.tasks.base import Optimisation, lay_out
-from segcft.tasks.callbacks import EMA
+from segcft.tasks.callbacks import Average
 from tests import trees
 
 STAGES = [Stage(8, 8, 1), Stage(4, 12, 2, 3), Stage(2, 16, 2, 3)]
@@ -34,9 +34,12 @@ def gradients(kind, dims, recompute):
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("kind", [HVAE, ParityHVAE])
-def test_recomputed_activations_give_the_same_gradient(kind, dims):
-    plain, again = gradients(kind, dims, 0), gradients(kind, dims, 4)
-    assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
+@pytest.mark.parametrize("recompute", [4, "activations"])
+def test_what_is_computed_anew_gives_the_same_gradient(kind, dims, recompute):
+    plain, again = gradients(kind, dims, 0), gradients(kind, dims, recompute)
+    for one, other in zip(plain, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        assert recompute == "activations" or torch.equal(one, other)
 
 
 @pytest.mark.parametrize("kind", [HVAE, ParityHVAE])
@@ -57,14 +60,15 @@ def test_an_exogenous_prior_need_not_be_asked_again(kind):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_recomputing_keeps_fewer_activations():
+@pytest.mark.parametrize("recompute", [4, "activations"])
+def test_recomputing_keeps_fewer_activations(recompute):
     kept = []
-    for recompute in (0, 4):
+    for way in (0, recompute):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
-            HVAE(2, 1, 3, STAGES, recompute=recompute).abduct(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3))
+            HVAE(2, 1, 3, STAGES, recompute=way).abduct(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3))
         kept.append(sum(sizes))
-    assert kept[1] < 0.8 * kept[0]
+    assert kept[1] < 0.85 * kept[0]
 
 
 def test_the_divergence_is_that_of_normals():
@@ -130,25 +134,29 @@ def test_a_run_goes_on_with_weights_in_another_layout():
 
 def test_the_average_is_lightnings():
     averages = []
-    for callback in (EMA(0.9), EMAWeightAveraging(decay=0.9)):
+    for made in (
+        lambda model: Average(model, 0.9),
+        lambda model: AveragedModel(model, **EMAWeightAveraging(decay=0.9)._kwargs, use_buffers=True),
+    ):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
-        average = AveragedModel(model, **callback._kwargs, use_buffers=True)
+        average = made(model)
         for _ in range(3):
             for weight in model.parameters():
                 weight.data += torch.randn_like(weight)
+            model(torch.randn(2, 1, 5, 5))  # moves what BatchNorm counts
             average.update_parameters(model)
-        averages.append(average.module.state_dict())
-        assert callback.should_update(step_idx=0)
+        averages.append(average.state_dict())
+    assert averages[0].keys() == averages[1].keys()
     for name, value in averages[0].items():
-        torch.testing.assert_close(value, averages[1][name])
+        torch.testing.assert_close(value, averages[1][name], msg=name)
 
 
 def test_every_path_is_timed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(speed, "PRESETS", TINY)
     monkeypatch.setattr(clock, "PEAK_SHAPES", {"cpu": ((1, 8, 8),)})
-    given = ["--presets", "chest64", "--settings", "plain", "nchw+bf16+recompute", "--rounds", "2", "--warmup", "0"]
-    speed.main([*given, "--no-memory", "--out", str(tmp_path / "found")])
+    given = ["--presets", "chest64", "--settings", "plain", "nchw+bf16+lean", "--rounds", "2", "--warmup", "0"]
+    speed.main([*given, "--out", str(tmp_path / "found")])
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     assert [row["path"] for row in rows] == ["train"] * 2 + ["finetune"] * 2 + ["generate"] * 2 + ["sweep"] * 2 + [
         "read"

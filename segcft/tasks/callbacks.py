@@ -4,6 +4,8 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, WeightAveraging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segcft.files import staged
 from segcft.tasks.base import Task
@@ -84,6 +87,10 @@ def numbers(trainer: Trainer) -> list[str]:
     return [f"{name} {shown[name]:.3f}" for name in sorted(shown)]
 
 
+def _values(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
+
+
 def _stage(module: LightningModule) -> str:
     return module.stage if isinstance(module, Task) else type(module).__name__
 
@@ -92,16 +99,52 @@ def _terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
+class Average(AveragedModel):
+    """An exponential moving average of all weights at one go, which looks up once where they are.
+
+    Args:
+        model: Whose weights and buffers to average.
+        decay: Share of the average that a step keeps, in [0, 1].
+        device: Where to keep it; that of the model, unless each step is to wait for a transfer.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, device: torch.device | None = None) -> None:
+        super().__init__(model, device, use_buffers=True)  # type: ignore[no-untyped-call]
+        self._average: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """As ``AveragedModel``: the first time a copy."""
+        if not self._pairs:
+            self._pairs = list(zip(_values(self.module), _values(model), strict=True))
+            if self.n_averaged == 0:
+                for average, value in self._pairs:
+                    average.copy_(value)
+                self.n_averaged += 1
+                return
+        for floating in (True, False):
+            chosen = [pair for pair in self._pairs if pair[0].is_floating_point() == floating]
+            if chosen:
+                self._average(*map(held, zip(*chosen, strict=True)), self.n_averaged)
+        self.n_averaged += 1
+
+
 class EMA(WeightAveraging):
-    """The exponential moving average of Lightning's ``EMAWeightAveraging``, of all weights at one go.
+    """The exponential moving average of Lightning's ``EMAWeightAveraging``, cheaper.
 
     Args:
         decay: Share of the average that a step keeps, in [0, 1].
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        super().__init__(multi_avg_fn=lambda old, new, count: average(held(old), held(new), count))
+        super().__init__()
+        self.decay = decay
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the model to the device where it will be."""
+        if stage == "fit":
+            self._average_model = Average(pl_module, self.decay, trainer.strategy.root_device)
 
 
 class PredictionFiles(BasePredictionWriter):

@@ -1,0 +1,228 @@
+"""Convolutions and the activations before them, written out where that is cheaper than what autograd makes of them.
+
+A block of the HVAE is activation, convolution, activation, convolution and so on (He et al., 2016, arXiv:1603.05027).
+Autograd keeps both what every activation reads and what it makes, and leaves to a convolution's backward pass sums and
+products that on CPUs are several times faster by themselves. ``chain`` computes the same numbers. ``*S`` is (H, W) or
+(D, H, W).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+LARGE = 2**18  # numbers; below, Python takes longer than it saves
+FEW = 16  # images; of fewer torch leaves 1x1 convolutions on one thread to a slow path
+MANY = 512  # pixels; below, that path is no slower
+Weights = Sequence[Any]  # weight, bias, weight, bias and so on; instead of a bias there may be None
+
+
+class Activation(NamedTuple):
+    """A function of every number by itself.
+
+    Attributes:
+        forward: Its value.
+        backward: From the gradient of the value, and the number, to the gradient of the number, which is written over
+            ``grad_input``.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[..., Tensor]
+
+
+def _unchanged(gradient: Tensor, number: Tensor, *, grad_input: Tensor) -> Tensor:
+    return gradient
+
+
+GELU = Activation(F.gelu, torch.ops.aten.gelu_backward.grad_input)
+SILU = Activation(F.silu, torch.ops.aten.silu_backward.grad_input)
+NONE = Activation(lambda number: number, _unchanged)
+
+
+def chain(
+    features: Tensor,
+    weights: Weights,
+    activation: Activation = NONE,
+    shift: Tensor | None = None,
+    sizes: Sequence[int] = (),
+    lean: bool = False,
+) -> list[Tensor]:
+    """Activation, convolution, activation, convolution and so on; every one keeps the size.
+
+    Args:
+        features: (B, C, *S).
+        weights: Of every convolution its weight, then its bias; see ``weights_of``.
+        activation: Before every convolution.
+        shift: Added after the first convolution: (B, its channels, *S), or 1 instead of every S.
+        sizes: Channels of the parts to return; all in one part unless given.
+        lean: Keep for the backward pass what activations read, and make anew what they make of it.
+
+    Returns:
+        The last convolution's value, (B, channels, *S), or its parts. Nobody else has them: see ``added``.
+    """
+    if _single(features, weights):
+        (flat,) = _values(features.flatten(1), weights, activation, None if shift is None else shift.flatten(1))
+        return _split(flat.view(*flat.shape, *features.shape[2:]), sizes)
+    lower = torch.is_autocast_enabled(features.device.type)
+    large = features.device.type == "cpu" and features.numel() >= LARGE and not lower
+    parts = tuple(sizes) if large else ()  # dense, which slices are not; of small maps one convolution is cheaper
+    if torch.is_grad_enabled() and (large or lean):
+        if lower:
+            dtype = torch.get_autocast_dtype(features.device.type)
+            weights = [None if weight is None else weight.to(dtype) for weight in weights]
+        values = list(_Chain.apply(features, shift, activation, parts, lean, *weights))  # type: ignore[no-untyped-call]
+    else:
+        values = _values(features, weights, activation, shift, parts)
+    return values if parts else _split(values[0], sizes)
+
+
+def weights_of(*layers: nn.Module) -> Weights:
+    """Weight and bias of every layer."""
+    return [weight for layer in layers for weight in (layer.weight, layer.bias)]
+
+
+def added(value: Tensor, other: Tensor) -> Tensor:
+    """The sum, written over ``value``, which nobody else may have, where that loses no digits."""
+    return value.add_(other) if value.dtype == other.dtype else value + other
+
+
+class Pointwise2d(nn.Conv2d):
+    """A convolution without neighbours."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, channels, H, W)."""
+        return chain(features, weights_of(self))[0]
+
+
+class Pointwise3d(nn.Conv3d):
+    """A convolution without neighbours."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, channels, D, H, W)."""
+        return chain(features, weights_of(self))[0]
+
+
+def _split(value: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    return list(torch.split(value, list(sizes), dim=1)) if sizes else [value]
+
+
+def _values(
+    features: Tensor,
+    weights: Weights,
+    activation: Activation,
+    shift: Tensor | None,
+    parts: Sequence[int] = (),
+    kept: list[tuple[Tensor, Tensor]] | None = None,
+) -> list[Tensor]:
+    """See ``chain``; what every activation reads and makes is put into ``kept``, in the weights' precision."""
+    *inner, last, bias = weights
+    for place in range(0, len(weights), 2):
+        made = activation.forward(features)
+        if kept is not None:
+            made = made.to(last.dtype)
+            kept.append((features, made))
+        if place < len(inner):
+            features = _convolve(made, inner[place], inner[place + 1])
+            features = features if place or shift is None else added(features, shift)
+    if not parts:
+        return [_convolve(made, last, bias)]
+    pieces = zip(last.split(parts), bias.split(parts), strict=True)
+    return [_convolve(made, *piece) for piece in pieces]
+
+
+class _Chain(torch.autograd.Function):
+    """See ``chain``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        shift: Tensor | None,
+        activation: Activation,
+        parts: tuple[int, ...],
+        lean: bool,
+        *weights: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        kept: list[tuple[Tensor, Tensor]] = []
+        values = _values(features, weights, activation, shift, parts, kept)
+        read, made = zip(*kept, strict=True)
+        ctx.save_for_backward(*weights[::2], *read, *(() if lean else made))
+        ctx.activation, ctx.parts, ctx.shift = activation, parts, None if shift is None else shift.shape
+        ctx.biases = [bias is not None for bias in weights[1::2]]
+        return tuple(values)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        saved, count, activation = ctx.saved_tensors, len(ctx.biases), ctx.activation
+        weights, read, made = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        by_weights: list[Tensor | None] = []
+        for place in reversed(range(count)):
+            weight, parts = weights[place], ctx.parts if place + 1 == count else ()
+            value = made[place] if made else activation.forward(read[place]).to(weight.dtype)
+            pieces = zip(gradients, weight.split(parts) if parts else [weight], strict=True)
+            each = [_gradients(gradient, value, piece) for gradient, piece in pieces]
+            biases = [gradient.sum((0, *range(2, gradient.dim()))) for gradient in gradients if ctx.biases[place]]
+            by_weights[:0] = torch.cat([part for _, part in each]), torch.cat(biases) if biases else None
+            by_shift, (by_value, _) = gradients[0], each[0]
+            for other, _ in each[1:]:
+                by_value.add_(other)
+            by_value = by_value.to(read[place].dtype)
+            gradients = (activation.backward(by_value, read[place], grad_input=by_value),)
+        by_given = gradients[0], None if ctx.shift is None else by_shift.sum_to_size(ctx.shift)
+        return *by_given, None, None, None, *by_weights
+
+
+def _single(features: Tensor, weights: Weights) -> bool:
+    """Whether maps are single pixels, and so convolutions products of matrices."""
+    if max(features.shape[2:]) > 1 or len(features) < FEW:
+        return False
+    return all(max(weight.shape[2:]) == 1 for weight in weights[::2] if weight is not None)
+
+
+def _convolve(features: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+    if features.dim() == 2:
+        return F.linear(features, weight.flatten(1), bias)
+    if features.dim() == 5:
+        return F.conv3d(features, weight, bias, padding=weight.shape[2] // 2)
+    if not torch.is_grad_enabled() and _folds(features, weight):
+        return _unfold(F.conv2d(_fold(features), weight, bias), *features.shape[2:])
+    return F.conv2d(features, weight, bias, padding=weight.shape[2] // 2)
+
+
+def _gradients(gradient: Tensor, value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of what a convolution reads, and of its weight."""
+    channels, axes, size = weight.shape[:2], gradient.dim() - 2, value.shape[2:]
+    if max(weight.shape[2:]) == 1 and channels[0] < channels[1]:
+        columns, rows = (each.movedim(1, -1).flatten(0, -2) for each in (gradient, value))
+        return _convolve(gradient, weight.transpose(0, 1)), (columns.t() @ rows).view_as(weight)
+    folds = _folds(value, weight)
+    if folds:
+        gradient, value = _fold(gradient), _fold(value)
+    pad, none, once = [weight.shape[2] // 2] * axes, [0] * axes, [1] * axes
+    by_value, by_weight, _ = torch.ops.aten.convolution_backward(
+        gradient, value, weight, None, once, pad, once, False, none, 1, [True, True, False]
+    )
+    return _unfold(by_value, *size) if folds else by_value, by_weight
+
+
+def _folds(features: Tensor, weight: Tensor) -> bool:
+    few = features.device.type == "cpu" and features.dim() == 4 and len(features) < FEW
+    large = few and max(weight.shape[2:]) == 1 and features.shape[2] * features.shape[3] >= MANY
+    return large and features.is_contiguous(memory_format=torch.channels_last)
+
+
+def _fold(features: Tensor) -> Tensor:
+    """Every row an image, so that there are many: (B, C, H, W) -> (B * H, C, 1, W)."""
+    return features.permute(0, 2, 3, 1).flatten(0, 1)[:, None].permute(0, 3, 1, 2)
+
+
+def _unfold(rows: Tensor, height: int, width: int) -> Tensor:
+    """Back, and no view: (B * H, C, 1, W) -> (B, C, H, W)."""
+    channels = rows.shape[1]
+    rows = rows.contiguous(memory_format=torch.channels_last)  # which it nearly always is
+    strides = (channels * height * width, 1, channels * width, channels)
+    return rows.as_strided_((len(rows) // height, channels, height, width), strides)

@@ -1,0 +1,129 @@
+"""A chain computes what autograd would, however it is written out."""
+
+import pytest
+import torch
+from torch import nn
+
+from segcft import convolutions
+from segcft.blocks import conv
+from segcft.convolutions import GELU, NONE, SILU, added, chain, weights_of
+
+WRITTEN_OUT = {"LARGE": 0}  # always
+
+
+def layers(dims, *channels, kernel=3):
+    torch.manual_seed(0)
+    made = [
+        conv(dims, one, other, size) for one, other, size in zip(channels, channels[1:], (1, kernel, 1), strict=False)
+    ]
+    for layer in made:
+        layer.bias.data.normal_()
+    return [layer.double() for layer in made]
+
+
+def plainly(features, made, activation, shift=None):
+    for place, layer in enumerate(made):
+        weight, function = layer.weight, torch.nn.functional.conv2d if features.dim() == 4 else nn.functional.conv3d
+        features = function(activation(features), weight, layer.bias, padding=weight.shape[2] // 2)
+        if place == 0 and shift is not None:
+            features = features + shift
+    return features
+
+
+def gradients(value, given):
+    return torch.autograd.grad(value.square().sum(), given)
+
+
+@pytest.fixture(params=[{}, WRITTEN_OUT, {**WRITTEN_OUT, "MANY": 0}], ids=["as it comes", "written out", "folded"])
+def way(request, monkeypatch):
+    for name, value in request.param.items():
+        monkeypatch.setattr(convolutions, name, value)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("channels", [(6, 3, 3, 8), (3, 6, 5, 2)])
+@pytest.mark.parametrize(("activation", "plain"), [(GELU, nn.GELU()), (SILU, nn.SiLU()), (NONE, nn.Identity())])
+def test_a_chain_is_its_activations_and_convolutions(lean, dims, channels, activation, plain):
+    made = layers(dims, *channels)
+    features = torch.randn(2, channels[0], *[4] * dims, dtype=torch.double, requires_grad=True)
+    for size in (4, 1):  # a shift a position, and one for all of them
+        shift = torch.randn(2, channels[1], *[size] * dims, dtype=torch.double, requires_grad=True)
+        given = [features, shift, *(weight for layer in made for weight in layer.parameters())]
+        (ours,), theirs = (
+            chain(features, weights_of(*made), activation, shift, lean=lean),
+            plainly(features, made, plain, shift),
+        )
+        torch.testing.assert_close(ours, theirs)
+        for one, other in zip(gradients(ours, given), gradients(theirs, given), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("dims", [2, 3])
+def test_parts_are_those_of_the_whole_and_dense_where_written_out(dims):
+    made = layers(dims, 6, 3, 3, 8)
+    features = torch.randn(2, 6, *[4] * dims, dtype=torch.double, requires_grad=True)
+    (whole,), parts = (
+        chain(features, weights_of(*made), GELU),
+        chain(features, weights_of(*made), GELU, sizes=(5, 2, 1)),
+    )
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
+    given = [features, *(weight for layer in made for weight in layer.parameters())]
+    for one, other in zip(gradients(torch.cat(parts, 1), given), gradients(whole, given), strict=True):
+        torch.testing.assert_close(one, other)
+    if convolutions.LARGE == 0:
+        assert all(part.untyped_storage().nbytes() == 8 * part.numel() for part in parts)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("bias", [True, False])
+def test_single_pixels_and_missing_biases(bias):
+    layer = nn.Conv2d(5, 3, 1, bias=bias).double()
+    for features in (torch.randn(16, 5, 1, 1), torch.randn(2, 5, 1, 1), torch.randn(2, 5, 6, 4)):
+        features = features.double().requires_grad_()
+        ours, theirs = chain(features, weights_of(layer))[0], layer(features)
+        torch.testing.assert_close(ours, theirs)
+        given = [features, *layer.parameters()]
+        for one, other in zip(gradients(ours, given), gradients(theirs, given), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(1, 5, 3, 24, 32), (2, 3, 5, 32, 24), (1, 1, 4, 24, 24), (1, 4, 1, 24, 24)])
+def test_rows_as_images_are_the_same_convolution(size, layout, monkeypatch):
+    monkeypatch.setattr(convolutions, "LARGE", 0)
+    count, channels, out, *pixels = size
+    layer = nn.Conv2d(channels, out, 1)
+    features = torch.randn(count, channels, *pixels).contiguous(memory_format=layout).requires_grad_()
+    slope = torch.randn(count, out, *pixels)  # in another layout than what it belongs to
+    ours, theirs = chain(features, weights_of(layer))[0], layer(features)
+    torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(chain(features, weights_of(layer))[0], theirs)
+    given = [features, *layer.parameters()]
+    each = [torch.autograd.grad(value, given, slope) for value in (ours, theirs)]
+    for one, other in zip(*each, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_in_low_precision_a_chain_computes_as_torch_does(lean, monkeypatch):
+    monkeypatch.setattr(convolutions, "LARGE", 0)
+    made = [layer.float() for layer in layers(2, 6, 3, 3, 8)]
+    features = torch.randn(2, 6, 8, 8, requires_grad=True)
+    given = [features, *(weight for layer in made for weight in layer.parameters())]
+    with torch.autocast("cpu", torch.bfloat16):
+        (ours,), theirs = chain(features, weights_of(*made), GELU, lean=lean), plainly(features, made, nn.GELU())
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs)
+    for one, other in zip(gradients(ours.float(), given), gradients(theirs.float(), given), strict=True):
+        assert one.dtype == torch.float
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05 * float(other.abs().max()))
+
+
+def test_a_sum_loses_no_digits():
+    assert added(torch.ones(2, dtype=torch.bfloat16), torch.ones(2)).dtype == torch.float
+    value = torch.ones(2)
+    assert added(value, torch.ones(2)) is value
