@@ -145,6 +145,7 @@ def test_the_average_is_lightnings():
             for weight in model.parameters():
                 weight.data += torch.randn_like(weight)
             model(torch.randn(2, 1, 5, 5))  # moves what BatchNorm counts
+            model[1].running_var = 2 * model[1].running_var  # another tensor in its place
             average.update_parameters(model)
         averages.append(average.state_dict())
     assert averages[0].keys() == averages[1].keys()

@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, WeightAveraging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segcft.files import staged
@@ -87,8 +86,15 @@ def numbers(trainer: Trainer) -> list[str]:
     return [f"{name} {shown[name]:.3f}" for name in sorted(shown)]
 
 
-def _values(module: nn.Module) -> Iterator[Tensor]:
-    return chain(module.parameters(), module.buffers())
+def _places(ours: nn.Module, theirs: nn.Module) -> Iterator[tuple[dict[str, Any], dict[str, Any], str]]:
+    """Where weights and buffers hang, for others may be put there."""
+    seen = set()
+    for one, other in zip(ours.modules(), theirs.modules(), strict=True):
+        for kind in ("_parameters", "_buffers"):
+            for name, value in getattr(other, kind).items():
+                if value is not None and id(value) not in seen:
+                    seen.add(id(value))
+                    yield getattr(one, kind), getattr(other, kind), name
 
 
 def _stage(module: LightningModule) -> str:
@@ -111,20 +117,18 @@ class Average(AveragedModel):
     def __init__(self, model: nn.Module, decay: float, device: torch.device | None = None) -> None:
         super().__init__(model, device, use_buffers=True)  # type: ignore[no-untyped-call]
         self._average: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._places: list[tuple[dict[str, Any], dict[str, Any], str]] = []  # of the average, of the model, a name
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """As ``AveragedModel``: the first time a copy."""
-        if not self._pairs:
-            self._pairs = list(zip(_values(self.module), _values(model), strict=True))
-            if self.n_averaged == 0:
-                for average, value in self._pairs:
-                    average.copy_(value)
-                self.n_averaged += 1
-                return
-        for floating in (True, False):
-            chosen = [pair for pair in self._pairs if pair[0].is_floating_point() == floating]
+        first = not self._places and self.n_averaged == 0
+        self._places = self._places or list(_places(self.module, model))
+        pairs = [(ours[name], theirs[name]) for ours, theirs, name in self._places]
+        for average, value in pairs if first else ():
+            average.copy_(value)
+        for floating in () if first else (True, False):
+            chosen = [pair for pair in pairs if pair[0].is_floating_point() == floating]
             if chosen:
                 self._average(*map(held, zip(*chosen, strict=True)), self.n_averaged)
         self.n_averaged += 1

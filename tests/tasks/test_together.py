@@ -126,8 +126,8 @@ def test_two_processes_learn_what_one_does(tmp_path):
         first, second = (torch.load(tmp_path / f"of{len(TORCHRUN)}/{strategy}.{rank}.pt") for rank in range(2))
         for name, one in alone.items():
             assert len(one["gradients"]) == len(first[name]["gradients"]) == 2
-            for key in ("gradients", "metrics", "weights"):
-                compare(one[key], first[name][key], f"{strategy}.{name}.{key}", 1e-5)
+            for key in ("gradients", "metrics", "weights"):  # Adam makes more of rounding where gradients are near 0
+                compare(one[key], first[name][key], f"{strategy}.{name}.{key}", 1e-4)
             compare(first[name]["weights"], second[name]["weights"], name, 0)
             here, both = map(sum, zip(*first[name]["sizes"], strict=True)) if strategy == "sharded" else (0, 1)
             assert here < 0.55 * both, "each keeps a part"
