@@ -45,7 +45,7 @@ class SizeMechanism:
 NARROWED_BY = {"noncalcified_plaque": 0.12, "calcified_plaque": 0.06}
 MECHANISMS = {  # causes before effects
     "noncalcified_plaque": SizeMechanism((8.0, 7.0, 5.5), (34.0, 26.0, 18.0), 0.15, 0.15, 0.25),
-    "calcified_plaque": SizeMechanism((2.6, 2.2, 1.8), (8.0, 6.5, 5.0), 0.25, 0.30, 0.30),
+    "calcified_plaque": SizeMechanism((4.7, 4.0, 3.2), (14.0, 11.5, 9.0), 0.25, 0.30, 0.30),
     "lumen": SizeMechanism((54.0, 46.0, 38.0), (143.0, 104.0, 71.0), 0.08, 0.0, 0.18, NARROWED_BY),
 }
 
