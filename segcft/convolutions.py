@@ -67,7 +67,8 @@ def chain(
         (flat,) = _values(features.flatten(1), weights, activation, None if shift is None else shift.flatten(1))
         return _split(flat.view(*flat.shape, *features.shape[2:]), sizes)
     lower = torch.is_autocast_enabled(features.device.type)
-    large = features.device.type == "cpu" and features.numel() >= LARGE and not lower
+    costly = features.numel() >= LARGE or torch.compiler.is_compiling()
+    large = features.device.type == "cpu" and costly and not lower
     parts = tuple(sizes) if large else ()  # dense, which slices are not; of small maps one convolution is cheaper
     if torch.is_grad_enabled() and (large or lean):
         if lower:
