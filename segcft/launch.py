@@ -4,6 +4,8 @@ A launcher starts the processes and says in the environment how many there are; 
 as often, alone each time. ``told`` reads the environment, ``refuse_lonely`` stops a Trainer that stayed alone.
 """
 
+import atexit
+import gc
 import importlib
 import importlib.util
 import os
@@ -147,6 +149,8 @@ def refuse_lonely(world_size: int, environment: Mapping[str, str]) -> None:
 def settle(trainer: Any, environment: Mapping[str, str]) -> None:
     """See that a Trainer fits its launcher and these tasks: not every stage uses every parameter of its parts.
 
+    The process leaves its group when it ends, whatever the backend.
+
     Args:
         trainer: Lightning's, before it begins.
         environment: Variables of the process, as ``os.environ``.
@@ -163,6 +167,17 @@ def settle(trainer: Any, environment: Mapping[str, str]) -> None:
     options = getattr(trainer.strategy, "_ddp_kwargs", None)
     if options is not None:
         options.setdefault("find_unused_parameters", True)
+    atexit.unregister(_leave)  # once, though a process may train several times
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Leave the process group while the interpreter stands: threads of gloo that outlive it abort the process."""
+    from torch import distributed
+
+    gc.collect()  # averages and wrapped models in cycles hold the group, too
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _paths() -> list[str]:

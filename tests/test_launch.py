@@ -106,6 +106,22 @@ print(*found, step(), step())
     assert kept < 100
 
 
+def test_a_process_leaves_its_group_before_the_interpreter_ends():
+    script = """
+import atexit
+from types import SimpleNamespace
+from torch import distributed
+from segcft.launch import settle
+
+atexit.register(lambda: print("in a group:", distributed.is_initialized()))  # the last of all to run
+for _ in range(2):
+    settle(SimpleNamespace(world_size=1, strategy=None), {})
+distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (0, "in a group: False\n"), done.stderr
+
+
 def test_foreign_strategies_that_share_out_parameters_are_refused():
     trainer = SimpleNamespace(world_size=1, strategy=FSDPStrategy())
     with pytest.raises(ValueError, match=r"under FSDPStrategy: use --trainer\.strategy=sharded"):
