@@ -132,7 +132,9 @@ class SegCFTCLI(LightningCLI):
                 kwargs["logger"] = TensorBoardLogger(os.path.join("logs", config.experiment), **place)
             text = self._parser(self.subcommand).dump(config, skip_none=True)
             callbacks.append(Record(os.path.join("checkpoints", folder), yaml.safe_load(text)))
-            if config.trainer.logger is not False:
+            if config.trainer.logger is False:
+                self.save_config_callback = None  # it would write where the command was typed; run.json has it all
+            else:
                 callbacks += [LearningRateMonitor("step"), Pace(), CounterfactualImages(), Watch()]
                 callbacks.append(FrontPage(text, yaml.safe_load(text)))
         self.trainer_defaults = {"callbacks": callbacks}

@@ -29,6 +29,7 @@ def test_a_run_can_be_repeated_from_its_record(tmp_path, monkeypatch):
     assert record["data"]["subjects"]["train"] > 0
     assert record["metrics"]["val/loss"] > 0
     assert record["config"]["deterministic"] is True
+    assert not Path("config.yaml").exists(), "without a logger the record is the only one"
     run(tmp_path, "fit", 2, "segmentor", "--seed_everything=7", "--experiment=two", "--deterministic")
     one, two = (torch.load(f"checkpoints/{name}/segmentor/last.ckpt", weights_only=True) for name in ("one", "two"))
     assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
