@@ -61,6 +61,7 @@ class Study:
         arguments: Options of every command.
         split: Split of the tables.
         out: Where results go.
+        ask: What every subject is asked of every variable; None for the value of another subject.
     """
 
     experiment: str
@@ -74,6 +75,7 @@ class Study:
     arguments: tuple[str, ...]
     split: str
     out: Path
+    ask: str | None = None
 
     @property
     def home(self) -> str:
@@ -98,6 +100,8 @@ def study(
 ) -> Study:
     """Read the declaration; without one, the methods of ``evaluate.yaml`` are compared.
 
+    A declaration that is ``like`` another takes from that all that it does not say.
+
     Args:
         folder: ``experiments/EXPERIMENT``.
         seeds: Of the trainings; by default the declared ones, or three.
@@ -116,6 +120,8 @@ def study(
     if declaration != "benchmark" and not file.is_file():
         raise ValueError(f"{file} does not exist: nothing says what to compare")
     content, evaluate = read(file), read(folder / "evaluate.yaml")
+    if "like" in content:
+        content = merged(read(folder / f"{content['like']}.yaml"), content)
     declared = content.get("methods") or evaluate.get("methods")
     if not declared:
         raise ValueError(f"{folder} has no evaluate.yaml that names methods: there is nothing to compare")
@@ -135,6 +141,7 @@ def study(
         arguments=arguments,
         split=split,
         out=out,
+        ask=content.get("ask"),
     )
 
 
@@ -190,6 +197,7 @@ def _evaluation(plan: Study, seed: int) -> Job:
     }
     out = plan.out / f"seed{seed}"
     config |= {"experiment": f"{plan.home}/seed{seed}", "out": str(out), "split": plan.split}
+    config |= {"ask": plan.ask} if plan.ask else {}
     config, needs = _pointed(config, plan, seed)
     shared = tuple(argument for argument in plan.arguments if argument.startswith("--data"))  # it has no trainer
     waits = tuple(f"seed{seed}/{needed}" for needed in needs)

@@ -53,6 +53,7 @@ def conclude(plan: Study, command: str, wall: float, docs: Path) -> dict[str, An
         "seeds": plan.seeds,
         "split": plan.split,
         "subjects": found[0]["subjects"],
+        "ask": plan.ask,
         "methods": plan.methods,
         "evaluator_floor": floor,
         **summary,
@@ -96,10 +97,11 @@ def section(results: Mapping[str, Any], text: str, figure: str) -> str:
     else:
         trained = f"seed {seeds[0]} alone"
         resampled = "subjects, so they say nothing of what another training would give"
+    asked = f"Each is asked for `{results['ask']}` of every variable. " if results["ask"] else ""
     return (
         f"## {results['experiment']}\n\n"
         f"{results['subjects']} subjects of split `{results['split']}`, training {trained}; the same subjects, "
-        f"targets and data for all. Brackets: 95 % of bootstrap resamples of {resampled}. "
+        f"targets and data for all. {asked}Brackets: 95 % of bootstrap resamples of {resampled}. "
         "`refinement`: what the guide still does at the answer.\n\n"
         f"```sh\n{results['command']}\n```\n\n"
         f"{results['seconds'] / 60:.0f} min of stages, one thread each: {machine['processor']}, "

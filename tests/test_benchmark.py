@@ -55,6 +55,14 @@ def test_variations_differ_in_what_they_declare():
     assert "seed0/regressor" not in jobs, "what no method needs is not trained"
 
 
+def test_another_question_is_put_to_the_same_models():
+    (_, usual), (study, asked) = planned("chexpert"), planned("chexpert", declaration="smaller")
+    assert usual.keys() == asked.keys()
+    assert all(job.config == asked[name].config for name, job in usual.items() if job.command == "fit")
+    assert asked["seed0/evaluate"].config == usual["seed0/evaluate"].config | {"ask": "-25%"}
+    assert study.name == "chexpert_smaller"
+
+
 def test_without_a_declaration_the_methods_of_evaluate_are_compared():
     with pytest.raises(ValueError, match=r"morphomnist has no evaluate\.yaml that names methods"):
         planned("morphomnist")
@@ -207,6 +215,7 @@ def test_a_short_benchmark_from_end_to_end(tmp_path, monkeypatch, capsys):
         "coronary_phantom/regions",
         "chexpert/benchmark",
         "chexpert/size_128",
+        "chexpert/smaller",
     ],
 )
 def test_every_declaration_can_be_planned(declaration):
@@ -216,7 +225,8 @@ def test_every_declaration_can_be_planned(declaration):
     evaluation = made["seed0/evaluate"]
     assert len(evaluation.config["methods"]) == len(study.methods)
     assert set(evaluation.needs) <= made.keys()
-    assert (study.home == experiment) is (name in ("benchmark", "ablations")), "other data, other checkpoints"
+    shared = name in ("benchmark", "ablations", "smaller")
+    assert (study.home == experiment) is shared, "other data, other checkpoints"
     for job in made.values():
         for text in re.findall(r"checkpoints/\S+?/seed0/(\S+?)/last.ckpt", str(job.config)):
             assert f"seed0/{text}" in made

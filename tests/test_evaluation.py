@@ -44,6 +44,19 @@ def frame_of(people, judge, **answers):
     return pd.concat([rows(given, people, judge).assign(method=name) for name, given in answers.items()])
 
 
+def test_all_are_asked_the_same_if_a_question_is_given(people):
+    usual, judge = people
+    data = Balls(subjects=24, spatial_dims=usual.batch["image"].dim() - 2)
+    with torch.inference_mode():
+        asked = gather(data, data.dataset("test"), judge, 16, seed=0, ask="-25%")
+        with pytest.raises(ValueError, match=r"_size=25%'"):
+            gather(data, data.dataset("test"), judge, 16, seed=0, ask="25%")
+    assert torch.equal(asked.batch["image"], usual.batch["image"]), "the same subjects"
+    for name, target in asked.do.items():
+        assert torch.allclose(target, 0.75 * usual.batch[name])
+        assert not torch.allclose(target, usual.do[name])
+
+
 def test_doing_nothing_and_the_truth_score_as_they_must(people):
     people, judge = people
     found = summarise(frame_of(people, judge, identity=unchanged(people), truth=perfect(people)), count=200)["metrics"]

@@ -12,6 +12,7 @@ from segcft.judges import Judge, SegmentationModel
 from segcft.mechanisms import Mechanism
 from segcft.outlines import measure_masks
 from segcft.parents import DataDescription
+from segcft.requests import parse
 
 Values = dict[str, Tensor]
 
@@ -107,15 +108,37 @@ def opened(method: Method, causal: Mechanism | None) -> Contender:
     return Contender(model, guide.eval() if guide else None, method)
 
 
-def gather(data: DataModule, dataset: ImageDataset, judge: SegmentationModel, subjects: int, seed: int) -> Subjects:
-    """Choose subjects and targets by ``seed``: each is asked for every variable of another; where the judge is."""
+def gather(
+    data: DataModule,
+    dataset: ImageDataset,
+    judge: SegmentationModel,
+    subjects: int,
+    seed: int,
+    ask: str | None = None,
+) -> Subjects:
+    """Choose subjects and targets by ``seed``; tensors lie where the judge is.
+
+    Args:
+        data: Says what the variables are.
+        dataset: Of the split.
+        judge: Measures the factual images.
+        subjects: How many; fewer if the split has fewer.
+        seed: Of the choice.
+        ask: What all are asked of every variable, as ``segcft.requests`` writes it (``-25%``); by default each is asked
+            for the values of another.
+
+    Raises:
+        ValueError: If ``ask`` is malformed or asks the impossible of a variable.
+    """
+    parents = data.description.parents
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(dataset), generator=generator)[:subjects]
     device = next((weight.device for weight in judge.parameters()), torch.device("cpu"))
     batch = _moved(dataset.read(chosen), device)
     do = {}
-    for name in data.description.parents.structural:
-        do[name] = batch[name][torch.randperm(len(chosen), generator=generator)]
+    for name in parents.structural:
+        others = batch[name][torch.randperm(len(chosen), generator=generator)]
+        do[name] = others if ask is None else parse(f"{name}={ask}", parents).target(batch[name])
     truth = {}
     if isinstance(dataset, Rerenderable):
         drawn = [name for name in do if dataset.can_draw(name)]

@@ -50,6 +50,7 @@ def evaluate(
     gap: float = 3.0,
     references: int = 256,
     sweeps: int = 3,
+    ask: str | None = None,
 ) -> dict[str, Any]:
     """Measure effectiveness, leakage, locality, the axioms, realism and, where known, distance to the truth.
 
@@ -69,9 +70,10 @@ def evaluate(
         references: Training images that answers should look like.
         sweeps: Subjects whose pictures are kept while every variable goes through its range, in sweeps.npz, for
             ``segcft report`` and ``segcft figure``; 0 keeps none.
+        ask: What every subject is asked of every variable, ``-25%``, ``q0.1`` and so on; by default another's value.
 
     Raises:
-        ValueError: If a checkpoint is missing, of the wrong kind, or does not fit the data.
+        ValueError: If a checkpoint is missing, of the wrong kind, or does not fit the data, or ``ask`` is malformed.
     """
     asked = {name: Method(method) if isinstance(method, str) else method for name, method in methods.items()}
     causal = opened_mechanism(mechanism)
@@ -82,7 +84,7 @@ def evaluate(
         contender.model.check_fit(data.description)
     with torch.inference_mode():
         dataset = data.dataset(split)
-        people = gather(data, dataset, judge, subjects, seed)
+        people = gather(data, dataset, judge, subjects, seed, ask)
         for contender in contenders.values():
             contender.model.parents.check(people.do, strict)
         answers = {"identity": unchanged(people), **({TRUTH: perfect(people)} if people.truth else {})}
@@ -100,6 +102,7 @@ def evaluate(
         "seed": seed,
         "split": split,
         "subjects": len(people.batch["image"]),
+        "ask": ask,
         "seconds": {stage: spent for path in paths for stage, spent in checkpoints.seconds(path).items()},
         "refinement": {name: method.refinement for name, method in asked.items()},
         "guides": {name: type(c.guide).__name__ if c.guide else None for name, c in contenders.items()},
