@@ -167,7 +167,7 @@ class _Chain(torch.autograd.Function):
             pieces = zip(gradients, weight.split(parts) if parts else [weight], strict=True)
             each = [_gradients(gradient, value, piece) for gradient, piece in pieces]
             biases = [gradient.sum((0, *range(2, gradient.dim()))) for gradient in gradients if ctx.biases[place]]
-            by_weights[:0] = torch.cat([part for _, part in each]), torch.cat(biases) if biases else None
+            by_weights[:0] = _joined([part for _, part in each]), _joined(biases)
             by_shift, (by_value, _) = gradients[0], each[0]
             for other, _ in each[1:]:
                 by_value.add_(other)
@@ -208,6 +208,10 @@ def _gradients(gradient: Tensor, value: Tensor, weight: Tensor) -> tuple[Tensor,
         gradient, value, weight, None, once, pad, once, False, none, 1, [True, True, False]
     )
     return _unfold(by_value, *size) if folds else by_value, by_weight
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    return torch.cat(parts) if len(parts) > 1 else next(iter(parts), None)
 
 
 def _folds(features: Tensor, weight: Tensor) -> bool:
