@@ -89,6 +89,19 @@ def read(path: Path) -> Config:
     return content or {}
 
 
+def declared(folder: Path, name: str) -> Config:
+    """A declaration, over the one that it is ``like``; nothing if there is no ``benchmark.yaml``.
+
+    Raises:
+        ValueError: If another one does not exist.
+    """
+    file = folder / f"{name}.yaml"
+    if name != "benchmark" and not file.is_file():
+        raise ValueError(f"{file} does not exist: nothing says what to compare")
+    content = read(file)
+    return merged(declared(folder, content["like"]), content) if "like" in content else content
+
+
 def study(
     folder: Path,
     seeds: tuple[int, ...],
@@ -116,19 +129,15 @@ def study(
     """
     if not (folder / "data.yaml").is_file():
         raise ValueError(f"{folder} is no experiment: it has no data.yaml")
-    file = folder / f"{declaration}.yaml"
-    if declaration != "benchmark" and not file.is_file():
-        raise ValueError(f"{file} does not exist: nothing says what to compare")
-    content, evaluate = read(file), read(folder / "evaluate.yaml")
-    if "like" in content:
-        content = merged(read(folder / f"{content['like']}.yaml"), content)
-    declared = content.get("methods") or evaluate.get("methods")
-    if not declared:
+    content = declared(folder, declaration)
+    offered = content.get("methods") or read(folder / "evaluate.yaml").get("methods")
+    if not offered:
         raise ValueError(f"{folder} has no evaluate.yaml that names methods: there is nothing to compare")
-    chosen = {name: _method(value) for name, value in declared.items() if not methods or name in methods}
+    chosen = {name: _method(value) for name, value in offered.items() if not methods or name in methods}
     for name in methods:
-        if name not in declared:
-            raise ValueError(f"unknown method {name!r}; {file} compares {', '.join(declared)}")
+        if name not in offered:
+            file = folder / f"{declaration}.yaml"
+            raise ValueError(f"unknown method {name!r}; {file} compares {', '.join(offered)}")
     return Study(
         experiment=folder.name,
         name=folder.name if declaration == "benchmark" else f"{folder.name}_{declaration}",

@@ -175,8 +175,8 @@ def _leave() -> None:
     """Leave the process group while the interpreter stands: threads of gloo that outlive it abort the process."""
     from torch import distributed
 
-    gc.collect()  # averages and wrapped models in cycles hold the group, too
     if distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # averages and wrapped models in cycles hold the group, too
         distributed.destroy_process_group()
 
 

@@ -63,6 +63,21 @@ def test_another_question_is_put_to_the_same_models():
     assert study.name == "chexpert_smaller"
 
 
+def test_a_declaration_may_be_like_one_that_exists(tmp_path):
+    for name, text in {
+        "data": "",
+        "a": "methods: {m: s}",
+        "b": "{like: a, ask: -5%}",
+        "c": "like: b",
+        "d": "like: x",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    study = plan.study(tmp_path, (0,), (), "val", Path("x"), declaration="c")
+    assert (list(study.methods), study.ask) == (["m"], "-5%")
+    with pytest.raises(ValueError, match=r"x\.yaml does not exist"):
+        plan.study(tmp_path, (0,), (), "val", Path("x"), declaration="d")
+
+
 def test_without_a_declaration_the_methods_of_evaluate_are_compared():
     with pytest.raises(ValueError, match=r"morphomnist has no evaluate\.yaml that names methods"):
         planned("morphomnist")

@@ -137,8 +137,10 @@ def gather(
     batch = _moved(dataset.read(chosen), device)
     do = {}
     for name in parents.structural:
-        others = batch[name][torch.randperm(len(chosen), generator=generator)]
-        do[name] = others if ask is None else parse(f"{name}={ask}", parents).target(batch[name])
+        if ask is None:
+            do[name] = batch[name][torch.randperm(len(chosen), generator=generator)]
+        else:
+            do[name] = parse(f"{name}={ask}", parents).target(batch[name])
     truth = {}
     if isinstance(dataset, Rerenderable):
         drawn = [name for name in do if dataset.can_draw(name)]
