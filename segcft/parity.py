@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcft.blocks import Block, conv, scaled, shrink, spread
-from segcft.convolutions import GELU, added, chain, weights_of
+from segcft.convolutions import GELU, added, chain, gelu, weights_of
 from segcft.hvae import HVAE, Recompute, Stage
 from segcft.latents import LatentBlock, Normal
 from segcft.likelihoods import CappedDiscretisedGaussian, Likelihood
@@ -109,7 +109,7 @@ class Step(Quadruple):
         Averages and 1x1 convolutions commute, and there are fewer pixels afterwards.
         """
         (hidden,) = chain(features, weights_of(self.squeeze, self.first, self.second), GELU, lean=self.lean)
-        return added(self.expand(shrink(F.gelu(hidden), size)), self.skip(shrink(features, size)))
+        return added(self.expand(shrink(gelu(hidden), size)), self.skip(shrink(features, size)))
 
 
 class ParityBlock(LatentBlock):

@@ -6,9 +6,16 @@ from torch import nn
 
 from segcft import convolutions
 from segcft.blocks import conv
-from segcft.convolutions import GELU, NONE, SILU, added, chain, weights_of
+from segcft.convolutions import GELU, NONE, SILU, added, chain, gelu, weights_of
 
 WRITTEN_OUT = {"LARGE": 0}  # always
+WAYS = {
+    "as it comes": {},
+    "written out": WRITTEN_OUT,
+    "folded": {**WRITTEN_OUT, "MANY": 0},
+    "turned": {**WRITTEN_OUT, "TURNED": 0},
+}
+FIRST, LAST = torch.contiguous_format, {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def layers(dims, *channels, kernel=3):
@@ -34,7 +41,7 @@ def gradients(value, given):
     return torch.autograd.grad(value.square().sum(), given)
 
 
-@pytest.fixture(params=[{}, WRITTEN_OUT, {**WRITTEN_OUT, "MANY": 0}], ids=["as it comes", "written out", "folded"])
+@pytest.fixture(params=WAYS.values(), ids=WAYS)
 def way(request, monkeypatch):
     for name, value in request.param.items():
         monkeypatch.setattr(convolutions, name, value)
@@ -47,8 +54,9 @@ def way(request, monkeypatch):
 @pytest.mark.parametrize(("activation", "plain"), [(GELU, nn.GELU()), (SILU, nn.SiLU()), (NONE, nn.Identity())])
 def test_a_chain_is_its_activations_and_convolutions(lean, dims, channels, activation, plain):
     made = layers(dims, *channels)
-    features = torch.randn(2, channels[0], *[4] * dims, dtype=torch.double, requires_grad=True)
-    for size in (4, 1):  # a shift a position, and one for all of them
+    pixels = torch.randn(2, channels[0], *[4] * dims, dtype=torch.double)
+    for size, layout in ((4, FIRST), (1, LAST[2 + dims])):  # a shift a position, and one for all of them
+        features = pixels.contiguous(memory_format=layout).requires_grad_()
         shift = torch.randn(2, channels[1], *[size] * dims, dtype=torch.double, requires_grad=True)
         given = [features, shift, *(weight for layer in made for weight in layer.parameters())]
         (ours,), theirs = (
@@ -106,6 +114,25 @@ def test_rows_as_images_are_the_same_convolution(size, layout, monkeypatch):
     each = [torch.autograd.grad(value, given, slope) for value in (ours, theirs)]
     for one, other in zip(*each, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_gradients_lie_in_memory_as_what_they_belong_to(dims, monkeypatch):
+    monkeypatch.setattr(convolutions, "LARGE", 0)
+    features = torch.randn(2, 6, *[4] * dims).to(memory_format=LAST[2 + dims]).requires_grad_()
+    (value,) = chain(features, weights_of(conv(dims, 6, 2, 1)), GELU)
+    (gradient,) = torch.autograd.grad(value, features, torch.randn(value.shape))
+    assert gradient.stride() == features.stride()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_gelu_is_gelu_however_its_numbers_lie(dims, monkeypatch):
+    monkeypatch.setattr(convolutions, "TURNED", 0)
+    first = 4 * torch.randn(2, 3, *[8] * dims)
+    last = first.contiguous(memory_format=LAST[2 + dims])
+    assert gelu(last).stride() == last.stride()
+    for numbers in (first, last):
+        torch.testing.assert_close(gelu(numbers).double(), nn.functional.gelu(first.double()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("lean", [False, True])
