@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,6 +43,9 @@ class Prediction(nn.Module, Recorded, ABC):
             ValueError: If it needs a stage that is not there.
         """
 
+    def anneal(self, share: float) -> None:
+        """Be as strict as ``share`` of what it will be, in (0, 1]; fine-tuning says so before a step."""
+
     @abstractmethod
     def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
         """Draw the counterfactual of an image (B, C, *S) in [-1, 1]."""
@@ -63,6 +67,9 @@ class Gated(Prediction):
     Small differences between both worlds, which add up to a haze over the whole image, leave it untouched. The
     residual x - mu of a pixel that does change shows the structure that is no longer there, and is dropped.
 
+    Where both worlds are nearly one the gate passes hardly any gradient, and a model that answers too little never
+    learns to. ``anneal`` therefore begins with a twentieth of the threshold.
+
     Args:
         threshold: Difference, in image units, at which half of a pixel is replaced.
 
@@ -70,11 +77,18 @@ class Gated(Prediction):
         ValueError: If ``threshold`` is not positive.
     """
 
+    present: Tensor  # the threshold of this step
+
     def __init__(self, threshold: float = 0.1) -> None:
         super().__init__()
         if threshold <= 0:
             raise ValueError(f"threshold must be positive, got {threshold}")
         self.threshold = threshold
+        self.register_buffer("present", torch.tensor(float(threshold)), persistent=False)
+
+    def anneal(self, share: float) -> None:
+        """Let the gate open sooner than ``threshold`` says."""
+        self.present.fill_(self.threshold * max(share, 0.05))
 
     def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
         """Blend the image towards the counterfactual mean where it differs materially from the factual one."""
@@ -82,7 +96,7 @@ class Gated(Prediction):
 
     def _blend(self, image: Tensor, other: Tensor, factual: Pixels, counterfactual: Pixels) -> Tensor:
         squared = (counterfactual.loc - factual.loc).square()
-        gate = squared / (squared + self.threshold**2)
+        gate = squared / (squared + self.present.square())
         return (image + gate * (other - image)).clamp(-1, 1)
 
 

@@ -127,6 +127,22 @@ def test_smp_reads_two_dimensions_only():
         Segmentor(Balls(spatial_dims=3).description, "smp.Unet", options)
 
 
+def test_an_annealed_gate_opens_sooner_until_it_is_as_strict_as_ever():
+    image, zero, there = torch.full((1, 1, 1), 0.5), torch.zeros(1, 1, 1), torch.full((1, 1, 1), 0.01)
+    here, there = Pixels(zero, zero), Pixels(there.requires_grad_(), zero)
+    gate, changes, slopes = Gated(0.1), [], []
+    for share in (0.05, 0.5, 1.0):
+        gate.anneal(share)
+        drawn = gate(image, here, there).image
+        (slope,) = torch.autograd.grad(drawn.sum(), there.loc)
+        changes.append(float((drawn - image).detach().abs()))
+        slopes.append(float(slope.abs()))
+        assert torch.equal(gate(image, here, here).image, image), "however open, nothing asked changes nothing"
+    assert slopes[0] > 2 * slopes[1] > 4 * slopes[2]
+    assert changes[0] > changes[1] > changes[2]
+    assert torch.equal(drawn, Gated(0.1)(image, here, there).image)
+
+
 def test_gate_leaves_small_differences_alone_and_follows_large_ones():
     image, here = torch.full((1, 1, 3), 0.5), Pixels(torch.zeros(1, 1, 3), torch.zeros(1, 1, 3))
     there = Pixels(torch.tensor([[[0.0, 0.01, -0.9]]]), torch.zeros(1, 1, 3))

@@ -33,6 +33,8 @@ class CounterfactualFineTuning(Task):
         weights: Factor of a guided variable in the guidance loss, 1 where not named.
         guidance_weight: Factor of the guidance loss.
         minimality: Factor of the mean absolute change.
+        annealing: Share of all steps over which what a change costs, minimality and the prediction's price and gate,
+            rises from nothing to its full: for images on which a pretrained model hardly answers, see ``Gated``.
         shape: Factor of the distance to the shape that the guidance predicts, if it measures one.
         soft: Ask of what is not intervened on to stay as the judge finds it in the factual image, not to equal its
             label: errors of the judge must not be corrected in the image (attribute amplification).
@@ -40,6 +42,10 @@ class CounterfactualFineTuning(Task):
         questions: Where the targets come from.
         stage: Name of the stage: ``nocft``, ``regcft`` or ``segcft``.
         optimisation: Optimiser and schedule.
+
+    Raises:
+        ValueError: If the pretrained model does not fit the data, ``weights`` name what it does not know or
+            ``annealing`` is no share.
     """
 
     parts = ("model", "guidance")
@@ -55,6 +61,7 @@ class CounterfactualFineTuning(Task):
         weights: dict[str, float] | None = None,
         guidance_weight: float = 1.0,
         minimality: float = 5.0,
+        annealing: float = 0.0,
         shape: float = 3.0,
         soft: bool = False,
         specificity: float = 1.0,
@@ -63,13 +70,15 @@ class CounterfactualFineTuning(Task):
         optimisation: Optimisation = Optimisation(flat=0.5, weight_decay=0.0),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(stage, optimisation)
+        if not 0 <= annealing <= 1:
+            raise ValueError(f"annealing is a share of all steps, between 0 and 1, got {annealing}")
         self.model = checkpoints.load(pretrained, CounterfactualModel).replaced(prediction, opened(mechanism))
         self.guidance, self.constraint = guidance, constraint or ElboConstraint()
         self.weights, self.guidance_weight, self.minimality = weights or {}, guidance_weight, minimality
         self.earlier_seconds = {**checkpoints.seconds(pretrained), **guidance.seconds}
         if isinstance(mechanism, str):
             self.earlier_seconds |= checkpoints.seconds(mechanism)
-        self.shape, self.soft, self.specificity = shape, soft, specificity
+        self.shape, self.soft, self.specificity, self.annealing = shape, soft, specificity, annealing
         self.model.check_fit(description)
         guidance.attach(self.model.description)
         for name in self.weights:
@@ -87,19 +96,26 @@ class CounterfactualFineTuning(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Ask a random question of every subject and judge the answer."""
+        price = self._price()
+        self.model.prediction.anneal(price)
         terms, learning = self.terms(batch, self.questions.draw(batch, self.asked, self.model.parents))
         level = together.mean(terms["nelbo"])
         loss: Tensor = (
             sum(learning.values())
             + self.guidance_weight * terms["guidance"]
             + self.shape * terms["shape"]
-            + self.minimality * terms["change"]
-            + terms["drawing"]
+            + price * (self.minimality * terms["change"] + terms["drawing"])
             + self.constraint(terms["nelbo"], level)
         )
         self.constraint.ascend(level)
         self.show("train", {**terms, **learning, "multiplier": self.constraint.multiplier, "loss": loss}, batch)
         return loss
+
+    def _price(self) -> float:
+        """Share of its full price that a change has at this step."""
+        if not self.annealing:
+            return 1.0
+        return min(1.0, (self.global_step + 1) / (self.annealing * int(self.trainer.estimated_stepping_batches)))
 
     def terms(self, batch: Batch, do: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What answers to ``do`` cost, and what the judge itself learns from them."""

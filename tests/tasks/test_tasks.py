@@ -10,9 +10,11 @@ from torch._dynamo.utils import counters
 from segcft.checkpoints import load
 from segcft.cli import main
 from segcft.counterfactual import CounterfactualModel
-from segcft.guidance import EnsembleGuidance
+from segcft.guidance import EnsembleGuidance, NoGuidance
 from segcft.judges import Segmentor
-from segcft.tasks import Optimisation
+from segcft.prediction import Gated
+from segcft.tasks import CounterfactualFineTuning, Optimisation
+from tests.balls import Balls
 
 CONFIG = """
 experiment: balls
@@ -74,6 +76,18 @@ def test_the_whole_chain_trains_in_two_and_three_dimensions(trained):
     judge = torch.load(folder / "checkpoints/balls/segmentor/last.ckpt", weights_only=True)["state_dict"]
     for name, weight in judge.items():
         assert torch.equal(weight, content["state_dict"][f"guidance.{name}"]), "the judge never learns"
+
+
+def test_what_a_change_costs_rises_over_the_annealing(trained, monkeypatch):
+    folder, dims = trained
+    monkeypatch.chdir(folder)
+    shares = []
+    monkeypatch.setattr(Gated, "anneal", lambda gate, share: shares.append(share))
+    new = ("--experiment=annealed", "--trainer.max_steps=5")
+    run(folder, "fit", dims, "segcft", *new, "--model.init_args.annealing=0.8")
+    assert shares == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    with pytest.raises(ValueError, match="annealing is a share of all steps, between 0 and 1, got 2"):
+        CounterfactualFineTuning(Balls().description, "any.ckpt", NoGuidance(), annealing=2)
 
 
 def test_the_last_step_is_kept_even_if_it_was_not_validated(trained, monkeypatch):
