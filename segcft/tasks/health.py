@@ -1,4 +1,4 @@
-"""Is the training well? Steps that would spoil it are left out; latents that died and loaders that stall are named.
+"""Is the training well? Steps that would spoil it are left out; what died, shut or stalls is named.
 
 One number is read from the device in each step: the gradient's norm, together with the loss.
 """
@@ -21,10 +21,16 @@ from torch.optim import Optimizer
 from segcft import together
 from segcft.counterfactual import CounterfactualModel
 from segcft.files import staged
+from segcft.interventions import fixed_do
 from segcft.latents import Belief, Normal
 from segcft.tasks.base import Batch, FirstLook, looked_at
+from segcft.tasks.finetune import CounterfactualFineTuning
 
 log = logging.getLogger(__name__)
+SHUT = (
+    "do(%s) moves it by %.0f %% of what is asked, in the second half of training: a gated prediction may have shut; "
+    "--model.init_args.annealing=0.5 lets it open first"
+)
 
 
 class StepGuard(Callback):
@@ -166,6 +172,36 @@ def channel_kl(belief: Belief) -> Tensor:
         Normal(one.mean.flatten(0, 1), one.log_std.flatten(0, 1)) for one in (belief.posterior, belief.prior)
     )
     return posterior.kl(prior).view(belief.prior.mean.shape[:2]).mean(0)
+
+
+class Response(FirstLook):
+    """Shows, on the first validation batch of fine-tuning, how much of what is asked happens: ``health/response_NAME``.
+
+    By the guide, and 1 is all of it: the slope of what was moved over what was to be moved. Warns once a variable that
+    hardly moves in the second half of training: its gate has shut.
+
+    Args:
+        least: Share of what was asked.
+    """
+
+    def __init__(self, least: float = 0.1) -> None:
+        self.least, self._warned = least, set[str]()
+
+    def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
+        """Ask what validation asks."""
+        if not isinstance(module, CounterfactualFineTuning) or not module.guidance.names:
+            return
+        do = fixed_do(batch, module.asked)
+        answer = module.model(batch["image"], batch, do, temperature=0.0)
+        before, after = module.guidance(batch["image"]), module.guidance(answer.image, batch["image"])
+        late = 2 * trainer.global_step >= trainer.estimated_stepping_batches
+        for name in sorted(set(before) & set(after) & set(do)):
+            wanted = (do[name] - batch[name]).nan_to_num()  # of whom something else is asked: nothing
+            response = (wanted * (after[name] - before[name])).sum() / wanted.square().sum().clamp(min=1e-12)
+            module.log(f"health/response_{name}", response, batch_size=len(wanted), sync_dist=True)
+            if late and name not in self._warned and float(response) < self.least and wanted.any():
+                self._warned.add(name)
+                log.warning(SHUT, name, 100 * float(response))
 
 
 class DataStall(Callback):

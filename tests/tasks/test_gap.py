@@ -1,5 +1,6 @@
 """The evaluator beside the guide, while fine-tuning."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from lightning.pytorch import LightningModule
 from segcft.guidance import NoGuidance, SegmentorGuidance
 from segcft.judges import Segmentor
 from segcft.tasks import CounterfactualFineTuning, gap
+from segcft.tasks.health import Response
 from tests.balls import Balls
 
 
@@ -71,3 +73,35 @@ def test_nobody_watches_where_nobody_guides(watched):
     _, task, validate = watched
     task.guidance = NoGuidance()
     assert validate() == {}
+
+
+class Part:
+    """Goes part of the way to what is asked, and measures it: a variable is a pixel."""
+
+    names = ("left_size", "right_size")
+
+    def __init__(self, share):
+        self.share = share
+
+    def __call__(self, image, batch=None, do=None, **_):
+        if do is None:
+            return {name: image[:, place] for place, name in enumerate(self.names)}
+        moved = [self.share * (do[name] - batch[name]).nan_to_num() for name in self.names]
+        return SimpleNamespace(image=image + torch.stack(moved, dim=1))
+
+
+@pytest.mark.parametrize(("share", "step", "warned"), [(0.5, 9, 0), (0.02, 4, 0), (0.02, 5, 2)])
+def test_a_question_without_an_answer_is_named_in_the_second_half(share, step, warned, caplog):
+    sizes = {"left_size": torch.tensor([1.0, 5.0, 2.0, 9.0]), "right_size": torch.tensor([3.0, 3.0, 8.0, 1.0])}
+    batch = {"image": torch.rand(4, 2), **sizes}
+    task, response = FineTuning(Part(share), Part(share)), Response()
+    trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=10)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            response.look(trainer, task, batch)
+    assert task.logged == pytest.approx({f"health/response_{name}": share for name in Part.names}, rel=1e-4)
+    assert caplog.text.count("of what is asked") == warned, "once a variable"
+    task.guidance = NoGuidance()
+    task.logged.clear()
+    response.look(trainer, task, batch)
+    assert task.logged == {}
