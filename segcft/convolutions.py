@@ -178,7 +178,8 @@ class _Chain(torch.autograd.Function):
         saved, count, activation = ctx.saved_tensors, len(ctx.biases), ctx.activation
         weights, read, made = saved[:count], saved[count : 2 * count], saved[2 * count :]
         by_weights: list[Tensor | None] = []
-        gradients = tuple(_laid_as(gradient, read[0]) for gradient in gradients)
+        if not torch.compiler.is_compiling():  # a compiler lays out as it likes
+            gradients = tuple(_laid_as(gradient, read[0]) for gradient in gradients)
         for place in reversed(range(count)):
             weight, parts = weights[place], ctx.parts if place + 1 == count else ()
             value = made[place] if made else activation.forward(read[place]).to(weight.dtype)

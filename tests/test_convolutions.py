@@ -154,3 +154,19 @@ def test_a_sum_loses_no_digits():
     assert added(torch.ones(2, dtype=torch.bfloat16), torch.ones(2)).dtype == torch.float
     value = torch.ones(2)
     assert added(value, torch.ones(2)) is value
+
+
+def test_a_chain_compiles_as_a_whole(monkeypatch):
+    """Where it cannot be followed a training step falls into dozens of graphs, and is no faster."""
+    for name in ("LARGE", "TURNED"):
+        monkeypatch.setattr(convolutions, name, 0)
+    made, features = [layer.float() for layer in layers(2, 6, 3, 3, 8)], torch.randn(2, 6, 8, 8)
+    features = features.to(memory_format=torch.channels_last).requires_grad_()
+
+    def value():
+        return chain(features, weights_of(*made), GELU)[0]
+
+    given = [features, *(weight for layer in made for weight in layer.parameters())]
+    ours = torch.compile(value, fullgraph=True, backend="aot_eager")()
+    for one, other in zip(gradients(ours, given), gradients(value(), given), strict=True):
+        torch.testing.assert_close(one, other)
