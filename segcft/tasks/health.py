@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -194,7 +195,8 @@ class Response(FirstLook):
         do = fixed_do(batch, module.asked)
         answer = module.model(batch["image"], batch, do, temperature=0.0)
         before, after = module.guidance(batch["image"]), module.guidance(answer.image, batch["image"])
-        late = 2 * trainer.global_step >= trainer.estimated_stepping_batches
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        late = fitting and 2 * trainer.global_step >= trainer.estimated_stepping_batches
         for name in sorted(set(before) & set(after) & set(do)):
             wanted = (do[name] - batch[name]).nan_to_num()  # of whom something else is asked: nothing
             response = (wanted * (after[name] - before[name])).sum() / wanted.square().sum().clamp(min=1e-12)

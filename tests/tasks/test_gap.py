@@ -95,7 +95,7 @@ def test_a_question_without_an_answer_is_named_in_the_second_half(share, step, w
     sizes = {"left_size": torch.tensor([1.0, 5.0, 2.0, 9.0]), "right_size": torch.tensor([3.0, 3.0, 8.0, 1.0])}
     batch = {"image": torch.rand(4, 2), **sizes}
     task, response = FineTuning(Part(share), Part(share)), Response()
-    trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=10)
+    trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=10, state=SimpleNamespace(fn="fit"))
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             response.look(trainer, task, batch)
