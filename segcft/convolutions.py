@@ -18,6 +18,7 @@ LARGE = 2**18  # numbers; below, Python takes longer than it saves
 FEW = 16  # images; of fewer torch leaves 1x1 convolutions on one thread to a slow path
 MANY = 512  # pixels; below, that path is no slower
 TURNED = 2**16  # numbers; below, seeing them another way takes longer than it saves
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 Weights = Sequence[Any]  # weight, bias, weight, bias and so on; instead of a bias there may be None
 
 
@@ -178,8 +179,6 @@ class _Chain(torch.autograd.Function):
         saved, count, activation = ctx.saved_tensors, len(ctx.biases), ctx.activation
         weights, read, made = saved[:count], saved[count : 2 * count], saved[2 * count :]
         by_weights: list[Tensor | None] = []
-        if not torch.compiler.is_compiling():  # a compiler lays out as it likes
-            gradients = tuple(_laid_as(gradient, read[0]) for gradient in gradients)
         for place in reversed(range(count)):
             weight, parts = weights[place], ctx.parts if place + 1 == count else ()
             value = made[place] if made else activation.forward(read[place]).to(weight.dtype)
@@ -215,6 +214,7 @@ def _convolve(features: Tensor, weight: Any, bias: Tensor | None = None) -> Tens
 
 def _gradients(gradient: Tensor, value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Of what a convolution reads, and of its weight."""
+    gradient = _laid_as(gradient, value)
     channels, axes, size = weight.shape[:2], gradient.dim() - 2, value.shape[2:]
     if max(weight.shape[2:]) == 1 and channels[0] < channels[1]:
         columns, rows = (each.movedim(1, -1).flatten(0, -2) for each in (gradient, value))
@@ -231,7 +231,7 @@ def _gradients(gradient: Tensor, value: Tensor, weight: Tensor) -> tuple[Tensor,
 
 def _laid_as(gradient: Tensor, value: Tensor) -> Tensor:
     """In the memory format of ``value``: those of all blocks before take after it, and others are slow to add."""
-    last = torch.channels_last if value.dim() == 4 else torch.channels_last_3d
+    last = CHANNELS_LAST[value.dim()]
     return gradient.contiguous(memory_format=last) if value.is_contiguous(memory_format=last) else gradient
 
 

@@ -30,7 +30,6 @@ from segcft.tasks import (
     TrainRegressor,
     TrainSegmentor,
     base,
-    finetune,
 )
 from segcft.tasks.callbacks import EMA
 from segcft.tasks.health import StepGuard
@@ -107,7 +106,7 @@ def main(folder):
     """Everything into FOLDER/STRATEGY.RANK.pt; several processes train first with whole weights, then with parts."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     Task.configure_optimizers = lambda self: torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.01)
-    interventions.sample_do = finetune.fixed_do = base.fixed_do = ask
+    interventions.sample_do = base.fixed_do = ask
     drawn = torch.randn  # images are drawn by their own generators
     torch.randn = lambda *shape, **more: drawn(*shape, **more) if "generator" in more else torch.zeros(*shape, **more)
     torch.randn_like = torch.zeros_like

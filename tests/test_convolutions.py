@@ -6,7 +6,7 @@ from torch import nn
 
 from segcft import convolutions
 from segcft.blocks import conv
-from segcft.convolutions import GELU, NONE, SILU, added, chain, gelu, weights_of
+from segcft.convolutions import CHANNELS_LAST, GELU, NONE, SILU, added, chain, gelu, weights_of
 
 WRITTEN_OUT = {"LARGE": 0}  # always
 WAYS = {
@@ -15,7 +15,7 @@ WAYS = {
     "folded": {**WRITTEN_OUT, "MANY": 0},
     "turned": {**WRITTEN_OUT, "TURNED": 0},
 }
-FIRST, LAST = torch.contiguous_format, {4: torch.channels_last, 5: torch.channels_last_3d}
+FIRST = torch.contiguous_format
 
 
 def layers(dims, *channels, kernel=3):
@@ -55,7 +55,7 @@ def way(request, monkeypatch):
 def test_a_chain_is_its_activations_and_convolutions(lean, dims, channels, activation, plain):
     made = layers(dims, *channels)
     pixels = torch.randn(2, channels[0], *[4] * dims, dtype=torch.double)
-    for size, layout in ((4, FIRST), (1, LAST[2 + dims])):  # a shift a position, and one for all of them
+    for size, layout in ((4, FIRST), (1, CHANNELS_LAST[2 + dims])):  # a shift a position, and one for all of them
         features = pixels.contiguous(memory_format=layout).requires_grad_()
         shift = torch.randn(2, channels[1], *[size] * dims, dtype=torch.double, requires_grad=True)
         given = [features, shift, *(weight for layer in made for weight in layer.parameters())]
@@ -128,7 +128,7 @@ def test_gradients_lie_in_memory_as_what_they_belong_to(monkeypatch):
 def test_gelu_is_gelu_however_its_numbers_lie(dims, monkeypatch):
     monkeypatch.setattr(convolutions, "TURNED", 0)
     first = 4 * torch.randn(2, 3, *[8] * dims)
-    last = first.contiguous(memory_format=LAST[2 + dims])
+    last = first.contiguous(memory_format=CHANNELS_LAST[2 + dims])
     assert gelu(last).stride() == last.stride()
     for numbers in (first, last):
         torch.testing.assert_close(gelu(numbers).double(), nn.functional.gelu(first.double()), rtol=1e-5, atol=1e-5)

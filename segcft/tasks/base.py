@@ -18,13 +18,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_map_only
 
 from segcft import chance, checkpoints, together
-from segcft.counterfactual import CounterfactualModel
+from segcft.convolutions import CHANNELS_LAST
+from segcft.counterfactual import Counterfactual, CounterfactualModel
 from segcft.interventions import fixed_do
 from segcft.latents import Abduction
 
 Batch = dict[str, Tensor]
 MODES = ("default", "reduce-overhead")  # of torch.compile
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the weight's number of axes
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Task(LightningModule):
         chance.separate(self.global_rank)
         if stage == "fit" and self.optimisation.channels_last:
             for weight in self.parameters():
-                if weight.dim() in _CHANNELS_LAST:
-                    weight.data = weight.data.to(memory_format=_CHANNELS_LAST[weight.dim()])
+                if weight.dim() in CHANNELS_LAST:
+                    weight.data = weight.data.to(memory_format=CHANNELS_LAST[weight.dim()])
         if stage == "fit":
             self.terms = compiled(self.terms, self.optimisation.compile)  # type: ignore[method-assign]
 
@@ -228,11 +228,22 @@ def looked_at(trainer: Trainer, taken: bool = False) -> bool:
     return every > 0 and (trainer.global_step + (not taken)) % every == 0
 
 
-def predictions(model: CounterfactualModel, batch: Batch, names: list[str]) -> Batch:
-    """Counterfactuals of the questions that validation asks, with deterministic abduction."""
+def passed(step: int, steps: int, share: float) -> float:
+    """How much of the first ``share`` of all steps is over at ``step``, from 0 to 1; all of it if there is none."""
+    end = share * max(1, steps)
+    return min(1.0, step / end) if end else 1.0
+
+
+def asked_in_turn(model: CounterfactualModel, batch: Batch, names: list[str]) -> tuple[Batch, Counterfactual]:
+    """The questions that validation asks, see ``fixed_do``, and the answers, with deterministic abduction."""
     do = fixed_do(batch, names)
-    image = model(batch["image"], batch, do, temperature=0.0).image
-    return {"image": image, **{f"do_{name}": values for name, values in do.items()}}
+    return do, model(batch["image"], batch, do, temperature=0.0)
+
+
+def predictions(model: CounterfactualModel, batch: Batch, names: list[str]) -> Batch:
+    """What validation asks and is answered: images (B, C, *S), and ``do_NAME``."""
+    do, answer = asked_in_turn(model, batch, names)
+    return {"image": answer.image, **{f"do_{name}": values for name, values in do.items()}}
 
 
 def elbo_terms(found: Abduction) -> dict[str, Tensor]:

@@ -9,13 +9,13 @@ from torch import Tensor
 from segcft import checkpoints, together
 from segcft.counterfactual import Counterfactual, CounterfactualModel
 from segcft.guidance import Guidance
-from segcft.interventions import Questions, fixed_do
+from segcft.interventions import Questions
 from segcft.losses import ElboConstraint, guidance_loss, minimality_loss
 from segcft.mechanisms import Mechanism, opened
 from segcft.parents import DataDescription
 from segcft.prediction import Prediction
 from segcft.shape import ShapeModel
-from segcft.tasks.base import Batch, Optimisation, Task, elbo_terms, predictions
+from segcft.tasks.base import Batch, Optimisation, Task, asked_in_turn, elbo_terms, passed, predictions
 
 
 class CounterfactualFineTuning(Task):
@@ -96,8 +96,7 @@ class CounterfactualFineTuning(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Ask a random question of every subject and judge the answer."""
-        price = self._price()
-        self.model.prediction.anneal(price)
+        price = self._anneal() if self.annealing else 1.0
         terms, learning = self.terms(batch, self.questions.draw(batch, self.asked, self.model.parents))
         level = together.mean(terms["nelbo"])
         loss: Tensor = (
@@ -111,11 +110,11 @@ class CounterfactualFineTuning(Task):
         self.show("train", {**terms, **learning, "multiplier": self.constraint.multiplier, "loss": loss}, batch)
         return loss
 
-    def _price(self) -> float:
-        """Share of its full price that a change has at this step."""
-        if not self.annealing:
-            return 1.0
-        return min(1.0, (self.global_step + 1) / (self.annealing * int(self.trainer.estimated_stepping_batches)))
+    def _anneal(self) -> float:
+        """Share of its full price that a change has at this step; the prediction is told."""
+        share = passed(self.global_step + 1, int(self.trainer.estimated_stepping_batches), self.annealing)
+        self.model.prediction.anneal(share)
+        return share
 
     def terms(self, batch: Batch, do: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What answers to ``do`` cost, and what the judge itself learns from them."""
@@ -124,7 +123,7 @@ class CounterfactualFineTuning(Task):
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """Ask the same questions each time, with deterministic abduction."""
-        answer = self.model(batch["image"], batch, fixed_do(batch, self.asked), temperature=0.0)
+        _, answer = asked_in_turn(self.model, batch, self.asked)
         self.show(stage, self._judge(batch, answer), batch)
 
     def predictions(self, batch: Batch) -> Batch:

@@ -8,9 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from segcft import checkpoints
-from segcft.interventions import fixed_do
 from segcft.judges import SegmentationModel
-from segcft.tasks.base import Batch, FirstLook
+from segcft.tasks.base import Batch, FirstLook, asked_in_turn
 from segcft.tasks.finetune import CounterfactualFineTuning
 
 
@@ -67,8 +66,7 @@ class GuideGap(FirstLook):
         """Ask what validation asks, and let both judges measure the answers."""
         if not isinstance(module, CounterfactualFineTuning) or not module.guidance.names:
             return
-        do = fixed_do(batch, module.asked)
-        answer = module.model(batch["image"], batch, do, temperature=0.0)
+        do, answer = asked_in_turn(module.model, batch, module.asked)
         guided, judged = (ask(answer.image, batch["image"]) for ask in (module.guidance, self.judge.measure))
         for name in set(guided) & set(judged) & set(do):
             asked, scale = ~do[name].isnan(), module.model.parents[name].std

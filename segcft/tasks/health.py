@@ -22,9 +22,8 @@ from torch.optim import Optimizer
 from segcft import together
 from segcft.counterfactual import CounterfactualModel
 from segcft.files import staged
-from segcft.interventions import fixed_do
 from segcft.latents import Belief, Normal
-from segcft.tasks.base import Batch, FirstLook, looked_at
+from segcft.tasks.base import Batch, FirstLook, asked_in_turn, looked_at
 from segcft.tasks.finetune import CounterfactualFineTuning
 
 log = logging.getLogger(__name__)
@@ -192,13 +191,12 @@ class Response(FirstLook):
         """Ask what validation asks."""
         if not isinstance(module, CounterfactualFineTuning) or not module.guidance.names:
             return
-        do = fixed_do(batch, module.asked)
-        answer = module.model(batch["image"], batch, do, temperature=0.0)
+        do, answer = asked_in_turn(module.model, batch, module.asked)
         before, after = module.guidance(batch["image"]), module.guidance(answer.image, batch["image"])
         fitting = trainer.state.fn == TrainerFn.FITTING
         late = fitting and 2 * trainer.global_step >= trainer.estimated_stepping_batches
-        for name in sorted(set(before) & set(after) & set(do)):
-            wanted = (do[name] - batch[name]).nan_to_num()  # of whom something else is asked: nothing
+        for name, target in do.items():
+            wanted = (target - batch[name]).nan_to_num()  # of whom something else is asked: nothing
             response = (wanted * (after[name] - before[name])).sum() / wanted.square().sum().clamp(min=1e-12)
             module.log(f"health/response_{name}", response, batch_size=len(wanted), sync_dist=True)
             if late and name not in self._warned and float(response) < self.least and wanted.any():

@@ -9,10 +9,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from segcft import plots
 from segcft.counterfactual import Counterfactual, CounterfactualModel
-from segcft.interventions import fixed_do
 from segcft.judges import Judge, SegmentationModel
 from segcft.latents import Abduction
-from segcft.tasks.base import Batch, FirstLook
+from segcft.tasks.base import Batch, FirstLook, asked_in_turn
 from segcft.tasks.board import writer
 from segcft.tasks.gap import witness
 
@@ -94,8 +93,7 @@ class Look:
     @classmethod
     def at(cls, batch: Batch, model: CounterfactualModel, names: list[str]) -> "Look":
         """Ask for the variables ``names`` in turn."""
-        do = fixed_do(batch, names)
-        return cls(batch, model, do, model(batch["image"], batch, do, temperature=0.0))
+        return cls(batch, model, *asked_in_turn(model, batch, names))
 
     def pairs(self, measured: Batch) -> Pairs:
         """What was asked, and what was measured in the answers to it."""

@@ -10,7 +10,7 @@ from segcft.hvae import HVAE
 from segcft.mechanisms import Mechanism, opened
 from segcft.parents import DataDescription
 from segcft.prediction import Prediction
-from segcft.tasks.base import Batch, Optimisation, Task, elbo_terms, predictions
+from segcft.tasks.base import Batch, Optimisation, Task, elbo_terms, passed, predictions
 
 
 class PretrainHVAE(Task):
@@ -73,6 +73,4 @@ class PretrainHVAE(Task):
 
     def beta_at(self, step: int, steps: int) -> float:
         """Factor of the KL at ``step`` of ``steps``."""
-        end = self.beta_share * max(1, steps)
-        share = min(1.0, step / end) if end else 1.0
-        return self.beta_start + share * (self.beta - self.beta_start)
+        return self.beta_start + passed(step, steps, self.beta_share) * (self.beta - self.beta_start)
