@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 LARGE = 2**18  # numbers; below, Python takes longer than it saves
-FEW = 16  # images; of fewer torch leaves 1x1 convolutions on one thread to a slow path
-MANY = 512  # pixels; below, that path is no slower
 TURNED = 2**16  # numbers; below, seeing them another way takes longer than it saves
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 Weights = Sequence[Any]  # weight, bias, weight, bias and so on; instead of a bias there may be None
@@ -81,9 +79,6 @@ def chain(
     Returns:
         The last convolution's value, (B, channels, *S), or its parts. Nobody else has them: see ``added``.
     """
-    if _single(features, weights):
-        (flat,) = _values(features.flatten(1), weights, activation, None if shift is None else shift.flatten(1))
-        return _split(flat.view(*flat.shape, *features.shape[2:]), sizes)
     lower = torch.is_autocast_enabled(features.device.type)
     costly = features.numel() >= LARGE or torch.compiler.is_compiling()
     large = features.device.type == "cpu" and costly and not lower
@@ -105,7 +100,7 @@ def weights_of(*layers: nn.Module) -> Weights:
 
 def added(value: Tensor, other: Tensor) -> Tensor:
     """The sum, written over ``value``, which nobody else may have, where that loses no digits."""
-    return value.add_(other) if value.dtype == other.dtype else value + other
+    return value.add_(other) if value.dtype == other.dtype and not value._is_view() else value + other
 
 
 class Pointwise2d(nn.Conv2d):
@@ -195,38 +190,52 @@ class _Chain(torch.autograd.Function):
         return *by_given, None, None, None, *by_weights
 
 
-def _single(features: Tensor, weights: Weights) -> bool:
-    """Whether maps are single pixels, and so convolutions products of matrices."""
-    if max(features.shape[2:]) > 1 or len(features) < FEW:
-        return False
-    return all(max(weight.shape[2:]) == 1 for weight in weights[::2] if weight is not None)
-
-
 def _convolve(features: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
-    if features.dim() == 2:
-        return F.linear(features, weight.flatten(1), bias)
-    if features.dim() == 5:
-        return F.conv3d(features, weight, bias, padding=weight.shape[2] // 2)
-    if not torch.is_grad_enabled() and _folds(features, weight):
-        return _unfold(F.conv2d(_fold(features), weight, bias), *features.shape[2:])
-    return F.conv2d(features, weight, bias, padding=weight.shape[2] // 2)
+    if _is_product(features, weight):
+        if torch.is_grad_enabled():
+            return F.linear(features.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+        return _product(features, weight.flatten(1).t(), bias)
+    convolution = F.conv2d if features.dim() == 4 else F.conv3d
+    return convolution(features, weight, bias, padding=weight.shape[2] // 2)
 
 
 def _gradients(gradient: Tensor, value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Of what a convolution reads, and of its weight."""
     gradient = _laid_as(gradient, value)
-    channels, axes, size = weight.shape[:2], gradient.dim() - 2, value.shape[2:]
-    if max(weight.shape[2:]) == 1 and channels[0] < channels[1]:
-        columns, rows = (each.movedim(1, -1).flatten(0, -2) for each in (gradient, value))
-        return _convolve(gradient, weight.transpose(0, 1)), (columns.t() @ rows).view_as(weight)
-    folds = _folds(value, weight)
-    if folds:
-        gradient, value = _fold(gradient), _fold(value)
+    if _is_product(value, weight):
+        rows, read = _rows(gradient), _rows(value)
+        wide = rows.shape[1] > read.shape[1]  # products with more columns than rows are faster
+        by_weight = (read.t() @ rows).t() if wide else rows.t() @ read
+        return _product(gradient, weight.flatten(1)), by_weight.reshape(weight.shape)
+    axes = gradient.dim() - 2
     pad, none, once = [weight.shape[2] // 2] * axes, [0] * axes, [1] * axes
     by_value, by_weight, _ = torch.ops.aten.convolution_backward(
         gradient, value, weight, None, once, pad, once, False, none, 1, [True, True, False]
     )
-    return _unfold(by_value, *size) if folds else by_value, by_weight
+    return by_value, by_weight
+
+
+def _is_product(features: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution has no neighbours and pixels lie as rows of a matrix: CPUs multiply those faster."""
+    if max(weight.shape[2:]) > 1 or features.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    return features.dtype == weight.dtype and features.stride(1) == 1  # of parts, too: they are to round alike
+
+
+def _rows(features: Tensor) -> Tensor:
+    """A row of channels a pixel: (B, C, *S) -> (B * S, C)."""
+    return features.movedim(1, -1).flatten(0, -2)
+
+
+def _product(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(B, C, *S), (C, channels) -> (B, channels, *S), which is no view, so that it may be written over."""
+    size = len(features), weight.shape[1], *features.shape[2:]
+    value = torch.empty(size, dtype=features.dtype, memory_format=CHANNELS_LAST[features.dim()])
+    rows = _rows(value)
+    torch.mm(_rows(features), weight, out=rows)
+    if bias is not None:
+        rows.add_(bias)
+    return value
 
 
 def _laid_as(gradient: Tensor, value: Tensor) -> Tensor:
@@ -237,22 +246,3 @@ def _laid_as(gradient: Tensor, value: Tensor) -> Tensor:
 
 def _joined(parts: list[Tensor]) -> Tensor | None:
     return torch.cat(parts) if len(parts) > 1 else next(iter(parts), None)
-
-
-def _folds(features: Tensor, weight: Tensor) -> bool:
-    few = features.device.type == "cpu" and features.dim() == 4 and len(features) < FEW
-    large = few and max(weight.shape[2:]) == 1 and features.shape[2] * features.shape[3] >= MANY
-    return large and features.is_contiguous(memory_format=torch.channels_last)
-
-
-def _fold(features: Tensor) -> Tensor:
-    """Every row an image, so that there are many: (B, C, H, W) -> (B * H, C, 1, W)."""
-    return features.permute(0, 2, 3, 1).flatten(0, 1)[:, None].permute(0, 3, 1, 2)
-
-
-def _unfold(rows: Tensor, height: int, width: int) -> Tensor:
-    """Back, and no view: (B * H, C, 1, W) -> (B, C, H, W)."""
-    channels = rows.shape[1]
-    rows = rows.contiguous(memory_format=torch.channels_last)  # which it nearly always is
-    strides = (channels * height * width, 1, channels * width, channels)
-    return rows.as_strided_((len(rows) // height, channels, height, width), strides)

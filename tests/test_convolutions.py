@@ -12,7 +12,6 @@ WRITTEN_OUT = {"LARGE": 0}  # always
 WAYS = {
     "as it comes": {},
     "written out": WRITTEN_OUT,
-    "folded": {**WRITTEN_OUT, "MANY": 0},
     "turned": {**WRITTEN_OUT, "TURNED": 0},
 }
 FIRST = torch.contiguous_format
@@ -99,9 +98,10 @@ def test_single_pixels_and_missing_biases(bias):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("large", [0, 2**62])
 @pytest.mark.parametrize("size", [(1, 5, 3, 24, 32), (2, 3, 5, 32, 24), (1, 1, 4, 24, 24), (1, 4, 1, 24, 24)])
-def test_rows_as_images_are_the_same_convolution(size, layout, monkeypatch):
-    monkeypatch.setattr(convolutions, "LARGE", 0)
+def test_a_product_of_matrices_is_the_same_convolution(size, large, layout, monkeypatch):
+    monkeypatch.setattr(convolutions, "LARGE", large)
     count, channels, out, *pixels = size
     layer = nn.Conv2d(channels, out, 1)
     features = torch.randn(count, channels, *pixels).contiguous(memory_format=layout).requires_grad_()
@@ -110,10 +110,24 @@ def test_rows_as_images_are_the_same_convolution(size, layout, monkeypatch):
     torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
         torch.testing.assert_close(chain(features, weights_of(layer))[0], theirs)
+    assert ours.is_contiguous(memory_format=layout) or channels == 1  # of which both are
     given = [features, *layer.parameters()]
     each = [torch.autograd.grad(value, given, slope) for value in (ours, theirs)]
     for one, other in zip(*each, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("large", [0, 2**62])
+def test_a_value_that_is_added_to_keeps_its_gradients(large, monkeypatch):
+    monkeypatch.setattr(convolutions, "LARGE", large)
+    layer = nn.Conv2d(3, 4, 1)
+    features = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    other = torch.randn(2, 4, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    ours, theirs = added(chain(features, weights_of(layer))[0], other), layer(features) + other
+    given = [features, other, *layer.parameters()]
+    torch.testing.assert_close(ours, theirs)
+    for one, another in zip(gradients(ours, given), gradients(theirs, given), strict=True):
+        torch.testing.assert_close(one, another)
 
 
 def test_gradients_lie_in_memory_as_what_they_belong_to(monkeypatch):
