@@ -100,7 +100,8 @@ def weights_of(*layers: nn.Module) -> Weights:
 
 def added(value: Tensor, other: Tensor) -> Tensor:
     """The sum, written over ``value``, which nobody else may have, where that loses no digits."""
-    return value.add_(other) if value.dtype == other.dtype and not value._is_view() else value + other
+    writes = value.dtype == other.dtype and (torch.compiler.is_compiling() or not value._is_view())
+    return value.add_(other) if writes else value + other
 
 
 class Pointwise2d(nn.Conv2d):
