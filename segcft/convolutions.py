@@ -99,7 +99,11 @@ def weights_of(*layers: nn.Module) -> Weights:
 
 
 def added(value: Tensor, other: Tensor) -> Tensor:
-    """The sum, written over ``value``, which nobody else may have, where that loses no digits."""
+    """The sum, written over ``value``, which nobody else may have, where that loses no digits.
+
+    Autograd copies the gradient of a view that was written over, so an eager step leaves views alone; compilers decide
+    for themselves what is written where, and cannot ask what is a view.
+    """
     writes = value.dtype == other.dtype and (torch.compiler.is_compiling() or not value._is_view())
     return value.add_(other) if writes else value + other
 
@@ -194,7 +198,7 @@ class _Chain(torch.autograd.Function):
 def _convolve(features: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
     if _is_product(features, weight):
         if torch.is_grad_enabled():
-            return F.linear(features.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+            return F.linear(features.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)  # autograd takes no out=
         return _product(features, weight.flatten(1).t(), bias)
     convolution = F.conv2d if features.dim() == 4 else F.conv3d
     return convolution(features, weight, bias, padding=weight.shape[2] // 2)

@@ -72,7 +72,7 @@ class _Divergence(torch.autograd.Function):
     def forward(ctx: Any, mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:
         precision = torch.neg(other_log_std).exp_()
         distance = torch.sub(mean, other_mean).mul_(precision)
-        apart, axes = torch.sub(log_std, other_log_std), tuple(range(1, mean.dim()))
+        apart, axes = log_std - other_log_std, tuple(range(1, mean.dim()))
         entropy, variance = apart.sum(axes), apart.mul_(2).exp_()
         ctx.save_for_backward(precision, distance, variance)
         squares: Tensor = torch.linalg.vector_norm(distance, dim=axes).square()
