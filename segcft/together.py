@@ -38,6 +38,15 @@ def mean(value: Tensor) -> Tensor:
     return summed / size
 
 
+def align(weight: Tensor) -> None:
+    """Have the gradient of a weight lie as it does, also along axes of length 1: DDP asks that of its buckets."""
+
+    def aligned(gradient: Tensor) -> Tensor:
+        return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
+
+    weight.register_hook(aligned)  # type: ignore[no-untyped-call]
+
+
 def any_of(wish: bool, device: torch.device) -> bool:
     """Whether any process wishes so."""
     if place()[1] == 1:

@@ -104,6 +104,8 @@ class Task(LightningModule):
             for weight in self.parameters():
                 if weight.dim() in CHANNELS_LAST:
                     weight.data = weight.data.to(memory_format=CHANNELS_LAST[weight.dim()])
+                    if weight.requires_grad and self.trainer.world_size > 1:
+                        together.align(weight)
         if stage == "fit":
             self.terms = compiled(self.terms, self.optimisation.compile)  # type: ignore[method-assign]
 

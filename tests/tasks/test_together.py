@@ -90,6 +90,27 @@ def test_another_number_of_processes_cannot_go_on(monkeypatch):
         loader.load_state_dict(state)
 
 
+@pytest.mark.parametrize("laid", [torch.contiguous_format, torch.channels_last])
+def test_an_aligned_weight_has_a_gradient_that_lies_as_it_does(laid):
+    """Also where kernels of one pixel, and sums of gradients, leave a choice of strides."""
+    weight = torch.randn(8, 6, 1, 1).to(memory_format=laid).requires_grad_()
+    features = torch.randn(2, 6, 4, 4)
+
+    def learnt():
+        (gradient,) = torch.autograd.grad((weight.flatten(1).t().sum(1) * features.movedim(1, -1)).sum(), weight)
+        twice = torch.nn.functional.conv2d(features, weight).sum() + (weight.flatten(1) ** 2).sum()
+        weight.grad = None
+        twice.backward()
+        return gradient, weight.grad
+
+    free = learnt()
+    together.align(weight)
+    for one, other in zip(learnt(), free, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one.stride() == weight.stride()
+    assert any(gradient.stride() != weight.stride() for gradient in free)
+
+
 def test_chance_is_restored_and_told_apart():
     import random
 
