@@ -17,7 +17,7 @@ def guidance_loss(
     parents: Parents,
     weights: Mapping[str, float],
     kept: Values | None = None,
-    specificity: float = 1.0,
+    specificity: float | Tensor = 1.0,
 ) -> Tensor:
     """Mean absolute distance in training deviations, summed over all guided variables.
 

@@ -68,7 +68,7 @@ class Gated(Prediction):
     residual x - mu of a pixel that does change shows the structure that is no longer there, and is dropped.
 
     Where both worlds are nearly one the gate passes hardly any gradient, and a model that answers too little never
-    learns to. ``anneal`` therefore begins with a twentieth of the threshold.
+    learns to. ``anneal`` therefore begins with a fifth of the threshold.
 
     Args:
         threshold: Difference, in image units, at which half of a pixel is replaced.
@@ -88,7 +88,7 @@ class Gated(Prediction):
 
     def anneal(self, share: float) -> None:
         """Let the gate open sooner than ``threshold`` says."""
-        self.present.fill_(self.threshold * max(share, 0.05))
+        self.present.fill_(self.threshold * max(share, 0.2))
 
     def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
         """Blend the image towards the counterfactual mean where it differs materially from the factual one."""

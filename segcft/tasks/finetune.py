@@ -33,8 +33,9 @@ class CounterfactualFineTuning(Task):
         weights: Factor of a guided variable in the guidance loss, 1 where not named.
         guidance_weight: Factor of the guidance loss.
         minimality: Factor of the mean absolute change.
-        annealing: Share of all steps over which what a change costs, minimality and the prediction's price and gate,
-            rises from nothing to its full: for images on which a pretrained model hardly answers, see ``Gated``.
+        annealing: Share of all steps over which what a change costs rises to its full: minimality and the prediction's
+            price and gate from nothing, what else moves from a half. For images on which a pretrained model hardly
+            answers, see ``Gated``, or moves together what is to move alone.
         shape: Factor of the distance to the shape that the guidance predicts, if it measures one.
         soft: Ask of what is not intervened on to stay as the judge finds it in the factual image, not to equal its
             label: errors of the judge must not be corrected in the image (attribute amplification).
@@ -49,6 +50,7 @@ class CounterfactualFineTuning(Task):
     """
 
     parts = ("model", "guidance")
+    price: Tensor  # share of its full price that a change has at this step
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class CounterfactualFineTuning(Task):
         if isinstance(mechanism, str):
             self.earlier_seconds |= checkpoints.seconds(mechanism)
         self.shape, self.soft, self.specificity, self.annealing = shape, soft, specificity, annealing
+        self.register_buffer("price", torch.ones(()), persistent=False)
         self.model.check_fit(description)
         guidance.attach(self.model.description)
         for name in self.weights:
@@ -96,41 +99,43 @@ class CounterfactualFineTuning(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Ask a random question of every subject and judge the answer."""
-        price = self._anneal() if self.annealing else 1.0
+        if self.annealing:
+            self._anneal()
         terms, learning = self.terms(batch, self.questions.draw(batch, self.asked, self.model.parents))
         level = together.mean(terms["nelbo"])
         loss: Tensor = (
             sum(learning.values())
             + self.guidance_weight * terms["guidance"]
             + self.shape * terms["shape"]
-            + price * (self.minimality * terms["change"] + terms["drawing"])
+            + self.price * (self.minimality * terms["change"] + terms["drawing"])
             + self.constraint(terms["nelbo"], level)
         )
         self.constraint.ascend(level)
         self.show("train", {**terms, **learning, "multiplier": self.constraint.multiplier, "loss": loss}, batch)
         return loss
 
-    def _anneal(self) -> float:
-        """Share of its full price that a change has at this step; the prediction is told."""
+    def _anneal(self) -> None:
+        """Raise the price of a change to this step's; the prediction is told."""
         share = passed(self.global_step + 1, int(self.trainer.estimated_stepping_batches), self.annealing)
+        self.price.fill_(share)
         self.model.prediction.anneal(share)
-        return share
 
     def terms(self, batch: Batch, do: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What answers to ``do`` cost, and what the judge itself learns from them."""
         answer = self.model(batch["image"], batch, do)
-        return self._judge(batch, answer), self.guidance.learn(batch, answer.image)
+        specificity = self.specificity * (1 + self.price) / 2
+        return self._judge(batch, answer, specificity), self.guidance.learn(batch, answer.image)
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """Ask the same questions each time, with deterministic abduction."""
         _, answer = asked_in_turn(self.model, batch, self.asked)
-        self.show(stage, self._judge(batch, answer), batch)
+        self.show(stage, self._judge(batch, answer, self.specificity), batch)
 
     def predictions(self, batch: Batch) -> Batch:
         """Images (B, C, *S) under one do() a subject; ``do_NAME`` in real units, NaN where not asked."""
         return predictions(self.model, batch, self.asked)
 
-    def _judge(self, batch: Batch, answer: Counterfactual) -> dict[str, Tensor]:
+    def _judge(self, batch: Batch, answer: Counterfactual, specificity: float | Tensor) -> dict[str, Tensor]:
         """What the counterfactuals cost, term by term, before any factor."""
         image, shape, target = batch["image"], self.guidance.shape, answer.values
         kept = {name: value == batch[name] for name, value in target.items()}
@@ -143,7 +148,7 @@ class CounterfactualFineTuning(Task):
                 target = {n: torch.where(kept[n], factual.get(n, value), value) for n, value in target.items()}
             if shape is not None:
                 terms["shape"] = shape.distance(measured, shape.counterfactual(factual, batch, answer.values))
-        terms["guidance"] = guidance_loss(measured, target, self.model.parents, self.weights, kept, self.specificity)
+        terms["guidance"] = guidance_loss(measured, target, self.model.parents, self.weights, kept, specificity)
         return {
             **terms,
             **elbo_terms(answer.abduction),

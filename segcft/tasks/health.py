@@ -28,8 +28,9 @@ from segcft.tasks.finetune import CounterfactualFineTuning
 
 log = logging.getLogger(__name__)
 SHUT = (
-    "do(%s) moves it by %.0f %% of what is asked, in the second half of training: a gated prediction may have shut; "
-    "--model.init_args.annealing=0.5 lets it open first"
+    "do(%s) moves it by %d %% of what is asked, in the second half of training: a gate may have shut, or "
+    "nothing been learnt for fear of moving something else; --model.init_args.annealing=0.5 makes changes "
+    "cheaper at first"
 )
 
 
@@ -178,7 +179,7 @@ class Response(FirstLook):
     """Shows, on the first validation batch of fine-tuning, how much of what is asked happens: ``health/response_NAME``.
 
     By the guide, and 1 is all of it: the slope of what was moved over what was to be moved. Warns once a variable that
-    hardly moves in the second half of training: its gate has shut.
+    hardly moves in the second half of training: whatever a change costs has kept it shut.
 
     Args:
         least: Share of what was asked.
@@ -201,7 +202,7 @@ class Response(FirstLook):
             module.log(f"health/response_{name}", response, batch_size=len(wanted), sync_dist=True)
             if late and name not in self._warned and float(response) < self.least and wanted.any():
                 self._warned.add(name)
-                log.warning(SHUT, name, 100 * float(response))
+                log.warning(SHUT, name, round(100 * float(response)))
 
 
 class DataStall(Callback):

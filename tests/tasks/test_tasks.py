@@ -12,8 +12,9 @@ from segcft.cli import main
 from segcft.counterfactual import CounterfactualModel
 from segcft.guidance import EnsembleGuidance, NoGuidance
 from segcft.judges import Segmentor
+from segcft.losses import guidance_loss
 from segcft.prediction import Gated
-from segcft.tasks import CounterfactualFineTuning, Optimisation
+from segcft.tasks import CounterfactualFineTuning, Optimisation, finetune
 from tests.balls import Balls
 
 CONFIG = """
@@ -81,11 +82,18 @@ def test_the_whole_chain_trains_in_two_and_three_dimensions(trained):
 def test_what_a_change_costs_rises_over_the_annealing(trained, monkeypatch):
     folder, dims = trained
     monkeypatch.chdir(folder)
-    shares = []
-    monkeypatch.setattr(Gated, "anneal", lambda gate, share: shares.append(share))
-    new = ("--experiment=annealed", "--trainer.max_steps=5")
-    run(folder, "fit", dims, "segcft", *new, "--model.init_args.annealing=0.8")
-    assert shares == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    gates, others = [], []
+
+    def judged(*given):
+        others.append(float(given[-1]))
+        return guidance_loss(*given)
+
+    monkeypatch.setattr(Gated, "anneal", lambda gate, share: gates.append(share))
+    monkeypatch.setattr(finetune, "guidance_loss", judged)
+    new = ("--experiment=annealed", "--trainer.max_steps=5", "--trainer.limit_val_batches=0")
+    run(folder, "fit", dims, "segcft", *new, "--model.init_args.annealing=0.8", "--model.init_args.specificity=2")
+    assert gates == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    assert others == pytest.approx([1 + share for share in gates])
     with pytest.raises(ValueError, match="annealing is a share of all steps, between 0 and 1, got 2"):
         CounterfactualFineTuning(Balls().description, "any.ckpt", NoGuidance(), annealing=2)
 
