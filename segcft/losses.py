@@ -123,8 +123,12 @@ class ElboConstraint(nn.Module, Recorded):
     def ascend(self, nelbo: Tensor) -> None:
         """Raise the multiplier while the bound is broken, lower it, not below 0, while it holds.
 
+        One batch that bursts, whose step is left out, must not weigh for the rest of the training: beyond one nat per
+        dimension, or where there is no number, the excess counts as one.
+
         Args:
             nelbo: Mean over all processes, a scalar: they have to stay agreed.
         """
         if not self.fixed:
-            self.multiplier = (self.multiplier + self.step * (nelbo.detach() - self.bound)).clamp(min=0)
+            excess = torch.nan_to_num(nelbo.detach() - self.bound, nan=1.0).clamp(max=1)
+            self.multiplier = (self.multiplier + self.step * excess).clamp(min=0)

@@ -1,5 +1,7 @@
 """Laws of counterfactuals, in two and three dimensions."""
 
+import math
+
 import pytest
 import torch
 
@@ -219,6 +221,14 @@ def test_multiplier_rises_exactly_while_the_bound_is_broken():
     assert constraint.multiplier.item() == pytest.approx(0.3)
     constraint.ascend(torch.tensor(-9.0))
     assert constraint.multiplier.item() == 0
+
+
+@pytest.mark.parametrize("burst", [1e7, math.inf, math.nan])
+def test_a_batch_that_bursts_does_not_weigh_for_the_rest_of_the_training(burst):
+    constraint = ElboConstraint(multiplier=0.1, step=0.5)
+    constraint.measure(torch.tensor(1.0))
+    constraint.ascend(torch.tensor(burst))
+    assert constraint.multiplier.item() == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(("nelbo", "slope"), [(2.0, 11.0), (1.0, 1.0), (0.5, 0.0)])
