@@ -33,7 +33,7 @@ from segcft.tasks import Task
 from segcft.tasks.board import Pace
 from segcft.tasks.callbacks import PredictionFiles, StepProgress
 from segcft.tasks.front import FrontPage
-from segcft.tasks.health import DataStall, Latents, Response, StepGuard
+from segcft.tasks.health import DataStall, Latents, Response, Setback, StepGuard
 from segcft.tasks.keeping import AGAIN, Interrupted, Keep, WholeCheckpoints
 from segcft.tasks.pictures import CounterfactualImages
 from segcft.tasks.record import Record
@@ -122,7 +122,7 @@ class SegCFTCLI(LightningCLI):
             folder = os.path.join(config.experiment, self.model.stage)
             callbacks.append(PredictionFiles(os.path.join("predictions", folder)))
             self.start = self._start(os.path.join("checkpoints", folder), kwargs)
-            callbacks += [StepGuard(os.path.join("checkpoints", folder)), Latents(), Response(), DataStall()]
+            callbacks += [StepGuard(os.path.join("checkpoints", folder)), Latents(), Response(), Setback(), DataStall()]
             callbacks.append(Keep(os.path.join("checkpoints", folder), config.save_every, self.start.run))
             kwargs["plugins"] = [*_listed(self._get(self.config_init, "trainer").plugins), WholeCheckpoints()]
             if config.trainer.logger is None:

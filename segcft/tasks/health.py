@@ -25,12 +25,17 @@ from segcft.files import staged
 from segcft.latents import Belief, Normal
 from segcft.tasks.base import Batch, FirstLook, asked_in_turn, looked_at
 from segcft.tasks.finetune import CounterfactualFineTuning
+from segcft.tasks.pretrain import PretrainHVAE
 
 log = logging.getLogger(__name__)
 SHUT = (
     "do(%s) moves it by %d %% of what is asked, in the second half of training: a gate may have shut, or "
     "nothing been learnt for fear of moving something else; --model.init_args.annealing=0.5 makes changes "
     "cheaper at first"
+)
+BURST = (
+    "step %d: the NELBO in validation is %.3g and has been %.3g: pretraining has burst; "
+    "with a smaller --model.init_args.optimisation.lr it gets further"
 )
 
 
@@ -203,6 +208,43 @@ class Response(FirstLook):
             if late and name not in self._warned and float(response) < self.least and wanted.any():
                 self._warned.add(name)
                 log.warning(SHUT, name, round(100 * float(response)))
+
+
+class Setback(Callback):
+    """Warns once if pretraining loses much of what it had gained, by the NELBO in validation.
+
+    A training that burst looks healthy at the end, for the learning rate's descent mends what shows; but it is far from
+    what it could have become, and fine-tuning may find a structure that does not move.
+
+    Args:
+        share: Of what had been gained since the first validation, from which on to warn.
+        least: Nats per dimension, from which on to warn.
+    """
+
+    def __init__(self, share: float = 0.25, least: float = 0.1) -> None:
+        self.share, self.least, self._warned = share, least, False
+        self._first = self._best = math.nan
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with the first and the best of all validations of this training."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or not isinstance(pl_module, PretrainHVAE):
+            return
+        now = float(trainer.callback_metrics["val/nelbo"])
+        if math.isnan(self._first):
+            self._first = self._best = now
+        enough = max(self.least, self.share * (self._first - self._best))
+        if now - self._best > enough and self._best < self._first and not self._warned:
+            self._warned = True
+            log.warning(BURST, trainer.global_step, now, self._best)
+        self._best = min(self._best, now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """First and best."""
+        return {"first": self._first, "best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on comparing."""
+        self._first, self._best = state_dict["first"], state_dict["best"]
 
 
 class DataStall(Callback):

@@ -4,14 +4,17 @@ import copy
 import logging
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 from torch.utils.data import DataLoader, Dataset
 
 from segcft.latents import Belief, Normal
-from segcft.tasks.health import DataStall, StepGuard, channel_kl
+from segcft.tasks.health import DataStall, Setback, StepGuard, channel_kl
+from segcft.tasks.pretrain import PretrainHVAE
 
 
 class Rows(Dataset):
@@ -123,3 +126,24 @@ def test_a_loader_that_stalls_is_named(delay, warns, caplog):
             module, DataLoader(Rows(11, {}, delay), batch_size=1))  # fmt: skip
     assert ("waits for data" in caplog.text) == warns
     assert 0 <= float(module.trainer.callback_metrics["health/waiting"]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("nelbos", "warns"),
+    [
+        ([4.81, 0.63, -0.40, 2.60, 3.60, -0.42, -0.57], True),  # films of 128 x 128 at a learning rate of 3e-3
+        ([5.47, 0.84, -0.14, -0.46, -0.82], False),  # at half of it
+        ([0.50, 0.45, 0.52], False),
+        ([0.50, 0.70, 0.90], False),  # nothing had been gained yet
+    ],
+)
+def test_pretraining_that_bursts_says_so_once(nelbos, warns, caplog):
+    setback, module = Setback(), PretrainHVAE.__new__(PretrainHVAE)
+    with caplog.at_level(logging.WARNING):
+        for step, nelbo in enumerate(nelbos):
+            known, setback = setback.state_dict(), setback if step != 2 else Setback()  # resumed
+            setback.load_state_dict(known)
+            trainer = SimpleNamespace(sanity_checking=False, state=TrainerState(fn=TrainerFn.FITTING), global_step=step)
+            trainer.callback_metrics = {"val/nelbo": torch.tensor(nelbo)}
+            setback.on_validation_end(trainer, module)
+    assert caplog.text.count("pretraining has burst") == warns
