@@ -30,8 +30,8 @@ from segcft.tasks.pretrain import PretrainHVAE
 log = logging.getLogger(__name__)
 SHUT = (
     "do(%s) moves it by %d %% of what is asked, in the second half of training: a gate may have shut, or "
-    "nothing been learnt for fear of moving something else; --model.init_args.annealing=0.5 makes changes "
-    "cheaper at first"
+    "nothing been learnt for fear of moving something else: see whether pretraining had burst (its val/nelbo); "
+    "--model.init_args.annealing=0.5 makes changes cheaper at first"
 )
 BURST = (
     "step %d: the NELBO in validation is %.3g and has been %.3g: pretraining has burst; "
