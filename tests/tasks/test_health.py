@@ -141,8 +141,9 @@ def test_pretraining_that_bursts_says_so_once(nelbos, warns, caplog):
     setback, module = Setback(), PretrainHVAE.__new__(PretrainHVAE)
     with caplog.at_level(logging.WARNING):
         for step, nelbo in enumerate(nelbos):
-            known, setback = setback.state_dict(), setback if step != 2 else Setback()  # resumed
-            setback.load_state_dict(known)
+            if step == 2:  # resumed
+                known, setback = setback.state_dict(), Setback()
+                setback.load_state_dict(known)
             trainer = SimpleNamespace(sanity_checking=False, state=TrainerState(fn=TrainerFn.FITTING), global_step=step)
             trainer.callback_metrics = {"val/nelbo": torch.tensor(nelbo)}
             setback.on_validation_end(trainer, module)
