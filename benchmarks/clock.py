@@ -1,9 +1,11 @@
 """Clocks, memory and arithmetic: what the benchmarks of speed measure with."""
 
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from resource import RUSAGE_SELF, getrusage
@@ -88,17 +90,19 @@ class Side:
         build: Makes the step; like ``given`` it has to be found by name, for both go there.
         given: Its arguments; a device among them is where the step runs, the CPU by default.
         threads: Of torch.
-        hastened: Whether it computes as every command of ours does, see ``processor.hasten``.
+        hastened: Whether it computes as every command of ours does, see ``processor.hasten``; else its allocator
+            is the system's, too.
     """
 
     def __init__(
         self, build: Callable[..., Step], given: Sequence[Any] = (), threads: int = 1, hastened: bool = True
     ) -> None:
-        context = get_context("forkserver")  # imports once, and forks from there
+        context = get_context("forkserver" if hastened else "spawn")  # the first imports once, and forks from there
         context.set_forkserver_preload(["benchmarks.paths"])
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, build, given, threads, hastened), daemon=True)
-        self._process.start()
+        with nullcontext() if hastened else _nothing_preloaded():
+            self._process.start()
         theirs.close()  # so that a process that dies is noticed
         self.ask("")
 
@@ -119,6 +123,17 @@ class Side:
         """End the process."""
         self._ours.close()
         self._process.join()
+
+
+@contextmanager
+def _nothing_preloaded() -> Iterator[None]:
+    """Processes started within take the system's allocator, whatever this one has."""
+    preloaded = os.environ.pop("LD_PRELOAD", None)
+    try:
+        yield
+    finally:
+        if preloaded is not None:
+            os.environ["LD_PRELOAD"] = preloaded
 
 
 def _serve(asked: Connection, build: Callable[..., Step], given: Sequence[Any], threads: int, hastened: bool) -> None:

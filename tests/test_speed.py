@@ -1,6 +1,7 @@
 """What is done for speed changes no result; and the scripts that measure it run."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -69,6 +70,19 @@ def test_recomputing_keeps_fewer_activations(recompute):
             HVAE(2, 1, 3, STAGES, recompute=way).abduct(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3))
         kept.append(sum(sizes))
     assert kept[1] < 0.85 * kept[0]
+
+
+def step_of_the_systems_allocator():
+    assert "LD_PRELOAD" not in os.environ
+    return lambda: None
+
+
+def test_who_is_timed_as_it_comes_has_the_systems_allocator(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "libc.so.6")
+    side = clock.Side(step_of_the_systems_allocator, hastened=False)
+    assert side.ask("step").wall >= 0
+    side.close()
+    assert os.environ["LD_PRELOAD"] == "libc.so.6"
 
 
 def test_the_divergence_is_that_of_normals():
