@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-LARGE = 2**18  # numbers; below, Python takes longer than it saves
+LARGE = 2**18  # numbers; below, Python takes longer than it saves, and there is little memory to save
 TURNED = 2**16  # numbers; below, seeing them another way takes longer than it saves
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 Weights = Sequence[Any]  # weight, bias, weight, bias and so on; instead of a bias there may be None
@@ -74,7 +74,7 @@ def chain(
         activation: Before every convolution.
         shift: Added after the first convolution: (B, its channels, *S), or 1 instead of every S.
         sizes: Channels of the parts to return; all in one part unless given.
-        lean: Keep for the backward pass what activations read, and make anew what they make of it.
+        lean: Keep for the backward pass what activations read, and make anew what they make of it, of large maps.
 
     Returns:
         The last convolution's value, (B, channels, *S), or its parts. Nobody else has them: see ``added``.
@@ -83,7 +83,7 @@ def chain(
     costly = features.numel() >= LARGE or torch.compiler.is_compiling()
     large = features.device.type == "cpu" and costly and not lower
     parts = tuple(sizes) if large else ()  # dense, which slices are not; of small maps one convolution is cheaper
-    if torch.is_grad_enabled() and (large or lean):
+    if torch.is_grad_enabled() and (large or (lean and costly)):
         if lower:
             dtype = torch.get_autocast_dtype(features.device.type)
             weights = [None if weight is None else weight.to(dtype) for weight in weights]
