@@ -97,7 +97,7 @@ found = [step(), step()]
 processor.hasten()
 print(*found, step(), step())
 """
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "LD_PRELOAD"))}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=plain, check=True
     )
