@@ -4,13 +4,13 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,9 @@ class Side:
         context.set_forkserver_preload(["benchmarks.paths"])
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, build, given, threads, hastened), daemon=True)
-        with nullcontext() if hastened else _nothing_preloaded():
+        with patch.dict(os.environ):
+            if not hastened:
+                os.environ.pop("LD_PRELOAD", None)
             self._process.start()
         theirs.close()  # so that a process that dies is noticed
         self.ask("")
@@ -124,17 +126,6 @@ class Side:
         """End the process."""
         self._ours.close()
         self._process.join()
-
-
-@contextmanager
-def _nothing_preloaded() -> Iterator[None]:
-    """Processes started within take the system's allocator, whatever this one has."""
-    preloaded = os.environ.pop("LD_PRELOAD", None)
-    try:
-        yield
-    finally:
-        if preloaded is not None:
-            os.environ["LD_PRELOAD"] = preloaded
 
 
 def _serve(asked: Connection, build: Callable[..., Step], given: Sequence[Any], threads: int, hastened: bool) -> None:
