@@ -199,9 +199,25 @@ def test_ratios_are_of_paired_rounds():
     assert [len(each) for each in spent.values()] == [2, 2]
 
 
+def test_runs_take_each_step_in_turn_and_go_on_if_one_ends():
+    turns, taken = overhead.Turns(), []
+
+    def run(name, steps):
+        for _ in range(steps):
+            turns.step()
+            taken.append(name)
+
+    spent = turns.all({name: lambda name=name: run(name, 21) for name in "abc"})
+    assert taken == list("abc") * 21
+    assert {name: len(each) for name, each in spent.items()} == dict.fromkeys("abc", 1)
+    with pytest.raises(ZeroDivisionError):
+        turns.all({"a": lambda: 1 / 0, "b": lambda: run("b", 21)})
+    assert taken[63:] == ["b"] * 21
+
+
 @pytest.mark.slow
 def test_overhead_and_scaling_are_measured(monkeypatch, tmp_path, capsys):
-    overhead.main(["--rounds", "1", "--steps", "31", "--size", "16", "--batch-size", "2", "--subjects", "16"])
+    overhead.main(["--rounds", "1", "--size", "16", "--batch-size", "2"])
     assert "| segcft fit |" in capsys.readouterr().out
     small = ["--batches", "1", "2", "--sizes", "16", "32", "--subjects", "8", "16", "--steps", "10", "--rounds", "1"]
     scaling.main([*small, "--out", str(tmp_path / "cost.png")])
