@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segcft.blocks import conv, grow, scaled
 from segcft.likelihoods import Pixels
 from segcft.recipes import Recorded
+from segcft.regions import largest
 from segcft.transport import exponential, roughness, warp
 
 
@@ -72,18 +73,22 @@ class Gated(Prediction):
 
     Args:
         threshold: Difference, in image units, at which half of a pixel is replaced.
+        reach: Pixels around what changes that are replaced, too: of a border that has moved, both worlds differ on its
+            inner side alone, and the outer half of its slope would stay.
 
     Raises:
-        ValueError: If ``threshold`` is not positive.
+        ValueError: If ``threshold`` is not positive or ``reach`` is negative.
     """
 
     present: Tensor  # the threshold of this step
 
-    def __init__(self, threshold: float = 0.1) -> None:
+    def __init__(self, threshold: float = 0.1, reach: int = 0) -> None:
         super().__init__()
         if threshold <= 0:
             raise ValueError(f"threshold must be positive, got {threshold}")
-        self.threshold = threshold
+        if reach < 0:
+            raise ValueError(f"reach is a number of pixels, got {reach}")
+        self.threshold, self.reach = threshold, reach
         self.register_buffer("present", torch.tensor(float(threshold)), persistent=False)
 
     def anneal(self, share: float) -> None:
@@ -95,7 +100,7 @@ class Gated(Prediction):
         return Drawn(self._blend(image, counterfactual.loc, factual, counterfactual), image.new_zeros(()))
 
     def _blend(self, image: Tensor, other: Tensor, factual: Pixels, counterfactual: Pixels) -> Tensor:
-        squared = (counterfactual.loc - factual.loc).square()
+        squared = largest((counterfactual.loc - factual.loc).square(), self.reach)
         gate = squared / (squared + self.present.square())
         return (image + gate * (other - image)).clamp(-1, 1)
 
@@ -115,9 +120,10 @@ class Transported(Gated):
         smooth: Price of the velocity's squared differences, per pixel.
         agree: Price of |mu* - mu o phi|.
         gain: Factor on W's output: it learns that much faster than the rest.
+        reach: Of the gate.
 
     Raises:
-        ValueError: If ``threshold`` is not positive.
+        ValueError: If ``threshold`` is not positive or ``reach`` is negative.
     """
 
     def __init__(
@@ -127,8 +133,9 @@ class Transported(Gated):
         smooth: float = 0.02,
         agree: float = 4.0,
         gain: float = 3.0,
+        reach: int = 0,
     ) -> None:
-        super().__init__(threshold)
+        super().__init__(threshold, reach)
         self.stage, self.smooth, self.agree, self.gain = stage, smooth, agree, gain
         self.squeeze: nn.Module | None = None
         self.expand: nn.Module | None = None

@@ -117,12 +117,19 @@ def reach(image: Tensor) -> int:
 
 def dilate(mask: Tensor, pixels: int) -> Tensor:
     """Grow a boolean mask (B, *S) by ``pixels`` along every axis."""
-    dims, grown = mask.dim() - 1, mask[:, None].float()
-    pool = {2: F.max_pool2d, 3: F.max_pool3d}[dims]
+    return largest(mask[:, None].float(), pixels)[:, 0] > 0
+
+
+def largest(values: Tensor, pixels: int) -> Tensor:
+    """The largest of (B, C, *S) within ``pixels`` along every axis, there."""
+    dims = values.dim() - 2
+    if not pixels:
+        return values
+    pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[dims]
     for axis in range(dims):  # one after the other: the same square, and fewer pixels to look at
         only = [axis == other for other in range(dims)]
-        grown = pool(grown, [2 * pixels * here + 1 for here in only], 1, [pixels * here for here in only])
-    return grown[:, 0] > 0
+        values = pool(values, [2 * pixels * here + 1 for here in only], 1, [pixels * here for here in only])
+    return values
 
 
 def blur(mask: Tensor, width: int) -> Tensor:

@@ -156,6 +156,19 @@ def test_gate_leaves_small_differences_alone_and_follows_large_ones():
         Gated(0.0)
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_gate_that_reaches_replaces_what_lies_beside_a_change_and_nothing_further(dims):
+    zero = torch.zeros(1, 1, *[7] * dims)
+    image, moved = torch.full_like(zero, 0.5), zero.clone()
+    moved[..., 3] = -0.9
+    here, there = Pixels(zero, zero), Pixels(moved, zero)
+    changed = [(Gated(0.1, reach)(image, here, there).image - image).abs() > 0.1 for reach in (0, 1, 2)]
+    assert [each.sum() for each in changed] == [7 ** (dims - 1) * pixels for pixels in (1, 3, 5)]
+    assert torch.equal(Gated(0.1, 2)(image, here, here).image, image)
+    with pytest.raises(ValueError, match="reach is a number of pixels, got -1"):
+        Gated(reach=-1)
+
+
 def test_standard_prediction_scales_the_abducted_noise():
     image = torch.tensor([[[0.5]]])
     here = Pixels(torch.tensor([[[0.3]]]), torch.zeros(1, 1, 1))
