@@ -10,7 +10,6 @@ three. Compared are CPU seconds of ten steps, one of them logged.
 
 import argparse
 import contextlib
-import itertools
 import statistics
 import tempfile
 import threading
@@ -141,8 +140,7 @@ class Runs:
         learning = list(task.parameters())
         optimiser = choice.optimiser(weight for weight in learning if weight.requires_grad)
         average = Average(task, 0.99)
-        batches = itertools.chain.from_iterable(iter(self.data.train_dataloader()) for _ in itertools.count())
-        for batch in itertools.islice(batches, self.steps):
+        for batch in self.data.train_dataloader():
             TURNS.step()
             optimiser.zero_grad()
             model.abduct(batch["image"], batch).elbo.nelbo(2.0).mean().backward()

@@ -122,9 +122,9 @@ def dilate(mask: Tensor, pixels: int) -> Tensor:
 
 def largest(values: Tensor, pixels: int) -> Tensor:
     """The largest of (B, C, *S) within ``pixels`` along every axis, there."""
-    dims = values.dim() - 2
     if not pixels:
         return values
+    dims = values.dim() - 2
     pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[dims]
     for axis in range(dims):  # one after the other: the same square, and fewer pixels to look at
         only = [axis == other for other in range(dims)]
