@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/data.py --films 96 --rounds 5
 
 Draws films of 1000 x 820 pixels as PNG and JPEG into a temporary folder; one thread, medians and spread of alternating
-rounds. For tables see ``benchmarks/tables.py``.
+rounds. For tables see ``benchmarks.tables``.
 """
 
 import argparse

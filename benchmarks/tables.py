@@ -1,6 +1,6 @@
 """Time the reading of tables: a CheXpert-like train.csv is written to a temporary folder and read in a child process.
 
-    .venv/bin/python benchmarks/tables.py --rows 1000000
+    .venv/bin/python -m benchmarks.tables --rows 1000000
 
 Prints seconds and the largest resident memory of the child, imports included; ``--masks 20000`` does the same for a
 CheXmask table of 1024 x 1024 masks.
@@ -8,7 +8,6 @@ CheXmask table of 1024 x 1024 masks.
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.clock import resident
 from data_modules.chexmask import COLUMNS, encode, read_chexmask
 from data_modules.chexpert import FINDINGS, CheXpert
 
@@ -35,13 +35,13 @@ def write(folder: Path, rows: int) -> None:
 
 def measure(folder: Path) -> None:
     """Read the table as ``prepare`` does, in a process of its own."""
-    empty = _peak()
+    empty = resident()
     start = time.perf_counter()
     films = CheXpert(str(folder), "").films()
     seconds = time.perf_counter() - start
     size = films.memory_usage(deep=True).sum() / 1e6
     print(f"{len(films)} films, {films.shape[1]} columns: {seconds:.1f} s, table {size:.0f} MB, ", end="")
-    print(f"peak {_peak():.0f} MB (after imports {empty:.0f} MB)")
+    print(f"peak {resident():.0f} MiB (after imports {empty:.0f} MiB)")
 
 
 def write_masks(folder: Path, rows: int) -> None:
@@ -60,17 +60,13 @@ def write_masks(folder: Path, rows: int) -> None:
 def measure_masks(folder: Path, rows: int) -> None:
     """Read the masks as ``prepare`` does, in a process of its own."""
     wanted = pd.Index([f"train/patient{i:06d}/study1/view1_frontal.jpg" for i in range(rows)])
-    empty, start = _peak(), time.perf_counter()
+    empty, start = resident(), time.perf_counter()
     masks = read_chexmask(folder / "CheXmask.csv", list(COLUMNS), wanted)
     seconds, size = time.perf_counter() - start, (folder / "CheXmask.csv").stat().st_size / 1e6
     print(
         f"{len(masks)} films, {size:.0f} MB: {seconds:.1f} s, run lengths {masks.entries.nbytes / 1e6:.0f} MB, ", end=""
     )
-    print(f"peak {_peak():.0f} MB (after imports {empty:.0f} MB)")
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(f"peak {resident():.0f} MiB (after imports {empty:.0f} MiB)")
 
 
 def main() -> None:
