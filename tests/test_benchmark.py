@@ -226,6 +226,7 @@ def test_a_short_benchmark_from_end_to_end(tmp_path, monkeypatch, capsys):
         "chest_phantom/benchmark",
         "chest_phantom/ablations",
         "chest_phantom/carried",
+        "chest_phantom/guides",
         "chest_phantom/location",
         "coronary_phantom/regions",
         "chexpert/benchmark",
@@ -240,7 +241,7 @@ def test_every_declaration_can_be_planned(declaration):
     evaluation = made["seed0/evaluate"]
     assert len(evaluation.config["methods"]) == len(study.methods)
     assert set(evaluation.needs) <= made.keys()
-    shared = name in ("benchmark", "ablations", "smaller")
+    shared = name in ("benchmark", "ablations", "guides", "smaller")
     assert (study.home == experiment) is shared, "other data, other checkpoints"
     for job in made.values():
         for text in re.findall(r"checkpoints/\S+?/seed0/(\S+?)/last.ckpt", str(job.config)):

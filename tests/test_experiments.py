@@ -18,7 +18,7 @@ ALL = ["attributes", *STAGES]
 CONFOUNDED = ["segmentor_confounded", "regressor_confounded", "regcft_confounded", "segcft_confounded"]  # chest phantom
 LARGER = ["data_192", "pretrain_192", "finetune_192"]  # chexpert
 DECLARATIONS = {  # of benchmarks
-    "chest_phantom": ["ablations", "carried", "location"],
+    "chest_phantom": ["ablations", "carried", "guides", "location"],
     "chexpert": ["size_128", "smaller"],
     "coronary_phantom": ["regions"],
 }
