@@ -245,6 +245,10 @@ def test_quality_for_cost_is_measured(monkeypatch, tmp_path, capsys):
     assert set(found["judge"]) == {"thickness", "intensity"}
     for one in found["seeds"]:
         assert [step for step, *_ in one["segcft"]["curve"]] == [2, 4]
+        goal = one[quality.THEIRS]["curve"][-1][2]
+        equal = [step for step, _, nelbo in one["segcft"]["curve"] if nelbo <= goal]
+        assert (one["share"] is not None) is bool(equal)
+        assert [one[quality.EQUAL]["steps"]] == equal[:1] if equal else quality.EQUAL not in one
         assert 0 < one["segcft"]["curve"][0][1] < one["segcft"]["curve"][1][1] == one["segcft"]["seconds"]
     assert "Share of its CPU seconds" in capsys.readouterr().out
     assert (tmp_path / "found.png").stat().st_size > 0
