@@ -92,6 +92,8 @@ def read(path: Path) -> Config:
 def declared(folder: Path, name: str) -> Config:
     """A declaration, over the one that it is ``like``; nothing if there is no ``benchmark.yaml``.
 
+    Methods, if it names any, are all its own.
+
     Raises:
         ValueError: If another one does not exist.
     """
@@ -99,7 +101,10 @@ def declared(folder: Path, name: str) -> Config:
     if name != "benchmark" and not file.is_file():
         raise ValueError(f"{file} does not exist: nothing says what to compare")
     content = read(file)
-    return merged(declared(folder, content["like"]), content) if "like" in content else content
+    if "like" not in content:
+        return content
+    methods = {"methods": content["methods"]} if "methods" in content else {}
+    return merged(declared(folder, content["like"]), content) | methods
 
 
 def study(

@@ -8,7 +8,8 @@ the likelihood of 8-bit levels. Both see the same images in the same order and t
 disturbs the machine disturbs both; what counts are CPU seconds of training alone. While they train, weights averaged in
 one way are judged on the validation split; in the end on the test split, and with them counterfactuals under another
 subject's thickness or intensity, each read off by a regressor that guided neither. Ours is judged at equal quality,
-too: as it was once its bound in validation was that of the public one's end. Writes RESULTS.json, .md and .png.
+too: as it was when its bound in validation first was as good as the public one's in the end. Writes RESULTS.json, .md
+and .png.
 """
 
 import argparse

@@ -70,10 +70,13 @@ def test_a_declaration_may_be_like_one_that_exists(tmp_path):
         "b": "{like: a, ask: -5%}",
         "c": "like: b",
         "d": "like: x",
+        "e": "{like: b, methods: {n: s}}",
     }.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     study = plan.study(tmp_path, (0,), (), "val", Path("x"), declaration="c")
     assert (list(study.methods), study.ask) == (["m"], "-5%")
+    study = plan.study(tmp_path, (0,), (), "val", Path("x"), declaration="e")
+    assert (list(study.methods), study.ask) == (["n"], "-5%"), "methods are all its own"
     with pytest.raises(ValueError, match=r"x\.yaml does not exist"):
         plan.study(tmp_path, (0,), (), "val", Path("x"), declaration="d")
 
