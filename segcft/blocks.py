@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcft.convolutions import SILU, Pointwise2d, Pointwise3d, added, chain, weights_of
 
+FLAT = 0.05  # deviation, in image units, that adds to every image's own
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _POINTWISE = {2: Pointwise2d, 3: Pointwise3d}
 _POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -53,6 +55,13 @@ def grow(features: Tensor, size: Sequence[int]) -> Tensor:
 def spread(vector: Tensor, like: Tensor) -> Tensor:
     """View (B, C) so that it adds to ``like`` (B, C, *S) at every position."""
     return vector.view(*vector.shape, *[1] * (like.dim() - 2))
+
+
+def standardise(image: Tensor) -> Tensor:
+    """(B, C, *S) in [-1, 1] to zero mean and unit deviation of every image; of one that is flat, next to nothing."""
+    axes = tuple(range(1, image.dim()))
+    deviation, mean = torch.std_mean(image, axes, keepdim=True)
+    return (image - mean) / (deviation + FLAT)
 
 
 class Block(nn.Module):

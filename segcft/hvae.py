@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segcft.blocks import Block, Bottleneck, Residual, conv, grow, scaled, shrink
+from segcft.blocks import Block, Bottleneck, Residual, conv, grow, scaled, shrink, standardise
 from segcft.latents import Abduction, Belief, LatentBlock, Normal, normal
 from segcft.likelihoods import DiscretisedGaussian, Likelihood, Pixels
 from segcft.recipes import Recorded
@@ -69,18 +69,21 @@ class TopDownBlock(LatentBlock):
         stage: Widths and latent channels.
         embedding: Length of the embedded parents.
         conditional_prior: Let the prior see the decoder's state, and so the parents.
+        blind: Let the posterior see the prior's memory instead of both.
         gain: Factor on the initial weights that write into the decoder's state.
     """
 
-    def __init__(self, spatial_dims: int, stage: Stage, embedding: int, conditional_prior: bool, gain: float) -> None:
+    def __init__(
+        self, spatial_dims: int, stage: Stage, embedding: int, conditional_prior: bool, blind: bool, gain: float
+    ) -> None:
         super().__init__()
         width, latent = stage.width, stage.latent_channels
         kernel = 1 if max(stage.size(spatial_dims)) <= 2 else 3
-        self.conditional_prior = conditional_prior
+        self.conditional_prior, self.blind = conditional_prior, blind
         self.prior = Bottleneck(
             spatial_dims, width, 2 * latent + width, embedding if conditional_prior else 0, kernel, gain=0.0
         )
-        self.posterior = Bottleneck(spatial_dims, 2 * width, 2 * latent, embedding, kernel)
+        self.posterior = Bottleneck(spatial_dims, 2 * width, 2 * latent, 0 if blind else embedding, kernel)
         self.write = scaled(conv(spatial_dims, latent, width, 1), gain)
         self.remember = scaled(conv(spatial_dims, latent, width, 1), gain)
         self.residual = Residual(spatial_dims, width, embedding, kernel, gain)
@@ -118,6 +121,9 @@ class HVAE(nn.Module, Recorded):
         likelihood: Pixel-wise likelihood.
         conditional_prior: p(z | parents) instead of an exogenous p(z): latents are mediators, which the parents move.
             Exogenous latents are the Markovian default.
+        blind: q(z | image) instead of q(z | image, parents), of an image standardised by its own mean and deviation: what
+            parents tell and no shape shows, such as brightness, cannot hide in exogenous latents. For parents that say
+            how bright and rich in contrast an image is; where none does, that would be lost.
         embedding: Length of the embedded parents.
         mixing: Of mediators, a in [0, 1]: 1 holds them in a counterfactual, 0 lets them follow the prior; see
             ``Belief.moved``.
@@ -126,8 +132,8 @@ class HVAE(nn.Module, Recorded):
             pixels or more along the longest axis. 0 for nothing.
 
     Raises:
-        ValueError: If a resolution does not divide the one before it, no stage has latents, ``mixing`` is no share, or
-            ``recompute`` is another word.
+        ValueError: If a resolution does not divide the one before it, no stage has latents, ``mixing`` is no share,
+            ``recompute`` is another word, or a model is blind whose prior sees the parents.
     """
 
     def __init__(
@@ -138,6 +144,7 @@ class HVAE(nn.Module, Recorded):
         stages: list[Stage],
         likelihood: Likelihood | None = None,
         conditional_prior: bool = False,
+        blind: bool = False,
         embedding: int = 32,
         mixing: float = 0.5,
         recompute: Recompute = 0,
@@ -148,7 +155,10 @@ class HVAE(nn.Module, Recorded):
             raise ValueError(f"mixing must lie between 0 and 1, got {mixing}")
         if isinstance(recompute, str) and recompute != "activations":
             raise ValueError(f"recompute must be a number of pixels or activations, got {recompute!r}")
-        self.conditional_prior, self.mixing, self.recompute = conditional_prior, mixing, recompute
+        if blind and conditional_prior:
+            raise ValueError("blind is about exogenous latents: it goes without conditional_prior")
+        self.conditional_prior, self.blind = conditional_prior, blind
+        self.mixing, self.recompute = mixing, recompute
         self.spatial_dims, self.stages = spatial_dims, stages
         self.likelihood = likelihood or DiscretisedGaussian()
         self.finest = min(depth for depth, stage in enumerate(stages) if stage.latent_channels and stage.blocks)
@@ -173,9 +183,19 @@ class HVAE(nn.Module, Recorded):
         self.stem = conv(dims, channels, stages[0].width)
         self.encoder = nn.ModuleList(_encoder_stages(dims, stages))
         self.narrow = nn.ModuleList(conv(dims, fine.width, coarse.width, 1) for fine, coarse in pairwise(stages))
-        self.decoder = nn.ModuleList(_decoder_stages(dims, stages, embedding, self.conditional_prior))
+        self.decoder = nn.ModuleList(self._decoder_stages(embedding))
         self.widen = nn.ModuleList(conv(dims, coarse.width, fine.width, 1) for fine, coarse in pairwise(stages))
         self.head: nn.Module = _head(dims, stages[0].width, channels)
+
+    def _decoder_stages(self, embedding: int) -> list[nn.ModuleList]:
+        gain, dims = _gain(self.stages), self.spatial_dims
+
+        def block(stage: Stage) -> nn.Module:
+            if stage.latent_channels:
+                return TopDownBlock(dims, stage, embedding, self.conditional_prior, self.blind, gain)
+            return Residual(dims, stage.width, embedding, gain=gain)
+
+        return [nn.ModuleList(block(stage) for _ in range(stage.blocks)) for stage in self.stages]
 
     def abduct(self, image: Tensor, pa: Tensor, temperature: float = 1.0, samples: int = 1) -> Abduction:
         """Latents z ~ q(z | image, parents): one encoder and one decoder pass.
@@ -266,7 +286,7 @@ class HVAE(nn.Module, Recorded):
         if tuple(image.shape[2:]) != self.stages[0].size(self.spatial_dims):
             size = self.stages[0].size(self.spatial_dims)
             raise ValueError(f"this HVAE reads images of {size}, got {tuple(image.shape[2:])}")
-        features, encoded = self.stem(image), []
+        features, encoded = self.stem(standardise(image) if self.blind else image), []
         for depth, blocks in enumerate(self.encoder):
             features = self._run(depth - 1, self._narrow, features, depth) if depth else features
             for block in blocks.children():
@@ -346,25 +366,16 @@ def _check(stages: list[Stage], spatial_dims: int) -> None:
             raise ValueError(f"stage resolution {sizes[1]} does not divide the finer {sizes[0]}")
 
 
+def _gain(stages: list[Stage]) -> float:
+    return math.sqrt(1 / max(1, sum(stage.blocks for stage in stages)))
+
+
 def _encoder_stages(spatial_dims: int, stages: list[Stage]) -> list[nn.Module]:
-    gain = math.sqrt(1 / max(1, sum(stage.blocks for stage in stages)))
+    gain = _gain(stages)
     return [
         nn.Sequential(*(Residual(spatial_dims, stage.width, gain=gain) for _ in range(stage.blocks)))
         for stage in stages
     ]
-
-
-def _decoder_stages(
-    spatial_dims: int, stages: list[Stage], embedding: int, conditional_prior: bool
-) -> list[nn.ModuleList]:
-    gain = math.sqrt(1 / max(1, sum(stage.blocks for stage in stages)))
-
-    def block(stage: Stage) -> nn.Module:
-        if stage.latent_channels:
-            return TopDownBlock(spatial_dims, stage, embedding, conditional_prior, gain)
-        return Residual(spatial_dims, stage.width, embedding, gain=gain)
-
-    return [nn.ModuleList(block(stage) for _ in range(stage.blocks)) for stage in stages]
 
 
 def _head(spatial_dims: int, width: int, channels: int) -> nn.Sequential:

@@ -95,9 +95,11 @@ class LatentBlock(nn.Module, ABC):
 
     Attributes:
         stochastic: Whether the latent is drawn; where it is not, it is its prior's mean and counts as no latent.
+        blind: Whether the posterior reads the prior's memory, as the prior does, instead of the decoder's state.
     """
 
     stochastic: bool = True
+    blind: bool = False
 
     @abstractmethod
     def prior_of(self, state: Tensor, memory: Tensor, parents: Tensor) -> tuple[Normal, Tensor]:
@@ -111,7 +113,7 @@ class LatentBlock(nn.Module, ABC):
 
     @abstractmethod
     def posterior_of(self, state: Tensor, seen: Tensor, parents: Tensor) -> Normal:
-        """Posterior of this latent given what it reads of the encoder's activation, (B, width, *S) unless told."""
+        """Posterior of this latent; ``seen`` is read of the encoder's activation, (B, width, *S) unless told."""
 
     @abstractmethod
     def absorb(self, state: Tensor, latent: Tensor, features: Tensor, parents: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ class LatentBlock(nn.Module, ABC):
         prior, features = self.prior_of(state, memory, parents)
         posterior, latent = None, prior.mean
         if self.stochastic:
-            posterior = None if seen is None else self.posterior_of(state, seen, parents)
+            posterior = None if seen is None else self.posterior_of(memory if self.blind else state, seen, parents)
             latent = choose(prior, posterior)
         memory = memory if last else self.recall(memory, latent, features)
         return self.absorb(state, latent, features, parents), memory, (latent, features), prior, posterior

@@ -66,6 +66,24 @@ def test_mediators_carry_their_noise_down_the_counterfactual_chain(spatial_dims)
         torch.testing.assert_close(moved[i], priors[i].mean + priors[i].log_std.exp() * noise)
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_latents_of_a_blind_model_know_neither_parents_nor_brightness(spatial_dims):
+    model, image, pa = make(spatial_dims, blind=True)
+    found = model.abduct(image, pa, temperature=0.0)
+    assert torch.equal(model.predict(found, pa).loc, found.pixels.loc)
+    assert not torch.allclose(model.predict(found, pa + 1).loc, found.pixels.loc)
+    other, brighter = model.abduct(image, pa + 1, temperature=0.0), model.abduct(image / 2 + 0.3, pa, temperature=0.0)
+    for latent, under_others, of_brighter in zip(found.latents, other.latents, brighter.latents, strict=True):
+        assert torch.equal(latent, under_others)
+        assert (latent - of_brighter).abs().max() < 0.2 * latent.abs().max()
+    seeing, idle = make(spatial_dims)[0], []
+    assert not torch.equal(seeing.abduct(image, pa, 0.0).latents[0], seeing.abduct(image, pa + 1, 0.0).latents[0])
+    for each in (seeing, model):
+        each.abduct(image, pa).elbo.nelbo().mean().backward()
+        idle.append([name for name, weight in each.named_parameters() if weight.grad is None])
+    assert idle[0] == idle[1]
+
+
 @pytest.mark.parametrize("conditional_prior", [False, True])
 def test_mixing_moves_neither_samples_nor_the_bound(conditional_prior):
     found = []
@@ -109,6 +127,8 @@ def test_a_counterfactual_through_mediators_teaches_the_encoder_and_the_decoder(
         for weight in part.parameters():
             assert weight.grad.isfinite().all()
             assert weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="it goes without conditional_prior"):
+        make(2, conditional_prior=True, blind=True)
     with pytest.raises(ValueError, match="mixing must lie between 0 and 1"):
         make(2, mixing=1.5)
 
