@@ -7,10 +7,10 @@ own optimiser, schedule and average; without it, ours runs alone. Ours is ``expe
 the likelihood of 8-bit levels. Both see the same images in the same order and take their steps in turn, so that what
 disturbs the machine disturbs both; what counts are CPU seconds of training alone. While they train, weights averaged in
 one way are judged on the validation split; in the end on the test split, and with them counterfactuals under another
-subject's thickness or intensity. Thick digits are bright ones in these data, and a regressor that learns from them takes
-one for the other. So intensity is measured, and thickness read off by a regressor that guided neither and saw every
-digit as bright as another. Ours is judged at equal quality, too: as it was when its bound in validation first was as
-good as the public one's in the end. Writes RESULTS.json, .md and .png.
+subject's thickness or intensity. Thick digits are bright ones in these data, and a regressor that learns from them
+takes one for the other: so intensity is measured, and thickness read off by a regressor that guided neither and saw
+every digit as bright as another. Ours is judged at equal quality, too: as it was when its bound in validation first was
+as good as the public one's in the end. Writes RESULTS.json, .md and .png.
 """
 
 import argparse
@@ -160,8 +160,9 @@ class Ours(Contender):
         super().__init__()
         settings = yaml.safe_load((EXPERIMENTS / "morphomnist/pretrain.yaml").read_text())
         model, trainer = settings["model"]["init_args"], settings["trainer"]
-        stages = [Stage(**stage) for stage in model["hvae"]["init_args"]["stages"]]
-        hvae = partial(HVAE, stages=stages, likelihood=DiscretisedGaussian())
+        shape = model["hvae"]["init_args"]
+        stages = [Stage(**stage) for stage in shape["stages"]]
+        hvae = partial(HVAE, **{**shape, "stages": stages, "likelihood": DiscretisedGaussian()})
         choice = Optimisation(**model["optimisation"])
         beta = {name: value for name, value in model.items() if name.startswith("beta")}
         self.task = PretrainHVAE(about, hvae, Standard(), optimisation=choice, **beta)

@@ -121,7 +121,7 @@ class HVAE(nn.Module, Recorded):
         likelihood: Pixel-wise likelihood.
         conditional_prior: p(z | parents) instead of an exogenous p(z): latents are mediators, which the parents move.
             Exogenous latents are the Markovian default.
-        blind: q(z | image) instead of q(z | image, parents), of an image standardised by its own mean and deviation: what
+        blind: q(z | image) instead of q(z | image, parents), the image standardised by its own mean and deviation: what
             parents tell and no shape shows, such as brightness, cannot hide in exogenous latents. For parents that say
             how bright and rich in contrast an image is; where none does, that would be lost.
         embedding: Length of the embedded parents.

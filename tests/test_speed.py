@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -14,6 +15,7 @@ from data_modules.morphomnist import MorphoMNIST
 from segcft import convolutions
 from segcft.hvae import HVAE, Stage
 from segcft.latents import Normal
+from segcft.likelihoods import DiscretisedGaussian
 from segcft.parity import ParityHVAE
 from segcft.tasks.base import Optimisation, lay_out
 from segcft.tasks.callbacks import Average
@@ -232,6 +234,16 @@ def test_every_saving_is_undone_and_timed(monkeypatch, capsys):
     savings.main(["--rounds=1"])
     rows = capsys.readouterr().out.splitlines()[2:]
     assert [row.split(" | ")[0].strip("| ") for row in rows] == [saving.what for saving in savings.SAVINGS]
+
+
+def test_the_model_that_races_is_that_of_the_experiment(tmp_path):
+    trees.morphomnist(tmp_path, "t10k")
+    about = MorphoMNIST(str(tmp_path), held_out=8).description
+    file = paths.EXPERIMENTS / "morphomnist/pretrain.yaml"
+    declared = yaml.safe_load(file.read_text())["model"]["init_args"]["hvae"]["init_args"]
+    stages, levels = [Stage(**stage) for stage in declared["stages"]], DiscretisedGaussian()
+    wanted = HVAE(2, 1, about.parents.dim, **(declared | {"stages": stages, "likelihood": levels}))
+    assert quality.Ours(about, 2).task.model.hvae.recipe == wanted.recipe
 
 
 @pytest.mark.slow
