@@ -353,7 +353,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         for number, one in enumerate(found):
             _, seconds, values = zip(*one[name]["curve"], strict=True)
             axis.plot(seconds, values, ".-", color=colour, label=None if number else name)
-    axis.set(xscale="log", xlabel="CPU seconds of training", ylabel="NELBO on validation, nats/pixel")
+    axis.set(xscale="log", yscale="log", xlabel="CPU seconds of training", ylabel="NELBO on validation, nats/pixel")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     figure.savefig(path, dpi=110)
