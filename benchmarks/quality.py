@@ -278,14 +278,14 @@ def errors(contender: Contender | None, data: MorphoMNIST, judge: Regressor, see
         apart = []
         for batch in pieces(dataset):
             other = {each: dataset.attributes[each][others[batch["index"]]] for each in ASKED}
-            do = {name: other[name]}
             if contender is None:
                 seen = as_bright_as(batch, other["intensity"])
-                image, wanted = seen["image"], seen[name]
             else:
-                image, wanted = contender.answer(batch, do), do[name]
+                do = {name: other[name]}
+                seen = {**do, "image": contender.answer(batch, do)}
+            image = seen["image"]
             shown = brightness(image) if name == "intensity" else judge.measure(image)[name]
-            apart.append((shown - wanted).abs())
+            apart.append((shown - seen[name]).abs())
         found[name] = 100 * float(torch.cat(apart).mean()) / parents[name].std
     return found
 

@@ -95,9 +95,9 @@ class TopDownBlock(LatentBlock):
         statistics, features = out.split(self.split, dim=1)
         return normal(statistics), features
 
-    def posterior_of(self, state: Tensor, encoded: Tensor, parents: Tensor) -> Normal:
+    def posterior_of(self, state: Tensor, memory: Tensor, seen: Tensor, parents: Tensor) -> Normal:
         """See ``LatentBlock.posterior_of``."""
-        return normal(self.posterior(torch.cat([state, encoded], dim=1), parents))
+        return normal(self.posterior(torch.cat([memory if self.blind else state, seen], dim=1), parents))
 
     def absorb(self, state: Tensor, latent: Tensor, features: Tensor, parents: Tensor) -> Tensor:
         """See ``LatentBlock.absorb``."""
@@ -174,6 +174,11 @@ class HVAE(nn.Module, Recorded):
         """Channels of the decoder's state after every stage, finest first."""
         return [stage.width for stage in self.stages]
 
+    @property
+    def gain(self) -> float:
+        """Factor on the initial weights of every block's last layer: their sum stays in range, however deep."""
+        return math.sqrt(1 / max(1, sum(stage.blocks for stage in self.stages)))
+
     def _build(self, channels: int, parents_dim: int, embedding: int) -> None:
         """Make the networks; what a family of blocks decides."""
         dims, stages = self.spatial_dims, self.stages
@@ -181,14 +186,20 @@ class HVAE(nn.Module, Recorded):
             nn.Linear(parents_dim, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         self.stem = conv(dims, channels, stages[0].width)
-        self.encoder = nn.ModuleList(_encoder_stages(dims, stages))
+        self.encoder = nn.ModuleList(self._encoder_stages())
         self.narrow = nn.ModuleList(conv(dims, fine.width, coarse.width, 1) for fine, coarse in pairwise(stages))
         self.decoder = nn.ModuleList(self._decoder_stages(embedding))
         self.widen = nn.ModuleList(conv(dims, coarse.width, fine.width, 1) for fine, coarse in pairwise(stages))
         self.head: nn.Module = _head(dims, stages[0].width, channels)
 
+    def _encoder_stages(self) -> list[nn.Module]:
+        return [
+            nn.Sequential(*(Residual(self.spatial_dims, stage.width, gain=self.gain) for _ in range(stage.blocks)))
+            for stage in self.stages
+        ]
+
     def _decoder_stages(self, embedding: int) -> list[nn.ModuleList]:
-        gain, dims = _gain(self.stages), self.spatial_dims
+        dims, gain = self.spatial_dims, self.gain
 
         def block(stage: Stage) -> nn.Module:
             if stage.latent_channels:
@@ -364,18 +375,6 @@ def _check(stages: list[Stage], spatial_dims: int) -> None:
         sizes = fine.size(spatial_dims), coarse.size(spatial_dims)
         if any(big % small for big, small in zip(*sizes, strict=True)):
             raise ValueError(f"stage resolution {sizes[1]} does not divide the finer {sizes[0]}")
-
-
-def _gain(stages: list[Stage]) -> float:
-    return math.sqrt(1 / max(1, sum(stage.blocks for stage in stages)))
-
-
-def _encoder_stages(spatial_dims: int, stages: list[Stage]) -> list[nn.Module]:
-    gain = _gain(stages)
-    return [
-        nn.Sequential(*(Residual(spatial_dims, stage.width, gain=gain) for _ in range(stage.blocks)))
-        for stage in stages
-    ]
 
 
 def _head(spatial_dims: int, width: int, channels: int) -> nn.Sequential:

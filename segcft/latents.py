@@ -95,11 +95,9 @@ class LatentBlock(nn.Module, ABC):
 
     Attributes:
         stochastic: Whether the latent is drawn; where it is not, it is its prior's mean and counts as no latent.
-        blind: Whether the posterior reads the prior's memory, as the prior does, instead of the decoder's state.
     """
 
     stochastic: bool = True
-    blind: bool = False
 
     @abstractmethod
     def prior_of(self, state: Tensor, memory: Tensor, parents: Tensor) -> tuple[Normal, Tensor]:
@@ -112,8 +110,8 @@ class LatentBlock(nn.Module, ABC):
         """
 
     @abstractmethod
-    def posterior_of(self, state: Tensor, seen: Tensor, parents: Tensor) -> Normal:
-        """Posterior of this latent; ``seen`` is read of the encoder's activation, (B, width, *S) unless told."""
+    def posterior_of(self, state: Tensor, memory: Tensor, seen: Tensor, parents: Tensor) -> Normal:
+        """Posterior of this latent, of the same and what it reads of the encoder, (B, width, *S) unless told."""
 
     @abstractmethod
     def absorb(self, state: Tensor, latent: Tensor, features: Tensor, parents: Tensor) -> Tensor:
@@ -145,7 +143,7 @@ class LatentBlock(nn.Module, ABC):
         prior, features = self.prior_of(state, memory, parents)
         posterior, latent = None, prior.mean
         if self.stochastic:
-            posterior = None if seen is None else self.posterior_of(memory if self.blind else state, seen, parents)
+            posterior = None if seen is None else self.posterior_of(state, memory, seen, parents)
             latent = choose(prior, posterior)
         memory = memory if last else self.recall(memory, latent, features)
         return self.absorb(state, latent, features, parents), memory, (latent, features), prior, posterior

@@ -158,7 +158,7 @@ class ParityBlock(LatentBlock):
         mean, log_std, features = self.prior.apart(self.split, memory, shift)
         return Normal(mean.float(), log_std.float()), features
 
-    def posterior_of(self, state: Tensor, seen: Tensor, parents: Tensor) -> Normal:
+    def posterior_of(self, state: Tensor, memory: Tensor, seen: Tensor, parents: Tensor) -> Normal:
         """See ``LatentBlock.posterior_of``; ``seen`` is what the first convolution makes of the activation."""
         shift = spread(self.posterior_shift(F.gelu(parents)), state) + seen
         mean, log_std = self.posterior.apart(self.split[:2], state, shift)
@@ -232,7 +232,7 @@ class ParityHVAE(HVAE):
 
     def _build(self, channels: int, parents_dim: int, embedding: int) -> None:
         dims, stages = self.spatial_dims, self.stages
-        gain = math.sqrt(1 / sum(stage.blocks for stage in stages))
+        gain = self.gain
         self.finest = 0  # the priors' memory goes on to the end
         self.embed = nn.Identity()
         self.stem = _even(conv(dims, channels, stages[0].width, 7))

@@ -130,7 +130,7 @@ def test_shifts_equal_the_concatenation_of_tiled_parents():
     inputs = [F.gelu(state), F.gelu(tiled), F.gelu(encoded)]
     hidden = one(inputs, block.posterior.squeeze, block.posterior_shift, block.look)
     plain = rest(block.posterior, hidden).chunk(2, 1)
-    for ours, theirs in zip(block.posterior_of(state, block.look(F.gelu(encoded)), pa), plain, strict=True):
+    for ours, theirs in zip(block.posterior_of(state, memory, block.look(F.gelu(encoded)), pa), plain, strict=True):
         torch.testing.assert_close(ours, theirs)
 
     written = one([latent, tiled], block.write, block.write_shift)
