@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segcft.geometry import box_weights
+
 cv2.setNumThreads(0)  # OpenCV's own threads hang in forked loader workers; parallelism lies in ours
 
 Pixels = NDArray[np.uint8]
@@ -54,42 +56,3 @@ def resample(image: NDArray[np.generic], frame: Sequence[int], steps: Sequence[f
         weights = box_weights(image.shape[axis], size, step)
         result = np.moveaxis(np.tensordot(weights, result, (1, axis)), 0, axis)
     return np.ascontiguousarray(result)
-
-
-def box_weights(old: int, new: int, step: float) -> NDArray[np.float32]:
-    """Share of each old pixel in each new one, (new, old); a row sums to how much of the new pixel lies inside."""
-    edges = (np.arange(new + 1) - new / 2) * step + old / 2  # in old pixels
-    starts, ends = np.arange(old), np.arange(1, old + 1)
-    overlap = np.minimum(edges[1:, None], ends) - np.maximum(edges[:-1, None], starts)
-    return np.asarray(overlap.clip(0) / step, np.float32)
-
-
-def spread(change: NDArray[np.float32], shape: Sequence[int], steps: Sequence[float]) -> NDArray[np.float32]:
-    """A change in the frame back to the image that ``resample`` drew there, linearly; 0 beyond the frame.
-
-    Args:
-        change: (*frame).
-        shape: Of the image.
-        steps: Length of the frame's pixel along each axis, in the image's pixels.
-
-    Returns:
-        (*shape).
-    """
-    for axis, (size, step) in enumerate(zip(shape, steps, strict=True)):
-        weights = tent_weights(change.shape[axis], size, step)
-        change = np.moveaxis(np.tensordot(weights, change, (1, axis)), 0, axis)
-    return np.ascontiguousarray(change)
-
-
-def tent_weights(frame: int, image: int, step: float) -> NDArray[np.float32]:
-    """Share of each of the frame's pixels in each of the image's, (image, frame).
-
-    Linear between centres, constant within half a pixel of the frame's border, 0 beyond it; where the frame's pixels
-    are the smaller ones, their mean.
-    """
-    if step < 1:
-        return box_weights(frame, image, 1 / step)
-    place = (np.arange(image) + 0.5 - image / 2) / step + frame / 2  # in the frame's pixels
-    centre = (place - 0.5).clip(0, frame - 1)[:, None]
-    weights = (1 - np.abs(centre - np.arange(frame))).clip(0)
-    return np.asarray(weights * ((place > 0) & (place < frame))[:, None], np.float32)

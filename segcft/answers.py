@@ -15,6 +15,7 @@ from data_modules.readers import Picture, Window, read_picture
 from data_modules.writers import mask_path, suffix, write_changed, write_mask
 from segcft import panels
 from segcft.counterfactual import Answer, CounterfactualModel
+from segcft.edits import carry
 from segcft.framing import Framing
 from segcft.outlines import measure_masks
 from segcft.panels import View
@@ -55,12 +56,17 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
     """
     picture = read_picture(file, job.window)
     framing = Framing.of(picture, job.model, job.window, job.options.spacing)
-    image = framing.image(picture.levels).to(job.options.device)
+    canvas = framing.canvas(picture.levels).to(job.options.device)
+    image = canvas.frame
     names = ("effect", "samples", "temperature", "corrections", "confined", "strict")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they become a column
         answers = job.model.counterfactuals(
-            image, job.parents[file], job.questions, **{name: getattr(job.options, name) for name in names}
+            canvas.image,
+            job.parents[file],
+            job.questions,
+            geometry=framing.geometry,
+            **{name: getattr(job.options, name) for name in names},
         )
     folder = job.files[file]
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,10 +80,10 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
         asked = " ".join(request.text for request in question.values())
         note = f"Synthetic counterfactual by segcft, not acquired: {asked}"
         write_changed(file, change, target, job.window, note, job.options.keep_identity)
-        drawn = framing.image(picture.levels + change).to(job.options.device)  # what the file shows is measured
+        drawn = framing.image(picture.levels + change).to(job.options.device)  # what is written is measured
         masks = outlines(job.model, drawn)
         if job.options.manifest:
-            _write_masks(masks, file, target, framing)
+            _write_masks(answer, factual, masks, file, target, framing)
         answer = replace(answer, measured=measured_in(job.model, masks, drawn, factual))
         views.append((answer, change, masks))
         rows += _rows(job, file, target, asked, question, answer, before)
@@ -101,10 +107,17 @@ def measured_in(model: CounterfactualModel, masks: Masks, image: Tensor, factual
     return measure_masks(seen, image, model.segmentor.description, anatomy)
 
 
-def _write_masks(masks: Masks, file: Path, target: Path, framing: Framing) -> None:
-    """The segmentor's mask of every structure, beside the counterfactual file."""
+def _write_masks(answer: Answer, factual: Masks, masks: Masks, file: Path, target: Path, framing: Framing) -> None:
+    """The mask of every structure beside the counterfactual file, at its resolution.
+
+    Where the image was carried by a flow, its own outlines moved along; else those that the segmentor now sees.
+    """
     for name, mask in masks.items():
-        write_mask(file, framing.spread(mask) > 0.5, mask_path(target, name))
+        if answer.edit.velocity is None:
+            large = framing.geometry.enlarge(mask)
+        else:
+            large = carry(answer.edit, framing.geometry.enlarge(factual[name]), framing.geometry)
+        write_mask(file, large[0, 0].cpu().numpy() > 0.5, mask_path(target, name))
 
 
 def _rows(
@@ -159,9 +172,9 @@ def _draw(
     busiest = _busiest([change for _, change, _ in answers])
 
     def view(masks: Masks, change: Any, deviation: Tensor | None) -> View:
-        outlines = {name: _plane(framing.spread(mask), busiest) for name, mask in masks.items()}
+        outlines = {name: _plane(framing.enlarge(mask), busiest) for name, mask in masks.items()}
         grey = (framing.window[1] - framing.window[0]) / 2
-        deep = None if deviation is None else _plane(framing.spread(deviation), busiest) * grey
+        deep = None if deviation is None else _plane(framing.enlarge(deviation), busiest) * grey
         return View(_plane(levels + change, busiest), _plane(change, busiest), outlines, deep)
 
     factual = view(before, np.zeros_like(levels), None)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from segcft import checkpoints
+from segcft.edits import Canvas, Edit
+from segcft.geometry import Geometry
 from segcft.hvae import HVAE, Mediation
 from segcft.judges import SegmentationModel
 from segcft.latents import Abduction
@@ -32,12 +34,14 @@ class Counterfactual(NamedTuple):
         values: Its parents in real units, (B,) each.
         abduction: The factual image's latents, pixel distribution and ELBO.
         cost: Of the way it was drawn, a scalar, see ``prediction``.
+        edit: What was done to the factual image.
     """
 
     image: Tensor
     values: dict[str, Tensor]
     abduction: Abduction
     cost: Tensor
+    edit: Edit
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,15 @@ class Answer:
     """What a user gets: images and numbers, side by side.
 
     Attributes:
-        image: Counterfactual image, (B, C, *S) in [-1, 1]; the mean of the particles.
+        image: Counterfactual image at the factual one's resolution, (B, C, *N) in [-1, 1]; of several particles, by
+            the mean of their edits.
         values: Its parents in real units, (B,) each.
         measured: What the segmentor finds in it, (B,) each; empty without a segmentor.
-        uncertainty: Deviation over the particles, (B, C, *S) in image units; None of a single one.
-        factual_image: As it was given.
+        uncertainty: Deviation over the particles in the model's frame, (B, C, *S) in image units; None of a single one.
+        factual_image: As it was given, (B, C, *N).
         factual_values: Its parents, given or measured, (B,) each.
+        edit: What was done to it, in the model's frame.
+        seen: Counterfactual image as the model and its segmentor see it, (B, C, *S).
     """
 
     image: Tensor
@@ -59,10 +66,12 @@ class Answer:
     uncertainty: Tensor | None
     factual_image: Tensor
     factual_values: dict[str, Tensor]
+    edit: Edit
+    seen: Tensor
 
     @property
     def difference(self) -> Tensor:
-        """Counterfactual minus factual image, (B, C, *S)."""
+        """Counterfactual minus factual image, (B, C, *N)."""
         return self.image - self.factual_image
 
 
@@ -168,6 +177,7 @@ class CounterfactualModel(nn.Module, Recorded):
         mediation: Mediation = "total",
         corrections: int = 0,
         confined: bool = False,
+        canvas: Canvas | None = None,
     ) -> Counterfactual:
         """Prediction: one decoder pass, for any number of questions about one abduction.
 
@@ -180,23 +190,30 @@ class CounterfactualModel(nn.Module, Recorded):
             corrections: Times to measure the answer by the segmentor and ask again for what is missing.
             confined: Leave the image as it is beyond the neighbourhood of what moves, by the segmentor's masks before
                 and after.
+            canvas: These images at their own resolution: the answer is what the model sees of the one drawn there,
+                and that is measured.
 
         Raises:
             ValueError: If one of the last two is wanted of a model without a segmentor.
         """
-        if not (corrections or confined):
-            drawn = self._draw(image, abduction, self.parents.encode(cf_values), mediation)
-            return Counterfactual(drawn.image, cf_values, abduction, drawn.cost)
-        if self.segmentor is None:
+        if (corrections or confined) and self.segmentor is None:
             raise ValueError("the segmentor that guided the model refines answers; the checkpoint holds none")
-        wanted = (cf_values, abduction.pa, self.parents, self.segmentor)
+        wanted = (cf_values, abduction.pa, self.parents)
 
         def draw(pa: Tensor) -> Drawn:
             drawn = self._draw(image, abduction, pa, mediation)
-            return drawn._replace(image=confine(drawn.image, image, *wanted)) if confined else drawn
+            if confined:
+                assert self.segmentor is not None
+                edit = confine(drawn, image, *wanted, self.segmentor)
+                drawn = drawn._replace(edit=edit, image=edit.apply(image))
+            return drawn if canvas is None else drawn._replace(image=canvas.seen(drawn.edit))
 
-        drawn = correct(draw, image, *wanted, corrections)
-        return Counterfactual(drawn.image, cf_values, abduction, drawn.cost)
+        if corrections:
+            assert self.segmentor is not None
+            drawn = correct(draw, image, *wanted, self.segmentor, corrections)
+        else:
+            drawn = draw(self.parents.encode(cf_values))
+        return Counterfactual(drawn.image, cf_values, abduction, drawn.cost, drawn.edit)
 
     def _draw(self, image: Tensor, abduction: Abduction, pa: Tensor, mediation: Mediation) -> Drawn:
         drawn: Drawn = self.prediction(image, abduction.pixels, self.hvae.predict(abduction, pa, mediation))
@@ -222,11 +239,12 @@ class CounterfactualModel(nn.Module, Recorded):
         corrections: int | None = None,
         confined: bool | None = None,
         strict: bool = False,
+        geometry: Geometry | None = None,
     ) -> list[Answer]:
         """Any number of questions about the same images, which are encoded once.
 
         Args:
-            image: Factual images, (B, C, *S) in [-1, 1].
+            image: Factual images at their own resolution, (B, C, *N) in [-1, 1]; answers have the same.
             parents: Their parents in real units, (B,) each or one number for all; the segmentor measures structural
                 ones that are missing.
             questions: Interventions, each as in ``requests.targets``: ``{"left_lung_area": "+20%"}``.
@@ -237,29 +255,42 @@ class CounterfactualModel(nn.Module, Recorded):
             corrections: See ``answer``; by default 2 where there is a segmentor, 0 where there is none.
             confined: See ``answer``; by default where there is a segmentor.
             strict: Refuse targets outside the training range instead of warning.
+            geometry: How the model's frame lies in the images; by default it covers them exactly.
 
         Raises:
             ValueError: If a request or a parent is wrong, or a parent is missing that cannot be measured.
         """
-        factual = self.complete(image, parents or {})
+        canvas = Canvas(image, geometry or Geometry.of(image.shape[2:], self.frame))
+        small = canvas.frame
+        factual = self.complete(small, parents or {})
         asked = [targets(do, factual, self.parents) for do in questions]
         for do in asked:
             self.parents.check(do, strict)
         temperature = float(samples > 1) if temperature is None else temperature
-        abduction = self.abduct(image, factual, temperature, samples)
+        abduction = self.abduct(small, factual, temperature, samples)
         acted = [self.act(factual, do, effect) for do in asked]
         if corrections is None:
             corrections = CORRECTIONS if self.segmentor else 0
         if confined is None:
             confined = self.segmentor is not None
-        everyone, found = image.repeat_interleave(samples, 0), []
+        everyone, preview = small.repeat_interleave(samples, 0), canvas.preview().repeated(samples)
+        found = []
         for values in acted:
             repeated = {name: value.repeat_interleave(samples, 0) for name, value in values.items()}
-            drawn = self.answer(everyone, abduction, repeated, mediation, corrections, confined).image
-            particles = drawn.view(len(image), samples, *image.shape[1:])
-            mean, uncertainty = particles.mean(1), particles.std(1) if samples > 1 else None
-            found.append(Answer(mean, values, self.measure(mean, image), uncertainty, image, factual))
+            drawn = self.answer(everyone, abduction, repeated, mediation, corrections, confined, preview)
+            edit = drawn.edit.mean(samples)
+            shown = canvas.draw(edit)
+            seen = Canvas(shown, canvas.geometry).frame
+            uncertainty = None
+            if samples > 1:
+                uncertainty = drawn.image.view(len(small), samples, *small.shape[1:]).std(1)
+            found.append(Answer(shown, values, self.measure(seen, small), uncertainty, image, factual, edit, seen))
         return found
+
+    @property
+    def frame(self) -> tuple[int, ...]:
+        """Shape S of the images that the HVAE reads."""
+        return self.hvae.stages[0].size(self.hvae.spatial_dims)
 
     def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
         """What the segmentor finds in images (B, C, *S), (B,) each, see ``Judge.measure``; nothing without one."""

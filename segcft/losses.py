@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcft import together
+from segcft.blocks import spread
 from segcft.parents import Parents, Values
 from segcft.recipes import Recorded
+from segcft.regions import dilate, reach
 
 
 def guidance_loss(
@@ -45,6 +47,24 @@ def guidance_loss(
 def minimality_loss(cf_image: Tensor, image: Tensor) -> Tensor:
     """Mean absolute change of a pixel, in image units."""
     return (cf_image - image).abs().mean()
+
+
+def displacement_elsewhere(displacement: Tensor, mask: Tensor, margins: int = 6) -> Tensor:
+    """Mean squared displacement, weighted by the distance from the structure that is to move, a scalar.
+
+    Args:
+        displacement: (B, D, *S) in pixels.
+        mask: Of the structure, (B, *S), bool; a subject without any is left out.
+        margins: Distance, in margins of ``regions.reach``, at which the full price is due.
+    """
+    with torch.no_grad():
+        step, near = reach(displacement), mask
+        weight = torch.zeros_like(mask, dtype=displacement.dtype)
+        for _ in range(margins):
+            weight = weight + (~near).to(weight) / margins
+            near = dilate(near, step)
+        weight = weight * spread(mask.flatten(1).any(1)[:, None], mask[:, None])[:, 0]
+    return (weight * displacement.square().sum(1)).mean()
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:

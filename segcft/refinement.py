@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from segcft.blocks import spread
+from segcft.edits import Edit
 from segcft.judges import SegmentationModel
 from segcft.outlines import located
 from segcft.parents import Parents, Values
 from segcft.prediction import Drawn
-from segcft.regions import neighbourhood
+from segcft.regions import neighbourhood, surroundings
 
 
 def correct(
@@ -55,21 +56,23 @@ def correct(
         better = (lacks.abs().sum(1) < left.abs().sum(1))[:, None]
         asked, left = torch.where(better, tried, asked), torch.where(better, lacks, left)
         share = torch.where(better, 1.0, share / 2)
-        best = best._replace(image=torch.where(spread(better, image), drawn.image, best.image))
+        found = torch.where(spread(better, image), drawn.image, best.image)
+        best = best._replace(image=found, edit=drawn.edit.where(better[:, 0], best.edit))
     return best
 
 
 def confine(
-    cf_image: Tensor, image: Tensor, cf_values: Values, pa: Tensor, parents: Parents, segmentor: SegmentationModel
-) -> Tensor:
-    """The answer in the neighbourhood of what moves, before and after; the factual image elsewhere.
+    drawn: Drawn, image: Tensor, cf_values: Values, pa: Tensor, parents: Parents, segmentor: SegmentationModel
+) -> Edit:
+    """The edit in the neighbourhood of what moves, before and after; nothing elsewhere.
 
-    That is a parent's structure and what it carries, or that part of them which its region holds.
+    That is a parent's structure and what it carries, or that part of them which its region holds; what is painted ends
+    there, and a flow comes to rest further out, so that it tears nothing.
     Where a parent moves that has no structure, such as age, all of the image may change. See ``correct``.
     """
     about = segmentor.description
     anatomy = segmentor.probabilities(image)
-    masks = torch.maximum(anatomy, segmentor.probabilities(cf_image)) > 0.5
+    masks = torch.maximum(anatomy, segmentor.probabilities(drawn.image)) > 0.5
     allowed, variables = torch.zeros_like(masks[:, 0]), list(parents.variables.values())
     changes = torch.split(parents.encode(cf_values) != pa, [each.dim for each in variables], dim=1)
     for variable, changed in zip(variables, changes, strict=True):
@@ -77,4 +80,4 @@ def confine(
         if variable.structure:
             moved = moved & located(masks, variable.moves, variable.region, anatomy, about)
         allowed = allowed | moved
-    return image + neighbourhood(allowed, image) * (cf_image - image)
+    return drawn.edit.within(neighbourhood(allowed, image), surroundings(allowed, image))

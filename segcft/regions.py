@@ -133,7 +133,7 @@ def largest(values: Tensor, pixels: int) -> Tensor:
 
 
 def blur(mask: Tensor, width: int) -> Tensor:
-    """Share of a boolean mask (B, *S) within an odd ``width`` around every pixel, (B, *S)."""
+    """Share of a mask (B, *S) within an odd ``width`` around every pixel, (B, *S)."""
     pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[mask.dim() - 1]
     return pool(mask[:, None].float(), width, stride=1, padding=width // 2, count_include_pad=False)[:, 0]
 
@@ -141,3 +141,12 @@ def blur(mask: Tensor, width: int) -> Tensor:
 def neighbourhood(mask: Tensor, image: Tensor) -> Tensor:
     """A structure (B, *S) and its margin as weights (B, 1, *S): 1 within, 0 beyond, soft in the last pixel."""
     return blur(dilate(mask, max(1, reach(image) - 1)), 3)[:, None]
+
+
+def surroundings(mask: Tensor, image: Tensor) -> Tensor:
+    """A structure (B, *S) as weights (B, 1, *S) that fall smoothly to 0 within eight margins of it."""
+    margin = reach(image)
+    near = dilate(mask, 4 * margin)
+    for _ in range(2):
+        near = blur(near, 4 * margin + 1 - (4 * margin) % 2)
+    return near[:, None]

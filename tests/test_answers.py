@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from data_modules.folder import Folder
-from data_modules.frames import pad_square, resample, resize, spread
 from data_modules.readers import Picture, read_picture
 from data_modules.writers import suffix, write_changed
 from segcft.checkpoints import describe
@@ -23,7 +22,7 @@ from segcft.hvae import HVAE, Stage
 from segcft.judges import Segmentor
 from segcft.mechanisms import Mechanism, intervene
 from segcft.parents import DataDescription
-from segcft.prediction import Drawn
+from segcft.prediction import painted
 from segcft.refinement import correct
 from tests.balls import Balls
 from tests.dicoms import write_dicom
@@ -111,13 +110,13 @@ def test_a_question_agrees_with_training_and_evaluation():
     with torch.no_grad():
         expected = model(batch["image"], values, asked, temperature=0.0)
     found = model.counterfactual(batch["image"], do={"left_size": "+20%"}, corrections=0, confined=False)
-    torch.testing.assert_close(found.image, expected.image)
+    torch.testing.assert_close(found.image, expected.image, atol=1e-4, rtol=0)
     assert found.uncertainty is None
     with torch.no_grad():
         abduction = model.abduct(batch["image"], values, temperature=0.0)
         refined = model.answer(batch["image"], abduction, model.act(values, asked), corrections=2, confined=True)
     by_default = model.counterfactual(batch["image"], do={"left_size": "+20%"})
-    torch.testing.assert_close(by_default.image, refined.image)
+    torch.testing.assert_close(by_default.image, refined.image, atol=1e-4, rtol=0)
     assert not torch.allclose(by_default.image, found.image)
 
 
@@ -129,7 +128,7 @@ def test_a_correction_is_at_most_half_of_what_was_asked_and_undone_where_it_does
 
     def draw(parents):
         asked.append(parents)
-        return Drawn(image, image.new_zeros(()))  # whatever is asked, nothing happens
+        return painted(image, image)  # whatever is asked, nothing happens
 
     correct(draw, image, wanted, pa, model.parents, model.segmentor, turns=2)
     most = (0.5 * (asked[0] - pa).abs()).clamp(max=1)
@@ -146,7 +145,7 @@ def test_no_correction_leaves_an_answer_worse_by_the_segmentor():
 
     def draw(parents):
         drawn.append(next(answers))
-        return Drawn(drawn[-1], image.new_zeros(()))
+        return painted(image, drawn[-1])
 
     pa = model.parents.encode(values)
     kept = correct(draw, image, wanted, pa, model.parents, model.segmentor, turns=4).image
@@ -188,36 +187,6 @@ def test_missing_parents_are_measured_or_asked_for(tmp_path):
     blind = CounterfactualModel.load(save(tmp_path / "b.ckpt", model, judged=False))
     with pytest.raises(ValueError, match="left_size, right_size: not given, and the checkpoint holds no segmentor"):
         blind.counterfactual(batch["image"], {"age": 63.0}, {"left_size": "+20%"})
-
-
-@pytest.mark.parametrize(("shape", "size"), [((40, 31), 16), ((31, 40), 16), ((12, 9), 16)])
-def test_a_change_comes_back_to_where_it_was_drawn_from(shape, size):
-    image = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
-    steps = [max(shape) / size] * 2
-    if size < max(shape) and not (max(shape) - min(shape)) % 2:
-        assert np.abs(resample(image, (size, size), steps) - resize(pad_square(image), size)).max() <= 1
-    assert np.abs(spread(np.ones((size, size), np.float32), shape, steps) - 1).max() < 1e-6
-    ramp = np.broadcast_to(np.arange(size, dtype=np.float32)[:, None], (size, size))
-    rows = spread(ramp, shape, steps)[:, 0]
-    wanted = (np.arange(shape[0]) + 0.5 - shape[0] / 2) / steps[0] + (size - 1) / 2
-    inside = (wanted > 0.5) & (wanted < size - 1.5)
-    np.testing.assert_allclose(rows[inside], wanted[inside], atol=1e-4 if steps[0] >= 1 else 0.1)
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_what_the_file_shows_is_what_the_model_answered(dims):
-    """A change survives the way to a finer grid and back."""
-    model, batch = make(description(dims)), films(dims)
-    shape = (64, 50, 40)[:dims]
-    framing = Framing.of(Picture(np.zeros(shape, np.uint8)), model, None, None)
-    wanted = batch["mask"][:1, :1] - 0.5 * batch["mask"][:1, 1:]
-    inside = framing.image(np.full(shape, 255.0)) > 0.999
-    shown, smooth = (
-        (framing.image(127.5 + levels) - wanted)[inside].abs().mean()
-        for levels in (framing.levels(wanted), 127.5 * framing.spread(wanted))
-    )
-    assert 0 < shown < 0.6 * smooth
-    assert not framing.levels(torch.full_like(wanted, 0.01)).any(), "haze is dropped"
 
 
 def picture(path, kind):

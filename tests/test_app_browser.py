@@ -24,7 +24,7 @@ from segcft.counterfactual import CounterfactualModel
 from segcft.hvae import HVAE, Stage
 from segcft.judges import Segmentor
 from segcft.parents import DataDescription, Variable
-from segcft.prediction import Drawn
+from segcft.prediction import painted
 from tests.balls import Balls
 from tests.test_evaluation import Seeing
 
@@ -48,7 +48,7 @@ class Redrawn(CounterfactualModel):
                 shape |= distance[None] < radius.view(-1, 1, 1)
             return 1.2 * shape[:, None].float() - 0.6
 
-        return Drawn((image + discs(pa) - discs(abduction.pa)).clamp(-1, 1), image.new_zeros(()))
+        return painted(image, (image + discs(pa) - discs(abduction.pa)).clamp(-1, 1))
 
 
 @pytest.fixture(scope="module")

@@ -83,11 +83,11 @@ def test_a_stage_that_the_decoder_does_not_have_is_refused_and_a_copy_keeps_its_
     with pytest.raises(ValueError, match="stage 2 is none of the decoder's, which are 0 \\(finest\\) to 1"):
         make(data, Transported())
     model, _ = transported(data)
-    weight = model.prediction.squeeze.weight
-    assert model.replaced(None, None).prediction.squeeze.weight is weight
+    weight = model.prediction.velocity.squeeze.weight
+    assert model.replaced(None, None).prediction.velocity.squeeze.weight is weight
     twin = build(model.recipe)
     twin.load_state_dict(model.state_dict())
-    assert torch.equal(twin.prediction.squeeze.weight, weight)
+    assert torch.equal(twin.prediction.velocity.squeeze.weight, weight)
 
 
 def test_shapes_follow_the_parents_and_keep_their_own_noise(data):

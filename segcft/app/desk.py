@@ -5,15 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from data_modules.readers import Picture, Window, read_picture
 from segcft.answers import measured_in, missed, outlines
-from segcft.app.subjects import PARTICLES, Case, Levels, Question, Reply, Subject
+from segcft.app.subjects import PARTICLES, Case, Question, Reply, Subject
 from segcft.counterfactual import CORRECTIONS, Answer, CounterfactualModel
+from segcft.edits import Canvas
 from segcft.framing import Framing
+from segcft.geometry import Geometry
 from segcft.requests import beyond, once, parse, targets
 
 MOST = 2**26  # pixels or voxels of an upload
@@ -34,7 +35,7 @@ class Desk:
     def __init__(self, model: CounterfactualModel, cases: Sequence[Case] = ()) -> None:
         if model.description.channels != 1:
             raise ValueError(f"the app shows grey images, the model draws {model.description.channels} channels")
-        self.model, self.frame = model, model.hvae.stages[0].size(model.description.spatial_dims)
+        self.model, self.frame = model, model.frame
         for case in cases:
             if tuple(case.image.shape) != (1, 1, *self.frame):
                 raise ValueError(f"case {case.name} has shape {tuple(case.image.shape)}, the model needs {self.frame}")
@@ -65,7 +66,7 @@ class Desk:
         image = case.image.to(self.device)
         values = self.model.complete(image, case.values)
         picture = Picture((case.image[0, 0].float().numpy() + 1) * 127.5)
-        framing = Framing(self.frame, self.frame, [1.0] * len(self.frame), (0.0, 255.0))
+        framing = Framing(Geometry.of(self.frame, self.frame), (0.0, 255.0))
         masks = outlines(self.model, image)
         return _abducted(Subject(self.model, name, picture, framing, image, values, frozenset(values), masks))
 
@@ -123,20 +124,19 @@ class Desk:
         values = model.act(subject.values, do, question.effect)
         judged = model.segmentor is not None
         turns = CORRECTIONS if judged and question.refined else 0
-        image = model.answer(subject.image, subject.abduction, values, corrections=turns, confined=judged).image
+        canvas = subject.canvas
+        edit = model.answer(
+            subject.image, subject.abduction, values, corrections=turns, confined=judged, canvas=canvas
+        ).edit
         deviation = self._deviation(subject, values) if question.uncertain else None
-        change = subject.shown.levels(image - subject.image)
-        shown = self._shown(subject, change)
-        masks = outlines(model, shown)
-        found = measured_in(model, masks, shown, subject.masks)
-        answer = Answer(image, values, found, deviation, subject.image, subject.values)
+        image = canvas.draw(edit)
+        change = subject.shown.levels(image - canvas.image)
+        seen = (subject.image + Canvas(image, canvas.geometry).frame - canvas.frame).clamp(-1, 1)
+        masks = outlines(model, seen)
+        found = measured_in(model, masks, seen, subject.masks)
+        answer = Answer(image, values, found, deviation, canvas.image, subject.values, edit, seen)
         reasons = subject.reasons + beyond(do, model.parents) + missed(answer, requests)
         return Reply(subject, question, answer, change, masks, reasons, frozenset(requests))
-
-    def _shown(self, subject: Subject, change: Levels) -> Tensor:
-        """What the picture that is shown is in the model's frame, (1, 1, *frame)."""
-        before, after = (subject.shown.image(subject.levels + each) for each in (np.float32(0), change))
-        return (subject.image + (after - before).to(self.device)).clamp(-1, 1)
 
     def _deviation(self, subject: Subject, values: dict[str, Tensor]) -> Tensor:
         """Over the particles, (1, 1, *frame)."""

@@ -76,7 +76,7 @@ def _own(reply: Reply) -> tuple[str, bytes]:
     """A file of the kind that was uploaded."""
     subject = reply.subject
     assert subject.file is not None
-    change = subject.framing.levels(reply.answer.difference)
+    change = subject.change(reply.answer.edit)
     with tempfile.TemporaryDirectory(prefix="segcft-") as folder:
         target = Path(folder) / f"answer{suffix(subject.file)}"
         write_changed(subject.file, change, target, subject.window, NOTE + reply.question.text)
@@ -89,7 +89,7 @@ def _csv(reply: Reply) -> tuple[str, bytes]:
 
 def _changed(reply: Reply) -> Levels:
     """Grey levels on the picture's own grid, (*S); those of 8 bits stay within them."""
-    change = reply.subject.framing.levels(reply.answer.difference)
+    change = reply.subject.change(reply.answer.edit)
     levels = np.asarray(reply.subject.picture.levels + change, np.float32)
     return levels if reply.subject.window is not None else levels.clip(0, 255)
 

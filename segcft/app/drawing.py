@@ -62,7 +62,7 @@ def contours(subject: Subject, masks: Mapping[str, Any], index: int | None) -> d
     """Structure -> outlines where its probability is 1/2, as lines of (x, y) in shares of width and height."""
     found = {}
     for name, mask in masks.items():
-        flat = plane(subject.spread(mask), index)
+        flat = plane(subject.enlarge(mask), index)
         fine = _enlarged(flat, FINE)
         factor = fine.shape[1] / flat.shape[1]
         smooth = gaussian_filter(fine, 0.6 * factor) if factor > 1 else fine  # no stairs of the model's pixels

@@ -60,7 +60,7 @@ def introduce(subject: Subject) -> dict[str, Any]:
         "name": subject.name,
         "values": values,
         "given": sorted(subject.given),
-        "depth": subject.shown.shape[-1] if len(subject.shown.shape) == 3 else 1,
+        "depth": subject.shown.geometry.shape[-1] if len(subject.shown.geometry.shape) == 3 else 1,
         "downloads": kinds(subject),
         "uploaded": subject.file is not None,
         "reasons": subject.reasons,
@@ -94,7 +94,7 @@ def show(reply: Reply, index: Any = None, seen: Any = False) -> dict[str, Any]:
         told["factual"] = _address(drawing.grey(subject, factual))
         told["before"] = drawing.contours(subject, subject.masks, index)
     if reply.answer.uncertainty is not None:
-        deep = subject.spread(reply.answer.uncertainty)
+        deep = subject.enlarge(reply.answer.uncertainty)
         limit = max(float(deep.max()), 0.02)
         told["deviation"] = _address(drawing.deviation(subject, drawing.plane(deep, index), limit))
         told["deviation_limit"] = limit / 2  # share of the window

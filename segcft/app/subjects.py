@@ -16,7 +16,9 @@ from data_modules.frames import resample
 from data_modules.readers import Picture, Window
 from segcft.answers import Masks, Row, measured_in
 from segcft.counterfactual import Answer, CounterfactualModel, Effect
+from segcft.edits import Canvas, Edit
 from segcft.framing import Framing
+from segcft.geometry import Geometry
 from segcft.latents import Abduction
 from segcft.requests import beyond
 
@@ -92,23 +94,33 @@ class Subject:
     @cached_property
     def shown(self) -> Framing:
         """Of the picture as it is shown, at most ``SHOWN`` pixels a side."""
-        shape = self.picture.levels.shape
+        shape, whole = self.picture.levels.shape, self.framing.geometry
         share = min(1.0, SHOWN / max(shape))
         small = tuple(max(1, round(side * share)) for side in shape)
-        steps = [step * new / old for step, new, old in zip(self.framing.steps, small, shape, strict=True)]
-        return Framing(small, self.framing.frame, steps, self.framing.window)
+        steps = tuple(step * new / old for step, new, old in zip(whole.steps, small, shape, strict=True))
+        return Framing(Geometry(small, whole.frame, steps), self.framing.window)
 
     @cached_property
     def levels(self) -> Levels:
-        """Grey levels as they are shown, (*shown.shape)."""
-        old, new = self.picture.levels.shape, self.shown.shape
+        """Grey levels as they are shown, (*shown.geometry.shape)."""
+        old, new = self.picture.levels.shape, self.shown.geometry.shape
         if old == new:
             return self.picture.levels.astype(np.float32)
         return resample(self.picture.levels, new, [a / b for a, b in zip(old, new, strict=True)])
 
-    def spread(self, values: Tensor) -> Levels:
-        """(1, 1, *frame) -> (*shown.shape), linearly."""
-        return self.shown.spread(values)
+    @cached_property
+    def canvas(self) -> Canvas:
+        """The picture as it is shown, to be edited."""
+        return self.shown.canvas(self.levels).to(self.image.device)
+
+    def change(self, edit: Edit) -> Levels:
+        """What an edit does to the picture on its own grid, in grey levels, (*N)."""
+        whole = self.framing.canvas(self.picture.levels).to(self.image.device)
+        return self.framing.levels(whole.draw(edit) - whole.image)
+
+    def enlarge(self, values: Tensor) -> Levels:
+        """(1, 1, *frame) -> (*shown.geometry.shape), smoothly."""
+        return self.shown.enlarge(values)
 
 
 @dataclass(frozen=True)
@@ -140,8 +152,8 @@ class Reply:
     Attributes:
         subject: That was asked about.
         question: That was asked.
-        answer: Images in the model's frame, and numbers; measured is what is shown.
-        change: Counterfactual minus factual in grey levels, (*shown.shape).
+        answer: Images as they are shown, and numbers; measured is what is shown.
+        change: Counterfactual minus factual in grey levels, (*shown.geometry.shape).
         masks: Structure -> probabilities in what is shown, (1, 1, *frame).
         reasons: To doubt it, a sentence each.
         intervened: Variables that were set.

@@ -7,15 +7,18 @@ import torch
 from torch import Tensor
 
 from segcft import checkpoints, together
+from segcft.blocks import spread
 from segcft.counterfactual import Counterfactual, CounterfactualModel
 from segcft.guidance import Guidance
 from segcft.interventions import Questions
-from segcft.losses import ElboConstraint, guidance_loss, minimality_loss
+from segcft.losses import ElboConstraint, displacement_elsewhere, guidance_loss, minimality_loss
 from segcft.mechanisms import Mechanism, opened
+from segcft.outlines import measure_masks
 from segcft.parents import DataDescription
 from segcft.prediction import Prediction
 from segcft.shape import ShapeModel
 from segcft.tasks.base import Batch, Optimisation, Task, asked_in_turn, elbo_terms, passed, predictions
+from segcft.transport import warp
 
 
 class CounterfactualFineTuning(Task):
@@ -36,6 +39,10 @@ class CounterfactualFineTuning(Task):
         annealing: Share of all steps over which what a change costs rises to its full: minimality and the prediction's
             price and gate from nothing, what else moves from a half. For images on which a pretrained model hardly
             answers, see ``Gated``, or moves together what is to move alone.
+        carried: Factor of a second guidance loss, of the factual masks carried along by the flow: their sizes are
+            exact, and no change of grey levels can feign them. Nothing where no flow carries the image, or it has no
+            masks.
+        elsewhere: Factor of the displacement far from the structures that are intervened on, see ``losses``.
         shape: Factor of the distance to the shape that the guidance predicts, if it measures one.
         soft: Ask of what is not intervened on to stay as the judge finds it in the factual image, not to equal its
             label: errors of the judge must not be corrected in the image (attribute amplification).
@@ -64,6 +71,8 @@ class CounterfactualFineTuning(Task):
         guidance_weight: float = 1.0,
         minimality: float = 5.0,
         annealing: float = 0.0,
+        carried: float = 0.0,
+        elsewhere: float = 0.0,
         shape: float = 3.0,
         soft: bool = False,
         specificity: float = 1.0,
@@ -81,6 +90,7 @@ class CounterfactualFineTuning(Task):
         if isinstance(mechanism, str):
             self.earlier_seconds |= checkpoints.seconds(mechanism)
         self.shape, self.soft, self.specificity, self.annealing = shape, soft, specificity, annealing
+        self.carried, self.elsewhere = carried, elsewhere
         self.register_buffer("price", torch.ones(()), persistent=False)
         self.model.check_fit(description)
         guidance.attach(self.model.description)
@@ -106,8 +116,9 @@ class CounterfactualFineTuning(Task):
         loss: Tensor = (
             sum(learning.values())
             + self.guidance_weight * terms["guidance"]
+            + self.carried * terms["carried"]
             + self.shape * terms["shape"]
-            + self.price * (self.minimality * terms["change"] + terms["drawing"])
+            + self.price * (self.minimality * terms["change"] + terms["drawing"] + self.elsewhere * terms["elsewhere"])
             + self.constraint(terms["nelbo"], level)
         )
         self.constraint.ascend(level)
@@ -151,9 +162,28 @@ class CounterfactualFineTuning(Task):
         terms["guidance"] = guidance_loss(measured, target, self.model.parents, self.weights, kept, specificity)
         return {
             **terms,
+            **self._flow(batch, answer, kept, specificity),
             **elbo_terms(answer.abduction),
             "change": minimality_loss(answer.image, image),
             "drawing": answer.cost,
+        }
+
+    def _flow(self, batch: Batch, answer: Counterfactual, kept: Batch, specificity: float | Tensor) -> Batch:
+        """What the flow does to the factual masks, where both are known: ``carried`` and ``elsewhere``."""
+        nothing, displacement = batch["image"].new_zeros(()), answer.edit.displacement
+        if displacement is None or "mask" not in batch or not (self.carried or self.elsewhere):
+            return {"carried": nothing, "elsewhere": nothing}
+        mask, about = batch["mask"], self.model.description
+        masks = warp(mask, displacement)
+        before, after = (measure_masks(some, answer.image, about, mask) for some in (mask, masks))
+        target = {name: torch.where(kept[name], before[name], answer.values[name]) for name in before}
+        asked = [about.parents[name].structure for name in before]
+        moving = torch.stack([~kept[name] for name in before], 1)  # (B, variables)
+        region = torch.stack([mask[:, about.channels_of(name)].amax(1) for name in asked], 1)
+        region = (region * spread(moving.float(), region)).amax(1) > 0.5
+        return {
+            "carried": guidance_loss(after, target, about.parents, self.weights, kept, specificity),
+            "elsewhere": displacement_elsewhere(displacement, region),
         }
 
     @torch.no_grad()

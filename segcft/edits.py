@@ -1,0 +1,152 @@
+"""What is to be done to an image: pixels move along a flow, then something is painted; at any resolution.
+
+The model says it in its own frame, in smooth maps. An image of any size is answered by enlarging the maps to its grid
+and warping it once, so what is sharp stays sharp and moves along.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from segcft.blocks import spread
+from segcft.geometry import Geometry
+from segcft.transport import exponential, warp, warp_cubic
+
+FAINT = 4 / 255  # two 8-bit levels of [-1, 1]: fainter enlarged paint is haze, and leaves the image's pixels alone
+STILL = 0.05  # pixels of the image: what moves less stays as it is
+PREVIEW = 512  # pixels a side
+BLOCK = 2**20  # pixels or voxels that are warped at a time
+
+
+class Edit(NamedTuple):
+    """A change of an image, in the model's frame.
+
+    Attributes:
+        paint: Added to the image, (B, C, *S) in image units.
+        velocity: Of the flow that the image is carried by first, (B, D, *S) in pixels of the frame; None if nothing
+            moves.
+    """
+
+    paint: Tensor
+    velocity: Tensor | None = None
+
+    @property
+    def displacement(self) -> Tensor | None:
+        """Of the flow, (B, D, *S) in pixels of the frame; None if nothing moves."""
+        return None if self.velocity is None else exponential(self.velocity)
+
+    def apply(self, image: Tensor) -> Tensor:
+        """The edited image, (B, C, *S) in [-1, 1], linear between pixels: what training sees."""
+        moved = image if self.velocity is None else warp(image, exponential(self.velocity))
+        return (moved + self.paint).clamp(-1, 1)
+
+    def within(self, painted: Tensor, moved: Tensor) -> "Edit":
+        """The same where weights (B, 1, *S) are 1, nothing where they are 0: of the paint, and of the flow."""
+        return Edit(self.paint * painted, None if self.velocity is None else self.velocity * moved)
+
+    def where(self, chosen: Tensor, other: "Edit") -> "Edit":
+        """This one for the subjects that are ``chosen``, (B,) bool, and the ``other`` for the rest."""
+        velocity = self.velocity
+        if velocity is not None:
+            assert other.velocity is not None, "both come from one prediction"
+            velocity = torch.where(spread(chosen[:, None], velocity), velocity, other.velocity)
+        return Edit(torch.where(spread(chosen[:, None], self.paint), self.paint, other.paint), velocity)
+
+    def mean(self, samples: int) -> "Edit":
+        """Over the ``samples`` edits of each image, which follow each other."""
+
+        def averaged(values: Tensor) -> Tensor:
+            return values.view(-1, samples, *values.shape[1:]).mean(1)
+
+        return Edit(averaged(self.paint), None if self.velocity is None else averaged(self.velocity))
+
+    def carry(self, masks: Tensor) -> Tensor:
+        """Masks (B, K, *S) of the image, moved by the flow: those of the edited image."""
+        return masks if self.velocity is None else warp(masks, exponential(self.velocity))
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """An image at its own resolution, and how the model's frame lies in it.
+
+    Attributes:
+        image: (B, C, *N); [-1, 1] is what the model sees, levels beyond are kept.
+        geometry: Of image and frame.
+    """
+
+    image: Tensor
+    geometry: Geometry
+
+    @property
+    def frame(self) -> Tensor:
+        """What the model sees, (B, C, *S) in [-1, 1]."""
+        return (self.geometry.shrink(self.image + 1) - 1).clamp(-1, 1)  # black beyond the image
+
+    def draw(self, edit: Edit) -> Tensor:
+        """The edited image, (B, C, *N): warped once, by a cubic spline, block by block, then painted.
+
+        Pixels that neither move nor are painted keep their value, bit by bit.
+        """
+        found = carry(edit, self.image, self.geometry)
+        paint = self.geometry.restore(edit.paint)
+        low, high = (float(end) for end in torch.aminmax(self.image))
+        haze = torch.zeros_like(paint, dtype=torch.bool) if self.geometry.same else paint.abs() < FAINT
+        return torch.where(haze, found, (found + paint).clamp(min(-1.0, low), max(1.0, high)))
+
+    def seen(self, edit: Edit) -> Tensor:
+        """The edited image as the model sees it, (B, C, *S)."""
+        return Canvas(self.draw(edit), self.geometry).frame
+
+    def to(self, device: str | torch.device) -> "Canvas":
+        """The same on another device."""
+        return Canvas(self.image.to(device), self.geometry)
+
+    def repeated(self, samples: int) -> "Canvas":
+        """Each image ``samples`` times."""
+        return Canvas(self.image.repeat_interleave(samples, 0), self.geometry) if samples > 1 else self
+
+    def preview(self) -> "Canvas":
+        """The same, averaged to at most ``PREVIEW`` pixels a side: what corrections are measured on."""
+        shape = self.geometry.shape
+        share = PREVIEW / max(shape)
+        if share >= 1:
+            return self
+        small = tuple(max(1, round(n * share)) for n in shape)
+        steps = [step * new / old for step, new, old in zip(self.geometry.steps, small, shape, strict=True)]
+        return Canvas(Geometry.of(shape, small).shrink(self.image), Geometry(small, self.geometry.frame, tuple(steps)))
+
+
+def carry(edit: Edit, image: Tensor, geometry: Geometry) -> Tensor:
+    """What the flow alone makes of images or masks (B, C, *N); only the bounding box of what moves is computed."""
+    found, displacement = image.clone(), edit.displacement
+    if displacement is None:
+        return found
+    low, high = (float(end) for end in torch.aminmax(image))
+    scale = displacement.new_tensor(geometry.steps).view(-1, *[1] * len(geometry.steps))
+    displacement = displacement * scale  # pixels of the image
+    box = _box(displacement, geometry)
+    if box is None:
+        return found
+    rows = max(1, BLOCK // max(1, image[0, 0, 0].numel() * len(image)))
+    for first in range(box[0].start, box[0].stop, rows):
+        block = (slice(first, min(first + rows, box[0].stop)), *box[1:])
+        local = geometry.enlarge(displacement, block[0])[(slice(None), slice(None), slice(None), *block[1:])]
+        local = torch.where(local.abs().amax(1, keepdim=True) < STILL, 0.0, local)
+        warped = warp_cubic(image, local, [part.start for part in block])
+        found[(slice(None), slice(None), *block)] = warped.clamp(low, high)
+    return found
+
+
+def _box(displacement: Tensor, geometry: Geometry) -> tuple[slice, ...] | None:
+    """Smallest box of the image that holds all that moves, (B, D, *S) in the image's pixels; None if nothing does."""
+    moving = (displacement.abs().amax((0, 1)) >= STILL / 2).nonzero()  # (places, D)
+    if not len(moving):
+        return None
+    box = []
+    ends = zip(moving.amin(0).tolist(), moving.amax(0).tolist(), strict=True)
+    for (low, high), n, s, step in zip(ends, geometry.shape, geometry.frame, geometry.steps, strict=True):
+        start, stop = (n / 2 + (place - s / 2) * step for place in (low - 2, high + 3))  # cubic reaches two pixels
+        box.append(slice(max(0, int(start)), min(n, int(stop) + 1)))
+    return tuple(box)
