@@ -204,7 +204,7 @@ class CounterfactualModel(nn.Module, Recorded):
             drawn = self._draw(image, abduction, pa, mediation)
             if confined:
                 assert self.segmentor is not None
-                edit = confine(drawn, image, *wanted, self.segmentor)
+                edit = confine(drawn, image, *wanted, self.segmentor, canvas.letters if canvas else None)
                 drawn = drawn._replace(edit=edit, image=edit.apply(image))
             return drawn if canvas is None else drawn._replace(image=canvas.seen(drawn.edit))
 

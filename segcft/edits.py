@@ -5,6 +5,7 @@ and warping it once, so what is sharp stays sharp and moves along.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from segcft.blocks import spread
 from segcft.geometry import Geometry
+from segcft.markers import markers
 from segcft.transport import exponential, warp, warp_cubic
 
 FAINT = 4 / 255  # two 8-bit levels of [-1, 1]: fainter enlarged paint is haze, and leaves the image's pixels alone
@@ -84,12 +86,20 @@ class Canvas:
         """What the model sees, (B, C, *S) in [-1, 1]."""
         return (self.geometry.shrink(self.image + 1) - 1).clamp(-1, 1)  # black beyond the image
 
+    @cached_property
+    def letters(self) -> Tensor:
+        """Where side markers and other burned-in letters lie, (B, 1, *S) bool."""
+        return self.geometry.shrink(markers(self.image).to(self.image)) > 0.02
+
     def draw(self, edit: Edit) -> Tensor:
         """The edited image, (B, C, *N): warped once, by a cubic spline, block by block, then painted.
 
         Pixels that neither move nor are painted keep their value, bit by bit.
         """
-        found = carry(edit, self.image, self.geometry)
+        return self.painted(carry(edit, self.image, self.geometry), edit)
+
+    def painted(self, found: Tensor, edit: Edit) -> Tensor:
+        """``draw`` of what ``carry`` has found, (B, C, *N)."""
         paint = self.geometry.restore(edit.paint)
         low, high = (float(end) for end in torch.aminmax(self.image))
         haze = torch.zeros_like(paint, dtype=torch.bool) if self.geometry.same else paint.abs() < FAINT

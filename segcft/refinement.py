@@ -11,7 +11,7 @@ from segcft.judges import SegmentationModel
 from segcft.outlines import located
 from segcft.parents import Parents, Values
 from segcft.prediction import Drawn
-from segcft.regions import neighbourhood, surroundings
+from segcft.regions import neighbourhood, surroundings, vicinity
 
 
 def correct(
@@ -62,12 +62,18 @@ def correct(
 
 
 def confine(
-    drawn: Drawn, image: Tensor, cf_values: Values, pa: Tensor, parents: Parents, segmentor: SegmentationModel
+    drawn: Drawn,
+    image: Tensor,
+    cf_values: Values,
+    pa: Tensor,
+    parents: Parents,
+    segmentor: SegmentationModel,
+    letters: Tensor | None = None,
 ) -> Edit:
     """The edit in the neighbourhood of what moves, before and after; nothing elsewhere.
 
     That is a parent's structure and what it carries, or that part of them which its region holds; what is painted ends
-    there, and a flow comes to rest further out, so that it tears nothing.
+    there, and a flow comes to rest further out, so that it tears nothing, and around ``letters`` (B, 1, *S), bool.
     Where a parent moves that has no structure, such as age, all of the image may change. See ``correct``.
     """
     about = segmentor.description
@@ -80,4 +86,7 @@ def confine(
         if variable.structure:
             moved = moved & located(masks, variable.moves, variable.region, anatomy, about)
         allowed = allowed | moved
-    return drawn.edit.within(neighbourhood(allowed, image), surroundings(allowed, image))
+    painted, moved = neighbourhood(allowed, image), surroundings(allowed, image)
+    if letters is not None:
+        moved = moved * (1 - vicinity(letters[:, 0] & (painted[:, 0] == 0), image))
+    return drawn.edit.within(painted, moved)

@@ -144,9 +144,16 @@ def neighbourhood(mask: Tensor, image: Tensor) -> Tensor:
 
 
 def surroundings(mask: Tensor, image: Tensor) -> Tensor:
-    """A structure (B, *S) as weights (B, 1, *S) that fall smoothly to 0 within eight margins of it."""
-    margin = reach(image)
-    near = dilate(mask, 4 * margin)
-    for _ in range(2):
-        near = blur(near, 4 * margin + 1 - (4 * margin) % 2)
-    return near[:, None]
+    """A structure (B, *S) as weights (B, 1, *S) that fall smoothly from 1 to 0 within eight margins of it."""
+    return _faded(mask, 4 * reach(image), 4 * reach(image))
+
+
+def vicinity(mask: Tensor, image: Tensor) -> Tensor:
+    """A small thing (B, *S) as weights (B, 1, *S): 1 there and beside it, falling smoothly to 0 within four margins."""
+    return _faded(mask, 2 * reach(image), 2 * reach(image) - 1)
+
+
+def _faded(mask: Tensor, pixels: int, ramp: int) -> Tensor:
+    """Grown by ``pixels``, with an edge that is smooth over ``ramp`` pixels on both sides, (B, 1, *S)."""
+    near, width = dilate(mask, pixels), ramp + 1 - ramp % 2
+    return blur(blur(near, width), width)[:, None]

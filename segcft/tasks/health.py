@@ -28,6 +28,11 @@ from segcft.tasks.finetune import CounterfactualFineTuning
 from segcft.tasks.pretrain import PretrainHVAE
 
 log = logging.getLogger(__name__)
+UNMOVED = (
+    "training has ended, and its checkpoint is kept, but a structure does not move: of what validation asks less than "
+    "{least:g} happens by the guide's measure ({shut}). Fine-tune with prediction: segcft.prediction.Deformed, whose "
+    "gradient always passes, pretrain for longer, or give the variable more weight (weights, guidance_weight)"
+)
 SHUT = (
     "do(%s) moves it by %d %% of what is asked, in the second half of training: a gate may have shut, or "
     "nothing been learnt for fear of moving something else: see whether pretraining had burst (its val/nelbo); "
@@ -184,14 +189,17 @@ class Response(FirstLook):
     """Shows, on the first validation batch of fine-tuning, how much of what is asked happens: ``health/response_NAME``.
 
     By the guide, and 1 is all of it: the slope of what was moved over what was to be moved. Warns once a variable that
-    hardly moves in the second half of training: whatever a change costs has kept it shut.
+    hardly moves in the second half of training: whatever a change costs has kept it shut. A training that ends so has
+    failed; its checkpoint is kept.
 
     Args:
         least: Share of what was asked.
+        trial: Steps below which a training is a trial, of which nothing is expected.
     """
 
-    def __init__(self, least: float = 0.1) -> None:
-        self.least, self._warned = least, set[str]()
+    def __init__(self, least: float = 0.1, trial: int = 100) -> None:
+        self.least, self.trial, self._warned = least, trial, set[str]()
+        self._found: dict[str, float] = {}
 
     def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
         """Ask what validation asks."""
@@ -203,11 +211,25 @@ class Response(FirstLook):
         late = fitting and 2 * trainer.global_step >= trainer.estimated_stepping_batches
         for name, target in do.items():
             wanted = (target - batch[name]).nan_to_num()  # of whom something else is asked: nothing
-            response = (wanted * (after[name] - before[name])).sum() / wanted.square().sum().clamp(min=1e-12)
+            sums = torch.stack([(wanted * (after[name] - before[name])).sum(), wanted.square().sum()])
+            response = sums[0] / sums[1].clamp(min=1e-12)
             module.log(f"health/response_{name}", response, batch_size=len(wanted), sync_dist=True)
+            happened, asked = together.mean(sums).tolist()  # of all processes
+            if asked:
+                self._found[name] = happened / asked
             if late and name not in self._warned and float(response) < self.least and wanted.any():
                 self._warned.add(name)
                 log.warning(SHUT, name, round(100 * float(response)))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See that every structure moves.
+
+        Raises:
+            ValueError: If one does not, and what to do.
+        """
+        shut = [f"do({name}): {share:.2f}" for name, share in self._found.items() if share < self.least]
+        if shut and trainer.global_step >= self.trial:
+            raise ValueError(UNMOVED.format(least=self.least, shut=", ".join(shut)))
 
 
 class Setback(Callback):

@@ -105,3 +105,16 @@ def test_a_question_without_an_answer_is_named_in_the_second_half(share, step, w
     task.logged.clear()
     response.look(trainer, task, batch)
     assert task.logged == {}
+
+
+@pytest.mark.parametrize(("share", "step", "fails"), [(0.5, 600, False), (0.02, 600, True), (0.02, 50, False)])
+def test_a_training_that_leaves_a_structure_unmoved_ends_with_an_error_that_says_what_to_do(share, step, fails):
+    sizes = {"left_size": torch.tensor([1.0, 5.0, 2.0, 9.0]), "right_size": torch.tensor([3.0, 3.0, 8.0, 1.0])}
+    task, response = FineTuning(Part(share), Part(share)), Response()
+    trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=step, state=SimpleNamespace(fn="fit"))
+    response.look(trainer, task, {"image": torch.rand(4, 2), **sizes})
+    if fails:
+        with pytest.raises(ValueError, match=r"do\(left_size\): 0.02, do\(right_size\): 0.02.*Fine-tune with"):
+            response.on_fit_end(trainer, task)
+    else:
+        response.on_fit_end(trainer, task)
