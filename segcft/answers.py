@@ -171,14 +171,17 @@ def _draw(
     levels = picture.levels.astype(np.float32)
     busiest = _busiest([change for _, change, _ in answers])
 
+    def drawn(values: Any) -> Any:
+        return panels.fitted(_plane(values, busiest))
+
     def view(masks: Masks, change: Any, deviation: Tensor | None) -> View:
-        outlines = {name: _plane(framing.enlarge(mask), busiest) for name, mask in masks.items()}
+        outlines = {name: drawn(framing.enlarge(mask)) for name, mask in masks.items()}
         grey = (framing.window[1] - framing.window[0]) / 2
-        deep = None if deviation is None else _plane(framing.enlarge(deviation), busiest) * grey
-        return View(_plane(levels + change, busiest), _plane(change, busiest), outlines, deep)
+        deep = None if deviation is None else drawn(framing.enlarge(deviation)) * grey
+        return View(drawn(levels + change), drawn(change), outlines, deep)
 
     factual = view(before, np.zeros_like(levels), None)
-    views = [view(masks, change, answer.uncertainty) for answer, change, masks in answers]
+    views = [view(masks, change, answer.posterior_deviation) for answer, change, masks in answers]
     if len(views) == 1:
         title = " ".join(request.text for request in job.questions[0].values())
         figure = panels.panel(factual, views[0], framing.window, title, _numbers(job, answers[0][0]))

@@ -53,7 +53,8 @@ class Answer:
             the mean of their edits.
         values: Its parents in real units, (B,) each.
         measured: What the segmentor finds in it, (B,) each; empty without a segmentor.
-        uncertainty: Deviation over the particles in the model's frame, (B, C, *S) in image units; None of a single one.
+        posterior_deviation: Of the particles in the model's frame, (B, C, *S) in image units; None of a single one.
+            What the image leaves open of its latents, and no error bar: see docs/asking.md.
         factual_image: As it was given, (B, C, *N).
         factual_values: Its parents, given or measured, (B,) each.
         edit: What was done to it, in the model's frame.
@@ -63,7 +64,7 @@ class Answer:
     image: Tensor
     values: dict[str, Tensor]
     measured: dict[str, Tensor]
-    uncertainty: Tensor | None
+    posterior_deviation: Tensor | None
     factual_image: Tensor
     factual_values: dict[str, Tensor]
     edit: Edit
@@ -281,10 +282,10 @@ class CounterfactualModel(nn.Module, Recorded):
             edit = drawn.edit.mean(samples)
             shown = canvas.draw(edit)
             seen = Canvas(shown, canvas.geometry).frame
-            uncertainty = None
+            posterior_deviation = None
             if samples > 1:
-                uncertainty = drawn.image.view(len(small), samples, *small.shape[1:]).std(1)
-            found.append(Answer(shown, values, self.measure(seen, small), uncertainty, image, factual, edit, seen))
+                posterior_deviation = drawn.image.view(len(small), samples, *small.shape[1:]).std(1)
+            found.append(Answer(shown, values, self.measure(seen, small), posterior_deviation, image, factual, edit, seen))
         return found
 
     @property

@@ -72,8 +72,9 @@ def confine(
 ) -> Edit:
     """The edit in the neighbourhood of what moves, before and after; nothing elsewhere.
 
-    That is a parent's structure and what it carries, or that part of them which its region holds; what is painted ends
-    there, and a flow comes to rest further out, so that it tears nothing, and around ``letters`` (B, 1, *S), bool.
+    That is a parent's structure and what it carries, or that part of them which its region holds. What is painted ends
+    there. A flow, which must not tear, comes to rest further out and around ``letters`` (B, 1, *S), bool; other
+    structures may move along, for they make room and keep their size.
     Where a parent moves that has no structure, such as age, all of the image may change. See ``correct``.
     """
     about = segmentor.description
@@ -86,7 +87,8 @@ def confine(
         if variable.structure:
             moved = moved & located(masks, variable.moves, variable.region, anatomy, about)
         allowed = allowed | moved
-    painted, moved = neighbourhood(allowed, image), surroundings(allowed, image)
+    structures = allowed | masks.any(1)  # those that are to keep their size give way
+    painted, moved = neighbourhood(allowed, image), surroundings(structures, image)
     if letters is not None:
         moved = moved * (1 - vicinity(letters[:, 0] & (painted[:, 0] == 0), image))
     return drawn.edit.within(painted, moved)

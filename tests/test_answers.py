@@ -86,11 +86,11 @@ def test_one_encoder_pass_however_much_is_asked(dims):
     assert passes == [2]
     assert [answer.image.shape for answer in answers] == [batch["image"].shape] * 3
     assert torch.allclose(answers[2].values["left_size"], 1.2 * answers[2].factual_values["left_size"])
-    assert answers[2].uncertainty.shape == batch["image"].shape
-    assert answers[2].uncertainty.max() > 0
+    assert answers[2].posterior_deviation.shape == batch["image"].shape
+    assert answers[2].posterior_deviation.max() > 0
     assert set(answers[2].measured) == {"left_size", "right_size"}
     assert answers[0].difference.abs().max() < 1e-5
-    assert answers[0].uncertainty.max() < 1e-5, "what does not change is certain"
+    assert answers[0].posterior_deviation.max() < 1e-5, "what does not change is certain"
 
 
 def test_particles_of_one_image_are_its_own():
@@ -111,7 +111,7 @@ def test_a_question_agrees_with_training_and_evaluation():
         expected = model(batch["image"], values, asked, temperature=0.0)
     found = model.counterfactual(batch["image"], do={"left_size": "+20%"}, corrections=0, confined=False)
     torch.testing.assert_close(found.image, expected.image, atol=1e-4, rtol=0)
-    assert found.uncertainty is None
+    assert found.posterior_deviation is None
     with torch.no_grad():
         abduction = model.abduct(batch["image"], values, temperature=0.0)
         refined = model.answer(batch["image"], abduction, model.act(values, asked), corrections=2, confined=True)

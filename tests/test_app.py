@@ -75,8 +75,8 @@ def test_an_image_is_encoded_once_and_a_live_move_is_one_decoder_pass(desk):
     for share in (5, 10, 15):
         desk.ask(subject, Question((f"left_size=+{share}%",), refined=False))
     assert (len(encoded), len(drawn)) == (0, 3)
-    desk.ask(subject, Question(PLUS, uncertain=True))
-    desk.ask(subject, Question(PLUS, uncertain=True))
+    desk.ask(subject, Question(PLUS, particles=True))
+    desk.ask(subject, Question(PLUS, particles=True))
     assert len(encoded) == 1, "the particles, once"
     for hook in hooks:
         hook.remove()
@@ -89,15 +89,15 @@ def test_asking_nothing_changes_nothing(desk):
 
 
 def test_the_same_question_gets_the_same_answer_and_takes_no_chance_from_others(desk):
-    subject, question = desk.open_case("test 1"), Question(PLUS, uncertain=True)
+    subject, question = desk.open_case("test 1"), Question(PLUS, particles=True)
     torch.manual_seed(5)
     before = torch.get_rng_state()
     one = desk.ask(subject, question)
     assert torch.equal(torch.get_rng_state(), before)
     other = desk.ask(desk.open_case("test 1"), question)
     assert torch.equal(one.answer.image, other.answer.image)
-    assert torch.equal(one.answer.uncertainty, other.answer.uncertainty)
-    assert one.answer.uncertainty.max() > 0
+    assert torch.equal(one.answer.posterior_deviation, other.answer.posterior_deviation)
+    assert one.answer.posterior_deviation.max() > 0
 
 
 def test_effects_follow_their_causes_unless_held():
@@ -151,7 +151,7 @@ def test_dicom_and_volumes(desk, tmp_path):
     assert (data.Rows, data.Columns) == (40, 40)
     model = make(description(3))
     deep = Desk(model, cases_of(model, 3))
-    reply = deep.ask(deep.open_case("test 1"), Question(PLUS, uncertain=True))
+    reply = deep.ask(deep.open_case("test 1"), Question(PLUS, particles=True))
     index = drawing.busiest(reply)
     assert 0 <= index < 16
     assert drawing.plane(reply.change, index).shape == (16, 16)

@@ -153,7 +153,7 @@ def test_a_slider_moves_the_image_and_what_is_measured_in_it(visit):
     assert moved[: len(moved) // 3].max() < 1, "the right one stays"
     assert page.locator("#right .after path").count() == 2
     assert page.locator("#graph .asked").count() == 1
-    for view in ("blend", "flicker", "change", "uncertainty"):
+    for view in ("blend", "flicker", "change", "posterior"):
         page.click(f"[data-view={view}]")
         settled(page)
         assert page.locator("#right").get_attribute("data-view") == view

@@ -81,7 +81,7 @@ def test_a_bundle_answers_as_its_checkpoint_does(made):
         answers += [model.counterfactuals(batch["image"], given, [{"age": 40.0}, {"left_size": "+20%"}], samples=2)]
     for one, other in zip(*answers, strict=True):
         assert torch.equal(one.image, other.image)
-        assert torch.equal(one.uncertainty, other.uncertainty)
+        assert torch.equal(one.posterior_deviation, other.posterior_deviation)
         for name in one.values:
             assert torch.equal(one.values[name], other.values[name])
         assert all(torch.equal(one.measured[name], other.measured[name]) for name in ("left_size", "right_size"))

@@ -7,7 +7,7 @@ import torch
 
 from segcft.guidance import SegmentorGuidance
 from segcft.judges import Segmentor
-from segcft.prediction import Transported
+from segcft.prediction import Deformed, Transported, Warped, film_window
 from segcft.recipes import build
 from segcft.regions import Region, neighbourhood
 from segcft.shape import ShapeModel
@@ -77,6 +77,48 @@ def test_transport_vanishes_where_both_worlds_agree_and_learns_where_they_do_not
     assert all(
         weight.grad.abs().sum() > 0 for name, weight in model.prediction.named_parameters() if "bias" not in name
     )
+
+
+@pytest.mark.parametrize("form", [Warped, Deformed])
+def test_anatomy_moves_only_where_both_worlds_differ_and_the_image_is_its_edit(data, form):
+    model, batch = make(data, form(stage=1, fade=1))
+    for weight in model.prediction.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)
+    factual = {name: batch[name] for name in model.parents.names}
+    same = model(batch["image"], batch, factual)
+    assert torch.equal(same.image, batch["image"])
+    assert not same.edit.velocity.any()
+    answer = model(batch["image"], batch, {"left_size": 2 * batch["left_size"]})
+    torch.testing.assert_close(answer.edit.apply(batch["image"]), answer.image)
+    assert bool(answer.edit.paint.any()) is (form is Deformed)
+    (answer.image.square().mean() + answer.cost).backward()
+    for part in (model.prediction.velocity, model.hvae.widen):
+        grown = [weight.grad is not None and bool(weight.grad.any()) for weight in part.parameters()]
+        assert any(grown), "learns through the flow"
+
+
+def test_paint_below_the_threshold_is_hardly_paint_and_costs():
+    form = Deformed(threshold=0.1, price=2.0)
+    left = torch.tensor([0.01, 0.1, 1.0]).view(1, 1, 1, 3)
+    paint, price = form.paint(left)
+    torch.testing.assert_close(paint.flatten(), torch.tensor([0.01 / 101, 0.05, 1 / 1.01]))
+    assert float(price) == pytest.approx(2 * float(paint.mean()))
+    with pytest.raises(ValueError, match="threshold must be positive"):
+        Deformed(threshold=0.0)
+
+
+def test_flows_rest_at_the_border_of_the_film_and_in_its_padding():
+    image = torch.full((2, 1, 20, 16), -1.0)
+    image[0, :, 4:15, 2:] = 0.2
+    image[1] = 0.5
+    weight = film_window(image, 3)
+    assert not weight[0, :, :4].any()
+    assert not weight[0, :, 15:].any()
+    assert not weight[0, :, :, :2].any()
+    assert (weight[0, 0, 8:11, 8:10] == 1).all()
+    assert (weight[1, 0, 4:-4, 4:-4] == 1).all()
+    assert weight[1, 0, 0].max() < 0.15
+    assert torch.equal(film_window(image, 0), torch.ones_like(image))
 
 
 def test_a_stage_that_the_decoder_does_not_have_is_refused_and_a_copy_keeps_its_weights(data):

@@ -30,7 +30,7 @@ def question(given: dict[str, Any]) -> Question:
     effect = given.get("effect", "total")
     if effect not in ("total", "direct"):
         raise Refused(400, f"effect {effect!r}: total or direct is needed")
-    return Question(tuple(do), effect, bool(given.get("refined", True)), bool(given.get("uncertain", False)))
+    return Question(tuple(do), effect, bool(given.get("refined", True)), bool(given.get("particles", False)))
 
 
 async def content(request: Request, limit: int, message: str) -> bytes:

@@ -128,7 +128,7 @@ class Desk:
         edit = model.answer(
             subject.image, subject.abduction, values, corrections=turns, confined=judged, canvas=canvas
         ).edit
-        deviation = self._deviation(subject, values) if question.uncertain else None
+        deviation = self._deviation(subject, values) if question.particles else None
         image = canvas.draw(edit)
         change = subject.shown.levels(image - canvas.image)
         seen = (subject.image + Canvas(image, canvas.geometry).frame - canvas.frame).clamp(-1, 1)

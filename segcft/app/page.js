@@ -150,7 +150,7 @@ async function fly() {
   try {
     const told = await send("ask", {
       session, do: requests(), refined, effect: state.effect, slice: state.slice,
-      seen: latest ? latest.slice : false, uncertain: refined && state.view === "uncertainty",
+      seen: latest ? latest.slice : false, particles: refined && state.view === "posterior",
     });
     if (session === state.session) {
       show(told);
@@ -280,10 +280,10 @@ function layer() {
   $("right").dataset.view = view;
   for (const button of $("views").children) button.setAttribute("aria-pressed", button.dataset.view === view);
   $("mix").hidden = view !== "blend";
-  const bar = view === "change" || (view === "uncertainty" && told && told.deviation);
+  const bar = view === "change" || (view === "posterior" && told && told.deviation);
   $("bar").hidden = !bar;
   if (!told) return;
-  const source = view === "change" ? told.change : view === "uncertainty" ? told.deviation : null;
+  const source = view === "change" ? told.change : view === "posterior" ? told.deviation : null;
   if (source) image.src = source; else image.removeAttribute("src");
   if (!bar) return;
   const share = (value) => `${number(100 * value)} %`;
@@ -366,7 +366,7 @@ function view(name) {
   state.view = name;
   link();
   layer();
-  if (name === "uncertainty" && !(latest && latest.deviation)) ask(true);
+  if (name === "posterior" && !(latest && latest.deviation)) ask(true);
 }
 async function start() {
   const response = await fetch("model");

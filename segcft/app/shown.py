@@ -93,8 +93,8 @@ def show(reply: Reply, index: Any = None, seen: Any = False) -> dict[str, Any]:
     if seen is False or seen != index:
         told["factual"] = _address(drawing.grey(subject, factual))
         told["before"] = drawing.contours(subject, subject.masks, index)
-    if reply.answer.uncertainty is not None:
-        deep = subject.enlarge(reply.answer.uncertainty)
+    if reply.answer.posterior_deviation is not None:
+        deep = subject.enlarge(reply.answer.posterior_deviation)
         limit = max(float(deep.max()), 0.02)
         told["deviation"] = _address(drawing.deviation(subject, drawing.plane(deep, index), limit))
         told["deviation_limit"] = limit / 2  # share of the window

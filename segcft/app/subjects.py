@@ -23,7 +23,7 @@ from segcft.latents import Abduction
 from segcft.requests import beyond
 
 SHOWN = 512  # pixels: the longest side of what is shown; files are written at their own size
-PARTICLES = 8  # of the posterior, where uncertainty is asked for
+PARTICLES = 8  # of the posterior, where their deviation is asked for
 Levels = NDArray[np.float32]
 
 
@@ -131,13 +131,13 @@ class Question:
         do: Requests, ``left_lung_area=+20%`` and the like.
         effect: Whether descendants follow.
         refined: Measure the answer, ask again for what is missing, and leave what lies beyond alone; slower.
-        uncertain: Also draw particles of the posterior.
+        particles: Also draw particles of the posterior, and show how they deviate.
     """
 
     do: Sequence[str] = ()
     effect: Effect = "total"
     refined: bool = True
-    uncertain: bool = False
+    particles: bool = False
 
     @property
     def text(self) -> str:
