@@ -34,6 +34,20 @@ def resize_mask(mask: Pixels, size: int) -> Pixels:
     return (resize(mask * np.uint8(255), size) >= 128).astype(np.uint8)
 
 
+def scaled_frame(frame: Sequence[int], size: int) -> tuple[int, ...]:
+    """The same frame with ``size`` pixels along its longest side.
+
+    Raises:
+        ValueError: If ``size`` is not positive.
+
+    >>> scaled_frame((96, 48), 512)
+    (512, 256)
+    """
+    if size < 1:
+        raise ValueError(f"a size is a number of pixels, got {size}")
+    return tuple(max(1, round(side * size / max(frame))) for side in frame)
+
+
 def field_of_view(shape: NDArray[np.int64], size: int) -> Pixels:
     """Where an image of shape (height, width) lies once padded and resized, (size, size) in {0, 1}."""
     height, width = (size * shape / shape.max()).tolist()

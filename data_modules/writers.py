@@ -95,8 +95,9 @@ def _dicom(source: Path, change: Change, path: Path, window: Window | None, note
     low = -(2 ** (data.BitsStored - 1)) if data.PixelRepresentation else 0
     table = np.arange(low, low + 2**data.BitsStored, dtype=stored.dtype)
     back = _inverse(table, dicom_levels(data, window, table))
-    levels = dicom_levels(data, window, stored).astype(np.float64)
-    moved = np.where(change == 0, 0, back(levels + change) - back(levels)).astype(np.float32)
+    changed = change != 0
+    levels, moved = dicom_levels(data, window, stored)[changed].astype(np.float64), np.zeros(stored.shape, np.float32)
+    moved[changed] = back(levels + change[changed]) - back(levels)
     added = _added(stored, moved).clip(table[0], table[-1])
     data.set_pixel_data(np.where(change == 0, stored, added), data.PhotometricInterpretation, data.BitsStored)
     for name in ("SmallestImagePixelValue", "LargestImagePixelValue"):

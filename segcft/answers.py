@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data_modules.readers import Picture, Window, read_picture
@@ -17,6 +18,7 @@ from segcft import panels
 from segcft.counterfactual import Answer, CounterfactualModel
 from segcft.edits import carry
 from segcft.framing import Framing
+from segcft.geometry import Geometry
 from segcft.outlines import measure_masks
 from segcft.panels import View
 from segcft.requests import Request, beyond
@@ -170,15 +172,21 @@ def _draw(
     """Panel of the only answer, or strip and animation of a sweep."""
     levels = picture.levels.astype(np.float32)
     busiest = _busiest([change for _, change, _ in answers])
+    small = Framing(framing.geometry.reduced(panels.LARGEST), framing.window)
+    smaller = Geometry.of(levels.shape, small.geometry.shape)
 
-    def drawn(values: Any) -> Any:
-        return panels.fitted(_plane(values, busiest))
+    def fitted(values: Any) -> Any:
+        mean = F.interpolate(torch.from_numpy(values)[None, None], smaller.frame, mode="area")
+        return _plane(mean[0, 0].numpy(), _at(busiest, smaller))
+
+    def spread(values: Tensor) -> Any:
+        return _plane(small.enlarge(values), _at(busiest, smaller))
 
     def view(masks: Masks, change: Any, deviation: Tensor | None) -> View:
-        outlines = {name: drawn(framing.enlarge(mask)) for name, mask in masks.items()}
+        outlines = {name: spread(mask) for name, mask in masks.items()}
         grey = (framing.window[1] - framing.window[0]) / 2
-        deep = None if deviation is None else drawn(framing.enlarge(deviation)) * grey
-        return View(drawn(levels + change), drawn(change), outlines, deep)
+        deep = None if deviation is None else spread(deviation) * grey
+        return View(fitted(levels + change), fitted(change), outlines, deep)
 
     factual = view(before, np.zeros_like(levels), None)
     views = [view(masks, change, answer.posterior_deviation) for answer, change, masks in answers]
@@ -206,6 +214,11 @@ def _busiest(changes: list[Any]) -> int | None:
     if changes[0].ndim == 2:
         return None
     return int(sum(np.abs(change).sum((0, 1)) for change in changes).argmax())
+
+
+def _at(index: int | None, smaller: Geometry) -> int | None:
+    """A slice of the file's in a smaller copy."""
+    return None if index is None else min(int((index + 0.5) / smaller.steps[-1]), smaller.frame[-1] - 1)
 
 
 def _plane(values: Any, index: int | None) -> Any:

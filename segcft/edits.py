@@ -100,6 +100,8 @@ class Canvas:
 
     def painted(self, found: Tensor, edit: Edit) -> Tensor:
         """``draw`` of what ``carry`` has found, (B, C, *N)."""
+        if not edit.paint.any():
+            return found
         paint = self.geometry.restore(edit.paint)
         low, high = (float(end) for end in torch.aminmax(self.image))
         haze = torch.zeros_like(paint, dtype=torch.bool) if self.geometry.same else paint.abs() < FAINT
@@ -119,13 +121,8 @@ class Canvas:
 
     def preview(self) -> "Canvas":
         """The same, averaged to at most ``PREVIEW`` pixels a side: what corrections are measured on."""
-        shape = self.geometry.shape
-        share = PREVIEW / max(shape)
-        if share >= 1:
-            return self
-        small = tuple(max(1, round(n * share)) for n in shape)
-        steps = [step * new / old for step, new, old in zip(self.geometry.steps, small, shape, strict=True)]
-        return Canvas(Geometry.of(shape, small).shrink(self.image), Geometry(small, self.geometry.frame, tuple(steps)))
+        small = self.geometry.reduced(PREVIEW)
+        return Canvas(Geometry.of(self.geometry.shape, small.shape).shrink(self.image), small)
 
 
 def carry(edit: Edit, image: Tensor, geometry: Geometry) -> Tensor:

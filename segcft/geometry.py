@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segcft.blocks import shrink
+
 ROUNDS = 2  # of back-projection; more of them ring
 
 
@@ -41,9 +43,24 @@ class Geometry:
         """Whether image and frame are one."""
         return self.shape == self.frame and all(step == 1 for step in self.steps)
 
+    def reduced(self, limit: int) -> "Geometry":
+        """Of the same image averaged to at most ``limit`` pixels a side."""
+        share = min(1.0, limit / max(self.shape))
+        small = tuple(max(1, round(n * share)) for n in self.shape)
+        axes = zip(self.steps, small, self.shape, strict=True)
+        return Geometry(small, self.frame, tuple(step * new / old for step, new, old in axes))
+
     def shrink(self, image: Tensor) -> Tensor:
         """(B, C, *N) -> (B, C, *S): the mean over each pixel of the frame, 0 beyond the image."""
-        return image if self.same else _along_axes(image, self._means)
+        if self.same:
+            return image
+        whole = [n // s for n, s in zip(self.shape, self.frame, strict=True)]
+        if all(
+            step == n and n * s == side
+            for step, n, s, side in zip(self.steps, whole, self.frame, self.shape, strict=True)
+        ):
+            return shrink(image, self.frame)
+        return _along_axes(image, self._means)
 
     def enlarge(self, field: Tensor, rows: slice = slice(None)) -> Tensor:
         """(B, C, *S) -> (B, C, *N) or the given rows of the first axis; 0 beyond the frame."""

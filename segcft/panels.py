@@ -12,7 +12,7 @@ from segcft.files import staged
 
 COLOURS = ("#e8553d", "#3d8be8", "#f2c14e", "#58b368", "#b05cc6")
 LIMIT = 0.4  # of the window: where the colours of a difference end
-LARGEST = 1024  # pixels of an image in a panel or strip, at most
+LARGEST = 1024  # pixels of an image in a panel or strip, at most: more than it shows
 SIDE = 512  # pixels of an animation, at most
 
 Plane = NDArray[Any]  # (H, W)
@@ -90,15 +90,6 @@ def strip(factual: View, answers: Sequence[View], labels: Sequence[str], window:
         axis.set(xticks=[], yticks=[])
     _legend(figure, factual)
     return figure
-
-
-def fitted(values: Plane) -> Plane:
-    """An image (H, W) averaged to at most ``LARGEST`` pixels a side: more than a panel shows."""
-    factor = -(-max(values.shape) // LARGEST)
-    if factor == 1:
-        return values
-    high, wide = (side // factor * factor for side in values.shape)
-    return values[:high, :wide].reshape(high // factor, factor, wide // factor, factor).mean((1, 3))
 
 
 def save(figure: Any, path: Path) -> None:

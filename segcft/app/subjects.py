@@ -18,7 +18,6 @@ from segcft.answers import Masks, Row, measured_in
 from segcft.counterfactual import Answer, CounterfactualModel, Effect
 from segcft.edits import Canvas, Edit
 from segcft.framing import Framing
-from segcft.geometry import Geometry
 from segcft.latents import Abduction
 from segcft.requests import beyond
 
@@ -94,11 +93,7 @@ class Subject:
     @cached_property
     def shown(self) -> Framing:
         """Of the picture as it is shown, at most ``SHOWN`` pixels a side."""
-        shape, whole = self.picture.levels.shape, self.framing.geometry
-        share = min(1.0, SHOWN / max(shape))
-        small = tuple(max(1, round(side * share)) for side in shape)
-        steps = tuple(step * new / old for step, new, old in zip(whole.steps, small, shape, strict=True))
-        return Framing(Geometry(small, whole.frame, steps), self.framing.window)
+        return Framing(self.framing.geometry.reduced(SHOWN), self.framing.window)
 
     @cached_property
     def levels(self) -> Levels:
