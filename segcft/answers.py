@@ -112,10 +112,10 @@ def measured_in(model: CounterfactualModel, masks: Masks, image: Tensor, factual
 def _write_masks(answer: Answer, factual: Masks, masks: Masks, file: Path, target: Path, framing: Framing) -> None:
     """The mask of every structure beside the counterfactual file, at its resolution.
 
-    Where the image was carried by a flow, its own outlines moved along; else those that the segmentor now sees.
+    Where a flow carried the image, its own outlines moved along; else those that the segmentor now sees.
     """
     for name, mask in masks.items():
-        if answer.edit.velocity is None:
+        if not answer.edit.carries_all:
             large = framing.geometry.enlarge(mask)
         else:
             large = carry(answer.edit, framing.geometry.enlarge(factual[name]), framing.geometry)

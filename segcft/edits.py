@@ -4,6 +4,7 @@ The model says it in its own frame, in smooth maps. An image of any size is answ
 and warping it once, so what is sharp stays sharp and moves along.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -16,23 +17,30 @@ from segcft.geometry import Geometry
 from segcft.markers import markers
 from segcft.transport import exponential, warp, warp_cubic
 
-FAINT = 4 / 255  # two 8-bit levels of [-1, 1]: fainter enlarged paint is haze, and leaves the image's pixels alone
+FAINT = 4 / 255  # of enlarged paint: two 8-bit levels of [-1, 1]
+SHUT = 0.02  # of an enlarged gate
 STILL = 0.05  # pixels of the image: what moves less stays as it is
 PREVIEW = 512  # pixels a side
 BLOCK = 2**20  # pixels or voxels that are warped at a time
 
 
 class Edit(NamedTuple):
-    """A change of an image, in the model's frame.
+    """A change of an image x in the model's frame: x* = x + gate (x o phi + paint - x), phi the flow of the velocity.
 
     Attributes:
-        paint: Added to the image, (B, C, *S) in image units.
-        velocity: Of the flow that the image is carried by first, (B, D, *S) in pixels of the frame; None if nothing
-            moves.
+        paint: Added to the image once it is carried, (B, C, *S) in image units.
+        velocity: Of the flow that carries the image, (B, D, *S) in pixels of the frame; None if nothing moves.
+        gate: Share of the change that is made, (B, C, *S) in [0, 1]; None for all of it.
     """
 
     paint: Tensor
     velocity: Tensor | None = None
+    gate: Tensor | None = None
+
+    @property
+    def carries_all(self) -> bool:
+        """Whether the flow carries the whole image, so that masks which move along are the answer's."""
+        return self.velocity is not None and self.gate is None
 
     @property
     def displacement(self) -> Tensor | None:
@@ -41,32 +49,33 @@ class Edit(NamedTuple):
 
     def apply(self, image: Tensor) -> Tensor:
         """The edited image, (B, C, *S) in [-1, 1], linear between pixels: what training sees."""
-        moved = image if self.velocity is None else warp(image, exponential(self.velocity))
-        return (moved + self.paint).clamp(-1, 1)
+        moved = (image if self.velocity is None else warp(image, exponential(self.velocity))) + self.paint
+        return (moved if self.gate is None else image + self.gate * (moved - image)).clamp(-1, 1)
 
     def within(self, painted: Tensor, moved: Tensor) -> "Edit":
-        """The same where weights (B, 1, *S) are 1, nothing where they are 0: of the paint, and of the flow."""
+        """The same where weights (B, 1, *S) are 1, nothing where they are 0: of paint and gate, and of the flow."""
+        if self.gate is not None:
+            return self._replace(gate=self.gate * painted)
         return Edit(self.paint * painted, None if self.velocity is None else self.velocity * moved)
 
     def where(self, chosen: Tensor, other: "Edit") -> "Edit":
         """This one for the subjects that are ``chosen``, (B,) bool, and the ``other`` for the rest."""
-        velocity = self.velocity
-        if velocity is not None:
-            assert other.velocity is not None, "both come from one prediction"
-            velocity = torch.where(spread(chosen[:, None], velocity), velocity, other.velocity)
-        return Edit(torch.where(spread(chosen[:, None], self.paint), self.paint, other.paint), velocity)
+        return self._of(lambda ours, theirs: torch.where(spread(chosen[:, None], ours), ours, theirs), other)
 
     def mean(self, samples: int) -> "Edit":
         """Over the ``samples`` edits of each image, which follow each other."""
-
-        def averaged(values: Tensor) -> Tensor:
-            return values.view(-1, samples, *values.shape[1:]).mean(1)
-
-        return Edit(averaged(self.paint), None if self.velocity is None else averaged(self.velocity))
+        return self._of(lambda values, _: values.view(-1, samples, *values.shape[1:]).mean(1), self)
 
     def carry(self, masks: Tensor) -> Tensor:
         """Masks (B, K, *S) of the image, moved by the flow: those of the edited image."""
-        return masks if self.velocity is None else warp(masks, exponential(self.velocity))
+        gate = None if self.gate is None else self.gate.amax(1, keepdim=True)
+        return Edit(torch.zeros_like(masks[:, :1]), self.velocity, gate).apply(masks)
+
+    def _of(self, combined: Callable[[Tensor, Tensor], Tensor], other: "Edit") -> "Edit":
+        """Map by map; both edits come from one prediction."""
+        maps = [None if a is None or b is None else combined(a, b) for a, b in zip(self, other, strict=True)]
+        assert maps[0] is not None
+        return Edit(maps[0], *maps[1:])
 
 
 @dataclass(frozen=True)
@@ -100,12 +109,18 @@ class Canvas:
 
     def painted(self, found: Tensor, edit: Edit) -> Tensor:
         """``draw`` of what ``carry`` has found, (B, C, *N)."""
-        if not edit.paint.any():
+        if edit.gate is None and not edit.paint.any():
             return found
         paint = self.geometry.restore(edit.paint)
+        change = found - self.image + self._clear(paint, FAINT)
+        if edit.gate is not None:
+            change = change * self._clear(self.geometry.enlarge(edit.gate).clamp(0, 1), SHUT)
         low, high = (float(end) for end in torch.aminmax(self.image))
-        haze = torch.zeros_like(paint, dtype=torch.bool) if self.geometry.same else paint.abs() < FAINT
-        return torch.where(haze, found, (found + paint).clamp(min(-1.0, low), max(1.0, high)))
+        return (self.image + change).clamp(min(-1.0, low), max(1.0, high))
+
+    def _clear(self, values: Tensor, least: float) -> Tensor:
+        """What was enlarged without its faintest parts, which are haze and would leave no pixel alone."""
+        return values if self.geometry.same else torch.where(values.abs() < least, 0.0, values)
 
     def seen(self, edit: Edit) -> Tensor:
         """The edited image as the model sees it, (B, C, *S)."""

@@ -33,9 +33,9 @@ class Drawn(NamedTuple):
     edit: Edit
 
 
-def painted(image: Tensor, cf_image: Tensor, cost: Tensor | None = None) -> Drawn:
+def painted(image: Tensor, cf_image: Tensor) -> Drawn:
     """Of a form that knows what the counterfactual is, not where it comes from: all of the change is painted."""
-    return Drawn(cf_image, image.new_zeros(()) if cost is None else cost, Edit(cf_image - image))
+    return Drawn(cf_image, image.new_zeros(()), Edit(cf_image - image))
 
 
 class Prediction(nn.Module, Recorded, ABC):
@@ -105,12 +105,11 @@ class Gated(Prediction):
 
     def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
         """Blend the image towards the counterfactual mean where it differs materially from the factual one."""
-        return painted(image, self._blend(image, counterfactual.loc, factual, counterfactual))
+        return painted(image, (image + self._gate(factual, counterfactual) * (counterfactual.loc - image)).clamp(-1, 1))
 
-    def _blend(self, image: Tensor, other: Tensor, factual: Pixels, counterfactual: Pixels) -> Tensor:
+    def _gate(self, factual: Pixels, counterfactual: Pixels) -> Tensor:
         squared = largest((counterfactual.loc - factual.loc).square(), self.reach)
-        gate = squared / (squared + self.present.square())
-        return (image + gate * (other - image)).clamp(-1, 1)
+        return squared / (squared + self.present.square())
 
 
 class VelocityField(nn.Module):
@@ -194,10 +193,11 @@ class Transported(Gated):
         """Gate towards the counterfactual mean plus the residual carried along."""
         velocity = self.velocity(factual, counterfactual)
         displacement = exponential(velocity)
-        carried = counterfactual.loc + warp(image - factual.loc, displacement)
-        distance = (counterfactual.loc - warp(factual.loc, displacement)).abs().mean()
-        cost = self.smooth * roughness(velocity) + self.agree * distance
-        return painted(image, self._blend(image, carried, factual, counterfactual), cost)
+        left = counterfactual.loc - warp(factual.loc, displacement)  # what the flow does not explain
+        cost = self.smooth * roughness(velocity) + self.agree * left.abs().mean()
+        gate = self._gate(factual, counterfactual)
+        moved = warp(image, displacement) + left
+        return Drawn((image + gate * (moved - image)).clamp(-1, 1), cost, Edit(left, velocity, gate))
 
 
 class Warped(Prediction):

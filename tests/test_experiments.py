@@ -21,7 +21,14 @@ DECLARATIONS = {  # of benchmarks
     "chest_phantom": ["ablations", "carried", "guides", "location"],
     "chexpert": ["size_128", "smaller"],
     "coronary_phantom": ["regions"],
+    "cxr_heart": ["ctr"],
 }
+OTHER_CHEST_SETS = [
+    ("mimic_cxr", trees.mimic),
+    ("padchest", trees.padchest),
+    ("folder", trees.folder),
+    ("cxr_heart", trees.folder),
+]
 QUICK = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
 ONE_STEP = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1"]
 
@@ -113,9 +120,7 @@ def test_the_recipe_for_larger_films_runs(chexpert_tree, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("experiment", "tree"), [("mimic_cxr", trees.mimic), ("padchest", trees.padchest), ("folder", trees.folder)]
-)
+@pytest.mark.parametrize(("experiment", "tree"), OTHER_CHEST_SETS)
 def test_every_stage_of_the_other_chest_sets_runs_from_its_yaml(experiment, tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_all(experiment, tree(tmp_path))
@@ -146,9 +151,7 @@ def test_chest_experiments_differ_in_their_data_alone(experiment):
         assert theirs.replace(experiment, "chexpert") == (ROOT / "chexpert" / f"{stage}.yaml").read_text()
 
 
-@pytest.mark.parametrize(
-    ("experiment", "tree"), [("mimic_cxr", trees.mimic), ("padchest", trees.padchest), ("folder", trees.folder)]
-)
+@pytest.mark.parametrize(("experiment", "tree"), OTHER_CHEST_SETS)
 def test_other_chest_sets_train_from_their_data_yaml(experiment, tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = [*tree(tmp_path), "--data.batch_size=8", *QUICK, "--trainer.fast_dev_run=true"]

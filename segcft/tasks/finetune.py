@@ -18,7 +18,7 @@ from segcft.parents import DataDescription
 from segcft.prediction import Prediction
 from segcft.shape import ShapeModel
 from segcft.tasks.base import Batch, Optimisation, Task, asked_in_turn, elbo_terms, passed, predictions
-from segcft.transport import warp
+from segcft.transport import exponential, warp
 
 
 class CounterfactualFineTuning(Task):
@@ -170,10 +170,10 @@ class CounterfactualFineTuning(Task):
 
     def _flow(self, batch: Batch, answer: Counterfactual, kept: Batch, specificity: float | Tensor) -> Batch:
         """What the flow does to the factual masks, where both are known: ``carried`` and ``elsewhere``."""
-        nothing, displacement = batch["image"].new_zeros(()), answer.edit.displacement
-        if displacement is None or "mask" not in batch or not (self.carried or self.elsewhere):
-            return {"carried": nothing, "elsewhere": nothing}
-        mask, about = batch["mask"], self.model.description
+        velocity, about = answer.edit.velocity, self.model.description
+        if velocity is None or not (answer.edit.carries_all and "mask" in batch and (self.carried or self.elsewhere)):
+            return dict.fromkeys(("carried", "elsewhere"), batch["image"].new_zeros(()))
+        mask, displacement = batch["mask"], exponential(velocity)
         masks = warp(mask, displacement)
         before, after = (measure_masks(some, answer.image, about, mask) for some in (mask, masks))
         target = {name: torch.where(kept[name], before[name], answer.values[name]) for name in before}
