@@ -27,7 +27,7 @@ def counterfactual(arguments: list[str]) -> int:
     Raises:
         ValueError: If a request, a parent, a table or the checkpoint is wrong: nothing was written then.
     """
-    job = plan(_parser().parse_args(arguments))
+    job = plan(parser().parse_args(arguments))
     rows: list[Row] = []
     failures: dict[Path, str] = {}
     for file in _progress(job.files):
@@ -162,9 +162,10 @@ def _report(job: Plan, rows: list[Row], failures: dict[Path, str]) -> None:
         print(f"failed: {file}: {reason}", file=sys.stderr)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="segcft counterfactual", description="Counterfactuals of image files.")
-    add = parser.add_argument
+def parser() -> ArgumentParser:
+    """Options of the command."""
+    made = ArgumentParser(prog="segcft counterfactual", description="Counterfactuals of image files.")
+    add = made.add_argument
     add(
         "--checkpoint",
         required=True,
@@ -192,4 +193,4 @@ def _parser() -> ArgumentParser:
     add("--manifest", action="store_true", help="also masks by the segmentor and manifest.csv, to train on the answers")
     add("--keep-identity", action="store_true", help="keep every DICOM tag, the patient's name among them")
     add("--device", default="cpu", help="cpu, cuda or mps")
-    return parser
+    return made

@@ -48,6 +48,7 @@ class CounterfactualFineTuning(Task):
             label: errors of the judge must not be corrected in the image (attribute amplification).
         specificity: Factor on the distance of variables that are not to move.
         questions: Where the targets come from.
+        allow_unmoved: End well though a structure does not move, see ``health.Response``; for baselines.
         stage: Name of the stage: ``nocft``, ``regcft`` or ``segcft``.
         optimisation: Optimiser and schedule.
 
@@ -77,6 +78,7 @@ class CounterfactualFineTuning(Task):
         soft: bool = False,
         specificity: float = 1.0,
         questions: Questions = Questions(),  # noqa: B008 (frozen)
+        allow_unmoved: bool = False,
         stage: str = "segcft",
         optimisation: Optimisation = Optimisation(flat=0.5, weight_decay=0.0),  # noqa: B008 (frozen)
     ) -> None:
@@ -96,7 +98,7 @@ class CounterfactualFineTuning(Task):
         guidance.attach(self.model.description)
         for name in self.weights:
             self.model.parents[name]
-        self.questions = questions
+        self.questions, self.allow_unmoved = questions, allow_unmoved
         self.asked = list(guidance.names) or self.model.parents.askable
 
     def on_fit_start(self) -> None:

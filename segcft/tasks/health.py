@@ -228,7 +228,8 @@ class Response(FirstLook):
             ValueError: If one does not, and what to do.
         """
         shut = [f"do({name}): {share:.2f}" for name, share in self._found.items() if share < self.least]
-        if shut and trainer.global_step >= self.trial:
+        allowed = isinstance(pl_module, CounterfactualFineTuning) and pl_module.allow_unmoved
+        if shut and trainer.global_step >= self.trial and not allowed:
             raise ValueError(UNMOVED.format(least=self.least, shut=", ".join(shut)))
 
 

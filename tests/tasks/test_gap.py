@@ -107,10 +107,16 @@ def test_a_question_without_an_answer_is_named_in_the_second_half(share, step, w
     assert task.logged == {}
 
 
-@pytest.mark.parametrize(("share", "step", "fails"), [(0.5, 600, False), (0.02, 600, True), (0.02, 50, False)])
-def test_a_training_that_leaves_a_structure_unmoved_ends_with_an_error_that_says_what_to_do(share, step, fails):
+@pytest.mark.parametrize(
+    ("share", "step", "allowed", "fails"),
+    [(0.5, 600, False, False), (0.02, 600, False, True), (0.02, 50, False, False), (0.02, 600, True, False)],
+)
+def test_a_training_that_leaves_a_structure_unmoved_ends_with_an_error_that_says_what_to_do(
+    share, step, allowed, fails
+):
     sizes = {"left_size": torch.tensor([1.0, 5.0, 2.0, 9.0]), "right_size": torch.tensor([3.0, 3.0, 8.0, 1.0])}
     task, response = FineTuning(Part(share), Part(share)), Response()
+    task.allow_unmoved = allowed
     trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=step, state=SimpleNamespace(fn="fit"))
     response.look(trainer, task, {"image": torch.rand(4, 2), **sizes})
     if fails:
