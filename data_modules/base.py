@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -132,6 +132,7 @@ class DataModule(LightningDataModule, ABC):
         super().__init__()
         self.variables, self.batch_size, self.num_workers = variables, batch_size, num_workers
         self._datasets: dict[Split, ImageDataset] = {}
+        self._original: DataModule | None = None  # of a resized one
 
     @abstractmethod
     def make_dataset(self, split: Split) -> ImageDataset:
@@ -150,10 +151,35 @@ class DataModule(LightningDataModule, ABC):
                 if not variable.structure:
                     offered = ", ".join(dataset.attributes)
                     raise ValueError(f"unknown variable {name!r}; this data set offers {offered}, or name a structure")
-            if derived:
+            if self._original is not None:
+                _adopt(dataset, self._original.dataset(split), self.describe(derived) if derived else None)
+            elif derived:
                 dataset.measure(self.describe(derived))
             self._datasets[split] = dataset
         return self._datasets[split]
+
+    def resized(self, size: int) -> Self:
+        """The same subjects in the same order with the same values, their images and masks of another size.
+
+        Training images are not augmented; nothing is read or drawn before it is asked for.
+
+        Args:
+            size: Pixels along the longest side of the frame, which covers the same field.
+
+        Raises:
+            ValueError: If these data come in one size alone.
+        """
+        twin = self.remade(size)
+        twin._original = self
+        return twin
+
+    def remade(self, size: int) -> Self:
+        """A data module of the same data at another size, see ``resized``; data sets that can do it say how.
+
+        Raises:
+            ValueError: If these data come in one size alone.
+        """
+        raise ValueError(f"{type(self).__name__} offers its images in one size alone, not at {size} pixels")
 
     def describe(self, variables: dict[str, Variable]) -> DataDescription:
         """Some variables of these images."""
@@ -208,3 +234,14 @@ class DataModule(LightningDataModule, ABC):
 
 def _as_read(batch: Any) -> Any:
     return batch
+
+
+def _adopt(dataset: ImageDataset, original: ImageDataset, measured: DataDescription | None) -> None:
+    """Values of the same subjects at their original size.
+
+    Raises:
+        ValueError: If they are not as many.
+    """
+    if len(dataset) != len(original):
+        raise ValueError(f"{len(dataset)} subjects at the other size, {len(original)} at the original one")
+    dataset.attributes, dataset.measured = dict(original.attributes), measured

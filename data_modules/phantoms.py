@@ -1,8 +1,10 @@
 """What phantoms share: subjects drawn from seeded noise, kept in memory, and drawn again under do()."""
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable
+from data_modules.frames import scaled_frame
 from data_modules.splits import SPLITS, Split
 from segcft.outlines import measure_masks
 from segcft.parents import Variable
@@ -30,9 +33,14 @@ class PhantomDataset(ImageDataset, Rerenderable):
         subjects: Number of subjects N.
         seed: Of the exogenous noise.
 
+    Attributes:
+        kept: Whether the first reading draws the whole split and keeps it, or each what it reads.
+
     Raises:
         ValueError: If the split is unknown, ``subjects`` < 1 or ``seed`` < 0.
     """
+
+    kept: bool = True
 
     def __init__(self, split: Split, frame: tuple[int, ...], subjects: int, seed: int) -> None:
         check_subjects({split: subjects}, seed)
@@ -72,14 +80,18 @@ class PhantomDataset(ImageDataset, Rerenderable):
         return self.subjects
 
     def read(self, indices: Tensor) -> Batch:
-        """Subjects ``indices`` (B,) as one batch; the first call draws the whole split.
+        """Subjects ``indices`` (B,) as one batch; the first call draws the whole split where it is kept.
 
         Raises:
             ValueError: If an index is out of range.
         """
         indices = self._checked(indices)
-        levels, labels = self.observed
-        return self.to_batch(indices, levels[indices], labels[indices], take(self.attributes, indices))
+        values = take(self.attributes, indices)
+        if self.kept:
+            levels, labels = (part[indices] for part in self.observed)
+        else:
+            levels, labels = self._drawn(indices, values, {})
+        return self.to_batch(indices, levels, labels, values)
 
     def counterfactual(self, indices: Tensor, do: Values) -> Batch:
         """Subjects ``indices`` (B,) drawn again under ``do`` (B,) each, with the same exogenous noise.
@@ -153,12 +165,31 @@ class PhantomDataset(ImageDataset, Rerenderable):
 
 
 class Phantom(DataModule):
-    """A data module whose subjects are drawn before the loader's processes start, which then share them."""
+    """A data module whose subjects are drawn before the loader's processes start, which then share them.
+
+    Its constructor's arguments are attributes of the same names, among them ``size`` or ``frame``.
+    """
+
+    def remade(self, size: int) -> Self:
+        """Drawn from the same noise, subject by subject as they are read."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        if "frame" in given:
+            given["frame"] = scaled_frame(given["frame"], size)
+        else:
+            given["size"] = size
+        return type(self)(**given)
+
+    def dataset(self, split: Split) -> ImageDataset:
+        """One split, opened once; a resized one keeps no images."""
+        dataset = super().dataset(split)
+        if self._original is not None and isinstance(dataset, PhantomDataset):
+            dataset.kept = False
+        return dataset
 
     def loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
         """Batches of one split."""
         dataset = self.dataset(split)
-        if self.num_workers and isinstance(dataset, PhantomDataset):
+        if self.num_workers and isinstance(dataset, PhantomDataset) and dataset.kept:
             _ = dataset.observed
         return super().loader(split, shuffle)
 

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -75,6 +76,13 @@ class Prepared(DataModule):
             if variable.is_size and variable.unit not in ("", source.unit):
                 raise ValueError(f"variable {name!r}: {source.name} measures in {source.unit!r}, not {variable.unit!r}")
         self._cache: Cache | None = None
+        self._given = cache  # folder that the user chose
+
+    def remade(self, size: int) -> Self:
+        """From a cache of its own, which is made on first use: beside the chosen folder if there is one."""
+        settings = (self.variables, self.structures, f"{self.folder}-{size}" if self._given else None, False)
+        rest = (self.seed, self.workers, self.batch_size, self.num_workers)
+        return type(self)(self.source.resized(size), *settings, *rest)
 
     @property
     def cache(self) -> Cache:

@@ -1,14 +1,18 @@
 """Where subjects come from: a source lists them in a table and reads one at a time; ``prepare`` makes a cache of it."""
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from data_modules.frames import scaled_frame
 
 
 @dataclass
@@ -52,6 +56,30 @@ class Source(ABC):
     unit: str = "% of image"
     channels: int = 1
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _remembering(cls.__init__)  # type: ignore[method-assign]
+
+    def resized(self, size: int) -> Self:
+        """The same source, ``size`` pixels along the longest side of the same field of view.
+
+        Raises:
+            ValueError: If the source has neither ``size`` nor ``frame`` among its arguments.
+        """
+        given: dict[str, Any] = dict(self.__dict__.get("_given", {}))
+        frame = scaled_frame(self.frame, size)
+        if "size" in given:
+            given["size"] = size
+        elif "frame" in given:
+            given["frame"] = list(frame)
+        else:
+            raise ValueError(f"{self.name} has no size that could be another")
+        if given.get("spacing"):  # mm a pixel
+            sides = zip(given["spacing"], self.frame, frame, strict=True)
+            given["spacing"] = [step * old / new for step, old, new in sides]
+        return type(self)(**given)
+
     @abstractmethod
     def options(self) -> dict[str, Any]:
         """Plain data that, with ``files``, decide the content of a cache: a cache of other options is stale."""
@@ -80,3 +108,18 @@ class Source(ABC):
         Raises:
             ValueError: Naming the file and what is wrong with it.
         """
+
+
+def _remembering(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that keeps its arguments by name in ``_given``."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def remembering(self: Source, *args: Any, **kwargs: Any) -> None:
+        if "_given" not in self.__dict__:  # the most derived class speaks for all
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            self.__dict__["_given"] = dict(list(bound.arguments.items())[1:])
+        init(self, *args, **kwargs)
+
+    return remembering

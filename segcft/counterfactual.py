@@ -285,7 +285,9 @@ class CounterfactualModel(nn.Module, Recorded):
             posterior_deviation = None
             if samples > 1:
                 posterior_deviation = drawn.image.view(len(small), samples, *small.shape[1:]).std(1)
-            found.append(Answer(shown, values, self.measure(seen, small), posterior_deviation, image, factual, edit, seen))
+            found.append(
+                Answer(shown, values, self.measure(seen, small), posterior_deviation, image, factual, edit, seen)
+            )
         return found
 
     @property

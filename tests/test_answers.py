@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 
 from data_modules.folder import Folder
-from data_modules.readers import Picture, read_picture
+from data_modules.readers import read_picture
 from data_modules.writers import suffix, write_changed
 from segcft.checkpoints import describe
 from segcft.cli import main
 from segcft.counterfactual import CounterfactualModel
-from segcft.framing import Framing
 from segcft.guidance import SegmentorGuidance
 from segcft.hvae import HVAE, Stage
 from segcft.judges import Segmentor

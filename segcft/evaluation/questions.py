@@ -8,6 +8,8 @@ from torch import Tensor
 from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable
 from segcft import checkpoints
 from segcft.counterfactual import CounterfactualModel
+from segcft.edits import Canvas
+from segcft.geometry import Geometry
 from segcft.judges import Judge, SegmentationModel
 from segcft.mechanisms import Mechanism
 from segcft.outlines import measure_masks
@@ -208,6 +210,7 @@ def predict(
                 {k: v[few] for k, v in asked.items()},
                 corrections=contender.asked.corrections,
                 confined=contender.asked.confined,
+                canvas=Canvas(image[few], Geometry.of(image.shape[2:], image.shape[2:])),
             )
             images[place].append(found.image)
     return [torch.cat(parts) for parts in images], torch.cat(means)

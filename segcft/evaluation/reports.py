@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from PIL import Image, ImageDraw
 
+from segcft.evaluation import native
 from segcft.evaluation.questions import Subjects
 from segcft.evaluation.summary import COLUMNS, Estimates
 from segcft.files import staged, write_text
@@ -26,6 +29,16 @@ TABLES = {
         *("frechet", "kernel"),
     ),
 }
+NATIVE_TABLES = {
+    "Did anatomy move, or is the old outline still there?": (
+        *("old_edge", "new_edge", "detail", "energy", "energy_changed", "folded", "strain", "painted"),
+    ),
+    "Is it true?": ("truth_ratio", "truth_near", "truth_smooth", "truth_smooth_near", "edge_error"),
+    "Can it be told from an untouched film?": ("auc", "auc_blurred"),
+}
+DETECTION = {"auc": ("AUC", "{:.2f}"), "auc_blurred": ("AUC, blurred", "{:.2f}")}
+GAP = 4  # pixels between pictures
+LINE = 14  # pixels of a line of text
 
 
 def table(metrics: Estimates, refinement: Mapping[str, str], floor: Mapping[str, float]) -> pd.DataFrame:
@@ -58,6 +71,22 @@ def markdown(
     return "".join(parts)
 
 
+def native_markdown(size: int, metrics: Estimates, differences: Estimates, refinement: Mapping[str, str]) -> str:
+    """What was measured on the final images; rows and columns that hold nothing are left out."""
+    refined = dict(refinement) | {f"{name}{native.PAINTED}": text for name, text in refinement.items()}
+    parts = [f"Images of {size} pixels, as they are handed out; intervals are 95 %.\n"]
+    for title, names in NATIVE_TABLES.items():
+        known = {
+            method: {do: v for do, v in found.items() if any(n in v and math.isfinite(v[n].value) for n in names)}
+            for method, found in metrics.items()
+        }
+        if any(known.values()):
+            parts.append(f"\n**{title}**\n\n" + _grid(known, refined, names, {}))
+    last = list(differences) and f"\n**Paired differences, each minus {list(refinement)[-1]}**\n\n"
+    names = ("old_edge", "new_edge", "detail", "energy_changed", "truth_near", "truth_smooth_near", "edge_error")
+    return "".join([*parts, *([last + _grid(differences, refined, names, {})] if last else [])])
+
+
 def cell(estimate: Estimate, style: str) -> str:
     """``1.9 (1.7-2.2)``; no brackets without an interval, a dash without a value."""
     if not math.isfinite(estimate.value):
@@ -73,7 +102,8 @@ def _signless(text: str) -> str:
 
 
 def _style(name: str) -> tuple[str, str]:
-    return REALISM[name] if name in REALISM else (COLUMNS[name].title, COLUMNS[name].style)
+    own = REALISM | DETECTION | {key: column[:2] for key, column in (native.COLUMNS | COLUMNS).items()}
+    return own[name]
 
 
 def _grid(metrics: Estimates, refinement: Mapping[str, str], names: tuple[str, ...], floor: Mapping[str, float]) -> str:
@@ -125,3 +155,32 @@ def write_figure(path: Path, figure: Any, dpi: int = 110) -> None:
     """Write a PNG whole or not at all."""
     with staged(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)
+
+
+def write_mosaic(path: Path, pictures: list[dict[str, Any]]) -> None:
+    """Rows of pictures at full size, pixel by pixel, each under its name, as a grey PNG; whole or not at all.
+
+    Args:
+        path: Of the file.
+        pictures: Of ``native.rows``: ``text`` and ``tiles``, name -> (H, W) uint8.
+    """
+    rows = [_strip(each["text"], each["tiles"]) for each in pictures]
+    wide = max(row.width for row in rows)
+    whole = Image.new("L", (wide, sum(row.height for row in rows)))
+    top = 0
+    for row in rows:
+        whole.paste(row, (0, top))
+        top += row.height
+    with staged(path) as temporary:
+        whole.save(temporary, format="PNG")
+
+
+def _strip(text: str, tiles: Mapping[str, Any]) -> Image.Image:
+    high, wide = np.max([tile.shape for tile in tiles.values()], axis=0).tolist()
+    strip = Image.new("L", (len(tiles) * (wide + GAP), high + 2 * LINE + GAP))
+    pen = ImageDraw.Draw(strip)
+    pen.text((2, 1), text, fill=255)
+    for place, (name, tile) in enumerate(tiles.items()):
+        pen.text((place * (wide + GAP) + 2, LINE), name, fill=255)
+        strip.paste(Image.fromarray(tile), (place * (wide + GAP), 2 * LINE))
+    return strip

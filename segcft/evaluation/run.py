@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch
 from data_modules.base import DataModule
 from data_modules.splits import Split
 from segcft import checkpoints, plots, provenance
-from segcft.evaluation import reports
+from segcft.evaluation import detectability, reports
+from segcft.evaluation import native as at_native_size
 from segcft.evaluation.questions import (
     Answers,
+    Contender,
     Method,
     Subjects,
     answer,
@@ -36,6 +38,21 @@ from segcft.statistics import Estimate, estimate, resamples
 TRUTH = "true_counterfactual"  # as a method
 
 
+@dataclass(frozen=True)
+class AtSize:
+    """What was measured at the images' own size.
+
+    Attributes:
+        results: ``size``, ``metrics``, ``differences`` and how detectability was measured.
+        frame: Of ``at_native_size.rows``.
+        pictures: Of ``at_native_size.rows``.
+    """
+
+    results: dict[str, Any]
+    frame: pd.DataFrame
+    pictures: list[dict[str, Any]]
+
+
 def evaluate(
     data: DataModule,
     evaluator: str | SegmentationModel,
@@ -51,6 +68,8 @@ def evaluate(
     references: int = 256,
     sweeps: int = 3,
     ask: str | None = None,
+    native: int | None = None,
+    detect: int = 160,
 ) -> dict[str, Any]:
     """Measure effectiveness, leakage, locality, the axioms, realism and, where known, distance to the truth.
 
@@ -71,10 +90,16 @@ def evaluate(
         sweeps: Subjects whose pictures are kept while every variable goes through its range, in sweeps.npz, for
             ``segcft report`` and ``segcft figure``; 0 keeps none.
         ask: What every subject is asked of every variable, ``-25%``, ``q0.1`` and so on; by default another's value.
+        native: Pixels along the longest side at which the final images are measured as well, native.csv, native.md
+            and native.png; the models read what they were trained on. Not at all unless given.
+        detect: Steps that a small classifier is trained to tell answers from untouched films of that size, by
+            ``references`` training subjects; 0 leaves it out.
 
     Raises:
-        ValueError: If a checkpoint is missing, of the wrong kind, or does not fit the data, or ``ask`` is malformed.
+        ValueError: If a checkpoint is missing, of the wrong kind, or does not fit the data, ``ask`` is malformed, or
+            the data do not come at ``native`` pixels.
     """
+    films = _resized(data, native, detect)
     asked = {name: Method(method) if isinstance(method, str) else method for name, method in methods.items()}
     causal = opened_mechanism(mechanism)
     contenders = {name: opened(method, causal) for name, method in asked.items()}
@@ -95,6 +120,10 @@ def evaluate(
             people.batch, people.do, people.truth, {name: answers[name].images for name in asked}, judge
         )
         kept = sweep(contenders, people, dataset, judge, sweeps, TRUTH) if sweeps > 0 else None
+    at_size = None
+    if films is not None:
+        refinement = {name: method.refinement for name, method in asked.items()}
+        at_size = _at_size(films, split, contenders, people, judge, refinement, references, detect, seed)
     given = (evaluator, *(method.checkpoint for method in asked.values()), mechanism)
     paths = [path for path in given if isinstance(path, str)]
     results = {
@@ -111,9 +140,53 @@ def evaluate(
         "commit": provenance.commit(),
         "hardware": provenance.hardware(),
         **conclusions(frame, looks, _floor(people, frame), gap, list(asked)),
+        **({} if at_size is None else {"native": at_size.results}),
     }
     _write(Path(out), results, frame, people, figure, kept)
+    _write_native(Path(out), at_size, results["refinement"])
     return results
+
+
+def _resized(data: DataModule, size: int | None, detect: int) -> DataModule | None:
+    """The data at the images' own size; None if nobody asks."""
+    if size is None:
+        return None
+    films = data.resized(size)
+    if any(step > own for step, own in zip(films.spacing, data.spacing, strict=True)):
+        raise ValueError(f"native is {size} pixels along the longest side, the models read more")
+    if detect and len(films.spacing) != 2:
+        raise ValueError("detectability is known of images alone, not of volumes: ask for detect=0")
+    return films
+
+
+def _at_size(
+    films: DataModule,
+    split: Split,
+    contenders: Mapping[str, Contender],
+    people: Subjects,
+    judge: SegmentationModel,
+    refinement: Mapping[str, str],
+    references: int,
+    detect: int,
+    seed: int,
+) -> AtSize:
+    """The final images of all methods, measured; the classifier learns from training subjects alone."""
+    image, about = people.batch["image"], films.description
+    frame = tuple(image.shape[2:])
+    studio = at_native_size.Studio(contenders, films.dataset(split), judge, frame, TRUTH)
+    with torch.no_grad():
+        table, pictures = at_native_size.rows(studio, at_native_size.Asked.of(people), about, refinement)
+    summary = summarise(table, columns=at_native_size.COLUMNS, prepare=at_native_size.moments)
+    if detect:
+        teacher = at_native_size.Studio(contenders, films.dataset("train"), judge, frame, TRUTH)
+        names, after = list(people.do), len(image) if split == "train" else 0
+        learns = detectability.others(teacher.dataset, names, about, references, seed, after).to(image.device)
+        tests = detectability.others(studio.dataset, names, about, len(image), seed).to(image.device)
+        found = detectability.detect((teacher, studio), (learns, tests), about, detect, seed)
+        for method, questions in found.items():
+            for do, values in questions.items():
+                summary["metrics"].setdefault(method, {}).setdefault(do, {}).update(values)
+    return AtSize({"size": max(studio.size), "detect": detect, "references": references, **summary}, table, pictures)
 
 
 def _settings(
@@ -261,3 +334,16 @@ def _write(
     for line in warnings:
         print(f"WARNING: {line}", file=sys.stderr)
     print(f"{sum(results['seconds'].values()):.0f} s of training; figure and tables: {out}")
+
+
+def _write_native(out: Path, at_size: AtSize | None, refinement: Mapping[str, str]) -> None:
+    if at_size is None:
+        for end in ("csv", "md", "png"):
+            (out / f"native.{end}").unlink(missing_ok=True)  # of an earlier evaluation
+        return
+    results = at_size.results
+    text = reports.native_markdown(results["size"], results["metrics"], results["differences"], refinement)
+    write_text(out / "native.csv", at_size.frame.to_csv(index=False, float_format="%.6g"))
+    write_text(out / "native.md", text)
+    reports.write_mosaic(out / "native.png", at_size.pictures)
+    print(text)

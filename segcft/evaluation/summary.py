@@ -1,6 +1,6 @@
 """From rows to numbers with intervals: what each metric is, the same for one seed and for many."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import pandas as pd
 from segcft.statistics import Array, Estimate, Means, Metric, estimate, largest, mean, means, quotient, ratio, resamples
 
 Estimates = dict[str, dict[str, dict[str, Estimate]]]  # method -> do -> metric
+Moments = Callable[[pd.DataFrame], dict[str, Array]]
 
 
 class Column(NamedTuple):
@@ -107,18 +108,26 @@ def moments(frame: pd.DataFrame) -> dict[str, Array]:
     return columns
 
 
-def summarise(frame: pd.DataFrame, factors: Sequence[str] = ("subject",), count: int = 2000) -> dict[str, Any]:
+def summarise(
+    frame: pd.DataFrame,
+    factors: Sequence[str] = ("subject",),
+    count: int = 2000,
+    columns: Mapping[str, Column] = COLUMNS,
+    prepare: Moments = moments,
+) -> dict[str, Any]:
     """Every metric with its interval.
 
     Args:
         frame: ``rows`` of all methods, with a column ``method``; every method answers the same rows in the same order.
         factors: Columns that are resampled: subjects, or seeds and subjects.
         count: Number of resamples.
+        columns: The metrics.
+        prepare: Rows of one method and question -> columns whose means they need.
 
     Returns:
         ``metrics``: method -> do -> metric -> estimate; ``differences``: the same, of each method minus the last one.
     """
-    drawn = drawn_metrics(frame, factors, count)
+    drawn = drawn_metrics(frame, factors, count, columns, prepare)
     differences = {}
     for method, found in drawn.items():
         differences[method] = {do: _less(values, drawn[list(drawn)[-1]][do]) for do, values in found.items()}
@@ -128,7 +137,11 @@ def summarise(frame: pd.DataFrame, factors: Sequence[str] = ("subject",), count:
 
 
 def drawn_metrics(
-    frame: pd.DataFrame, factors: Sequence[str], count: int = 2000
+    frame: pd.DataFrame,
+    factors: Sequence[str],
+    count: int = 2000,
+    columns: Mapping[str, Column] = COLUMNS,
+    prepare: Moments = moments,
 ) -> dict[str, dict[str, dict[str, Array]]]:
     """Method -> do -> metric -> its value in every resample, the data's own first; the same for all methods."""
     drawn: dict[str, dict[str, dict[str, Array]]] = {}
@@ -138,8 +151,8 @@ def drawn_metrics(
         key = b"".join(level.tobytes() for level in levels)
         if key not in weights:
             weights[key] = resamples(levels, count)
-        averages = means(moments(part), weights[key])
-        drawn.setdefault(str(method), {})[str(do)] = {name: column.metric(averages) for name, column in COLUMNS.items()}
+        averages = means(prepare(part), weights[key])
+        drawn.setdefault(str(method), {})[str(do)] = {name: column.metric(averages) for name, column in columns.items()}
     return drawn
 
 
