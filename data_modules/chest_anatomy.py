@@ -1,8 +1,8 @@
 """Outlines of the lungs and the heart of a schematic frontal chest radiograph, each of exactly the area asked for.
 
-Geometry of a subject is float64; what is done at every pixel uses only +, -, *, /, min, max, floor and square roots,
-which round alike in every batch: a subject's film never depends on its neighbours. Millimetres throughout: x from
-the midline, positive towards the image's right (the patient's left); y from the upper edge, downwards.
+Geometry of a subject is float64; what is done at every pixel uses only +, -, *, /, min, max, rounding and square
+roots, which are alike in every batch: a subject's film never depends on its neighbours. Millimetres throughout: x
+from the midline, positive towards the image's right (the patient's left); y from the upper edge, downwards.
 """
 
 from dataclasses import dataclass
@@ -222,7 +222,7 @@ class Organ:
 
 def draw_lung(noise: Noise, area: Tensor, side: int, grid: Grid) -> Organ:
     """One lung of exactly ``area`` mm^2 (B,); it grows away from its apex and medial wall."""
-    width, height = _lung_box(noise, area, side)
+    width, height = lung_box(noise, area, side)
     u, v = _lung_coordinates(noise, (width, height), side, grid)
     lateral, medial, lower = Lung.of(noise, side).depths(u, v, width, height)  # (B, S, S)
     depth = torch.minimum(torch.minimum(lateral, medial), lower)
@@ -249,14 +249,14 @@ def lung_at_rest(noise: Noise, area: Tensor, median: float, side: int, grid: Gri
     Returns:
         Columns (B, W) and rows (B, H) at rest.
     """
-    box, rest = _lung_box(noise, area, side), _lung_box(noise, torch.full_like(area, median), side)
+    box, rest = lung_box(noise, area, side), lung_box(noise, torch.full_like(area, median), side)
     u, v = _lung_coordinates(noise, box, side, grid)
     grown = [(now - before)[:, None] for now, before in zip(box, rest, strict=True)]  # mm, (B, 1)
     x = grid.x - (RIGHT, LEFT)[side] * u.clamp(0, 1) * grown[0]
     return Grid(x, grid.y - v.clamp(0, 1) * grown[1], grid.pixel)
 
 
-def _lung_box(noise: Noise, area: Tensor, side: int) -> tuple[Tensor, Tensor]:
+def lung_box(noise: Noise, area: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Width and height of a lung of ``area`` mm^2, mm, (B,) each."""
     ratio = area / noise["lung_fill"][:, side]
     width = (ratio / noise["lung_aspect"][:, side]) ** 0.5 * (ratio / 26000) ** -0.05  # grows downwards more
@@ -277,10 +277,15 @@ def heart_fill(egg: Tensor) -> Tensor:
     return 2 * torch.pi * (angle.cos() ** 2 * (1 + egg[:, None] * angle.sin()).sqrt()).mean(1)
 
 
+def heart_length(noise: Noise, area: Tensor) -> Tensor:
+    """Half axis along a heart of ``area`` mm^2, mm, (B,)."""
+    return (area / (heart_fill(noise["heart_egg"]) * noise["heart_slender"])) ** 0.5
+
+
 def draw_heart(noise: Noise, area: Tensor, grid: Grid) -> Organ:
     """The heart, of exactly ``area`` mm^2 (B,): an egg that grows from the great vessels to its apex."""
     egg, slender, tilt = noise["heart_egg"], noise["heart_slender"], noise["heart_tilt"]
-    long = (area / (heart_fill(egg) * slender)) ** 0.5  # half axis along the heart, mm
+    long = heart_length(noise, area)
     turn, lean = tilt.cos(), tilt.sin()
     x = (grid.x - (noise["midline"] + noise["heart_x"])[:, None]) / long[:, None]  # (B, S), anchor at 0
     y = (grid.y - noise["heart_y"][:, None]) / long[:, None]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from data_modules.base import Batch
-from data_modules.chest_anatomy import EXOGENOUS, FIELD, Grid, Lung, draw_heart, draw_lung, lung_at_rest
+from data_modules.chest_anatomy import EXOGENOUS, FIELD, Grid, Lung, draw_heart, draw_lung
 from data_modules.chest_film import film
+from data_modules.chest_tissue import Rest, carried, elastic
 from data_modules.phantoms import Phantom, PhantomDataset, Values, check_subjects, scaled, take
 from data_modules.splits import Split
 from segcft.parents import Variable
@@ -52,6 +53,7 @@ HEART_PLACES = {"centroid_x": "heart_x", "centroid_y": "heart_y"}  # measure of 
 # areas shows .99 between the lungs and -.77 between a lung and the heart.
 CONFOUNDED = ((1.0, 0.99, -0.99), (0.99, 1.0, -0.99), (-0.99, -0.99, 1.0))
 
+Tissue = Literal["elastic", "sliding"]
 Texture = Literal["fixed", "carried"]
 
 
@@ -69,14 +71,17 @@ class ChestPhantomDataset(PhantomDataset):
         size: Pixels along each side of the film, at least 16.
         subjects: Number of subjects N.
         seed: Of the exogenous noise.
-        texture: What ribs, lung vessels and the lungs' slow texture do when a lung grows: ``fixed`` stays where it is,
-            ``carried`` moves with the lung's own coordinates.
+        tissue: What lies around a structure that grows: ``elastic`` gives way, so that the film is smoothly deformed,
+            all but the spine, the other structures' outlines and the grain; ``sliding`` is covered. A heart that
+            lies elsewhere slides in either.
+        texture: What ribs, lung vessels and the lungs' slow texture do in sliding tissue when a lung grows: ``carried``
+            moves with the lung's own coordinates, ``fixed`` stays where it is. In elastic tissue they always move.
         confounding: How far the areas' noise is correlated, from 0 (independent) to 1 (``CONFOUNDED``); what each area
             is distributed like, given sex and age, stays the same.
 
     Raises:
-        ValueError: If the split or ``texture`` is unknown, ``size`` < 16, ``subjects`` < 1, ``seed`` < 0 or
-            ``confounding`` is not in [0, 1].
+        ValueError: If the split, ``tissue`` or ``texture`` is unknown, fixed texture is asked of elastic tissue,
+            ``size`` < 16, ``subjects`` < 1, ``seed`` < 0 or ``confounding`` is not in [0, 1].
     """
 
     def __init__(
@@ -85,12 +90,13 @@ class ChestPhantomDataset(PhantomDataset):
         size: int,
         subjects: int,
         seed: int = 0,
-        texture: Texture = "fixed",
+        tissue: Tissue = "elastic",
+        texture: Texture = "carried",
         confounding: float = 0.0,
     ) -> None:
-        _check(size, texture, confounding)
+        _check(size, tissue, texture, confounding)
         super().__init__(split, (size, size), subjects, seed)
-        self.size, self.texture = size, texture
+        self.size, self.tissue, self.texture = size, tissue, texture
         causes = 2 + len(MECHANISMS)  # uniform noise of the variables
         uniform = self.uniform(causes + sum(count for _, _, count in EXOGENOUS.values()))
         self.attributes = _variables(torch.cat([uniform[:, :2], confounded(uniform[:, 2:causes], confounding)], 1))
@@ -111,8 +117,8 @@ class ChestPhantomDataset(PhantomDataset):
         grid, given = Grid.of_size(self.size), {name: value.double() for name, value in values.items()}
         left, right = (draw_lung(noise, given[f"{STRUCTURES[i]}_area"], 1 - i, grid) for i in range(2))
         organs = [left, right, draw_heart(noise, given["heart_area"], grid)]
-        rest = self._rest(noise, given, grid) if self.texture == "carried" else None
-        image = film(noise, organs, given["sex"], given["age"], self.grain(indices), rest)
+        still, moving = self._at_rest(noise, given, grid)
+        image = film(noise, organs, given["sex"], given["age"], self.grain(indices), still, moving)
         bits = [organ.inside.to(torch.uint8) << bit for bit, organ in enumerate(organs)]
         return image, bits[0] | bits[1] | bits[2]
 
@@ -121,13 +127,15 @@ class ChestPhantomDataset(PhantomDataset):
         plain = variable.structure == "heart" and variable.region is None and not variable.over
         return HEART_PLACES.get(variable.measure) if plain else None
 
-    def _rest(self, noise: Values, given: Values, grid: Grid) -> list[Grid]:
-        """Right and left half of the film, carried back to lungs of median size."""
-        names = [f"{STRUCTURES[1 - side]}_area" for side in (0, 1)]
-        return [
-            lung_at_rest(noise, given[name], MECHANISMS[name].base, side, half)
-            for side, (name, half) in enumerate(zip(names, grid.halves(), strict=True))
-        ]
+    def _at_rest(self, noise: Values, given: Values, grid: Grid) -> tuple[Rest, Rest]:
+        """Where tissue lies at rest; and ribs, vessels and the lungs' texture, which may move on their own."""
+        names = ["right_lung_area", "left_lung_area", "heart_area"]
+        areas, medians = [given[name] for name in names], [MECHANISMS[name].base for name in names]
+        if self.tissue == "elastic":
+            tissue = elastic(noise, areas, medians, grid)
+            return tissue, tissue
+        still = Rest.of(grid)
+        return still, carried(noise, areas[:2], medians[:2], grid) if self.texture == "carried" else still
 
     def to_batch(self, indices: Tensor, levels: Tensor, labels: Tensor, values: Values) -> Batch:
         """See ``PhantomDataset.to_batch``."""
@@ -178,11 +186,14 @@ def confounded(uniform: Tensor, confounding: float) -> Tensor:
     return noise
 
 
-def _check(size: int, texture: str, confounding: float) -> None:
+def _check(size: int, tissue: str, texture: str, confounding: float) -> None:
     if size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}")
-    if texture not in get_args(Texture):
-        raise ValueError(f"unknown texture {texture!r}; the phantom has {', '.join(get_args(Texture))}")
+    for name, asked, known in (("tissue", tissue, get_args(Tissue)), ("texture", texture, get_args(Texture))):
+        if asked not in known:
+            raise ValueError(f"unknown {name} {asked!r}; the phantom has {', '.join(known)}")
+    if (tissue, texture) == ("elastic", "fixed"):
+        raise ValueError("elastic tissue moves its texture: ask for fixed texture with tissue sliding")
     if not 0 <= confounding <= 1:
         raise ValueError(f"confounding must lie in [0, 1], got {confounding:g}")
 
@@ -209,12 +220,13 @@ class ChestPhantom(Phantom):
         seed: Of the exogenous noise.
         batch_size: Images a step and a process.
         num_workers: Loader processes, which share the films drawn here; reading is a gather, so 0 is fastest.
-        texture: ``fixed`` or ``carried``, see ``ChestPhantomDataset``.
+        tissue: ``elastic`` or ``sliding``, see ``ChestPhantomDataset``.
+        texture: Of sliding tissue, ``carried`` or ``fixed``.
         confounding: How far the areas' noise is correlated, 0 to 1, in every split.
 
     Raises:
-        ValueError: If ``size`` < 16, a split or ``texture`` is unknown, a split holds no subject, ``seed`` < 0 or
-            ``confounding`` is not in [0, 1].
+        ValueError: If ``size`` < 16, a split, ``tissue`` or ``texture`` is unknown, fixed texture is asked of elastic
+            tissue, a split holds no subject, ``seed`` < 0 or ``confounding`` is not in [0, 1].
     """
 
     structures = STRUCTURES
@@ -227,18 +239,22 @@ class ChestPhantom(Phantom):
         seed: int = 0,
         batch_size: int = 32,
         num_workers: int = 0,
-        texture: Texture = "fixed",
+        tissue: Tissue = "elastic",
+        texture: Texture = "carried",
         confounding: float = 0.0,
     ) -> None:
         super().__init__(variables or all_variables(), batch_size, num_workers)
         self.size, self.seed = size, seed
+        self.tissue: Tissue = tissue
         self.texture: Texture = texture
         self.confounding = confounding
         self.subjects = {"train": 3000, "val": 256, "test": 256} | (subjects or {})
-        _check(size, texture, confounding)
+        _check(size, tissue, texture, confounding)
         check_subjects(self.subjects, seed)
         self.spacing = [FIELD / size] * 2
 
     def make_dataset(self, split: Split) -> ChestPhantomDataset:
         """Draw the noise of one split; its films follow when they are first read."""
-        return ChestPhantomDataset(split, self.size, self.subjects[split], self.seed, self.texture, self.confounding)
+        return ChestPhantomDataset(
+            split, self.size, self.subjects[split], self.seed, self.tissue, self.texture, self.confounding
+        )

@@ -15,18 +15,30 @@ from data_modules.chest_phantom import (
     ChestPhantom,
     ChestPhantomDataset,
     Texture,
+    Tissue,
     all_variables,
     confounded,
 )
+from data_modules.chest_tissue import Rest, elastic
 from segcft.parents import Variable
 
 COUNT = 12
 AREAS = list(MECHANISMS)
 
 
+@pytest.fixture(scope="module", params=get_args(Tissue))
+def tissue(request: pytest.FixtureRequest) -> Tissue:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def subjects() -> ChestPhantomDataset:
-    return ChestPhantomDataset("train", size=64, subjects=COUNT, seed=1)
+def subjects(tissue: Tissue) -> ChestPhantomDataset:
+    return ChestPhantomDataset("train", size=64, subjects=COUNT, seed=1, tissue=tissue)
+
+
+@pytest.fixture(scope="module")
+def still() -> ChestPhantomDataset:
+    return ChestPhantomDataset("train", size=64, subjects=COUNT, seed=1, tissue="sliding", texture="fixed")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +73,7 @@ def test_batch_has_the_promised_shapes_and_ranges(factual: dict[str, Tensor]) ->
 def test_a_subject_does_not_depend_on_its_batch_or_split_size(
     subjects: ChestPhantomDataset, factual: dict[str, Tensor]
 ) -> None:
-    few = ChestPhantomDataset("train", size=64, subjects=5, seed=1)
+    few = ChestPhantomDataset("train", size=64, subjects=5, seed=1, tissue=subjects.tissue)
     for index in (4, 0, 3):
         alone = few.counterfactual(torch.tensor([index]), {})
         for name in ("image", "mask", *all_variables()):
@@ -71,9 +83,9 @@ def test_a_subject_does_not_depend_on_its_batch_or_split_size(
 
 
 @pytest.mark.parametrize("size", [33, 50])
-@pytest.mark.parametrize("texture", ["fixed", "carried"])
-def test_odd_sizes_do_not_depend_on_the_batch_either(size: int, texture: Texture) -> None:
-    data = ChestPhantomDataset("val", size=size, subjects=7, texture=texture)
+@pytest.mark.parametrize(("tissue", "texture"), [("sliding", "fixed"), ("sliding", "carried"), ("elastic", "carried")])
+def test_odd_sizes_do_not_depend_on_the_batch_either(size: int, tissue: Tissue, texture: Texture) -> None:
+    data = ChestPhantomDataset("val", size=size, subjects=7, tissue=tissue, texture=texture)
     together = data.read(torch.arange(7))
     for index in range(7):
         assert torch.equal(data.counterfactual(torch.tensor([index]), {})["image"][0], together["image"][index])
@@ -100,8 +112,17 @@ def test_an_area_moves_its_own_mask_only(
     assert torch.equal(moved[AREAS[which]], asked)
     error = (pixel_areas(moved["mask"])[:, which] / asked - 1).abs()
     assert error.mean() < (0.025 if which == 2 else 0.015)
+
+
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("ratio", [0.75, 1.3])
+def test_still_tissue_changes_where_the_structure_is_and_only_there(
+    still: ChestPhantomDataset, which: int, ratio: float
+) -> None:
+    factual = still.read(torch.arange(COUNT))
+    moved = still.counterfactual(torch.arange(COUNT), {AREAS[which]: factual[AREAS[which]] * ratio})
     changed = (moved["image"] != factual["image"]).flatten(1).float().mean(1)
-    assert ((changed > 0.005) & (changed < 0.5)).all(), "a film changes where the structure is, and only there"
+    assert ((changed > 0.005) & (changed < 0.5)).all()
 
 
 def test_a_growing_lung_keeps_its_apex_and_medial_wall(
@@ -154,12 +175,13 @@ def test_nothing_leaves_the_frame_at_the_ends_of_the_range() -> None:
         assert (mask.sum((2, 3)) > 0).all()
 
 
-def test_a_subject_is_the_same_at_every_size() -> None:
-    small, large = (ChestPhantomDataset("test", size=size, subjects=6) for size in (64, 128))
+@pytest.mark.parametrize("finer", [2, 4])
+def test_a_subject_is_the_same_at_every_size(tissue: Tissue, finer: int) -> None:
+    small, large = (ChestPhantomDataset("test", size=size, subjects=6, tissue=tissue) for size in (64, 64 * finer))
     a, b = small.read(torch.arange(6)), large.read(torch.arange(6))
     assert all(torch.equal(a[name], b[name]) for name in all_variables())
-    assert (correlation(avg_pool2d(b["image"], 2), a["image"]) > 0.98).all()
-    assert (correlation(avg_pool2d(b["mask"], 2), a["mask"]) > 0.95).all()
+    assert (correlation(avg_pool2d(b["image"], finer), a["image"]) > 0.98).all()
+    assert (correlation(avg_pool2d(b["mask"], finer), a["mask"]) > 0.95).all()
 
 
 PINNED = (
@@ -170,24 +192,24 @@ PINNED = (
 )
 
 
-def test_unless_asked_for_films_are_those_of_earlier_versions() -> None:
-    film = ChestPhantomDataset("test", size=16, subjects=1, seed=3).observed[0]
+def test_still_films_are_those_of_earlier_versions() -> None:
+    film = ChestPhantomDataset("test", size=16, subjects=1, seed=3, tissue="sliding", texture="fixed").observed[0]
     pinned = torch.tensor(list(b85decode(PINNED))).view(1, 16, 16)
     assert (film.int() - pinned).abs().max() <= 1, "a level, for processors whose cosines round differently"
 
 
 @pytest.fixture(scope="module")
 def carried() -> ChestPhantomDataset:
-    return ChestPhantomDataset("train", size=64, subjects=COUNT, seed=1, texture="carried")
+    return ChestPhantomDataset("train", size=64, subjects=COUNT, seed=1, tissue="sliding", texture="carried")
 
 
 def test_carried_texture_moves_no_outline_and_nothing_of_the_other_lung(
-    subjects: ChestPhantomDataset, carried: ChestPhantomDataset
+    still: ChestPhantomDataset, carried: ChestPhantomDataset
 ) -> None:
     everyone, before = torch.arange(COUNT), carried.read(torch.arange(COUNT))
     for name, ratio in zip(AREAS, (0.75, 1.25, 1.25), strict=True):
-        do = {name: subjects.attributes[name] * ratio}
-        fixed, moved = (data.counterfactual(everyone, do) for data in (subjects, carried))
+        do = {name: still.attributes[name] * ratio}
+        fixed, moved = (data.counterfactual(everyone, do) for data in (still, carried))
         assert all(torch.equal(fixed[key], moved[key]) for key in ("mask", *all_variables()))
         opposite = {"left_lung_area": slice(None, 32), "right_lung_area": slice(33, None), "heart_area": slice(0)}[name]
         assert torch.equal(moved["image"][..., opposite], before["image"][..., opposite])
@@ -199,7 +221,7 @@ def test_carried_texture_deforms_with_the_lung_and_fixed_texture_does_not() -> N
     """A grown lung is the median one seen through its own coordinates, but for shading, grain and the heart."""
     errors = {}
     for texture in get_args(Texture):
-        data = ChestPhantomDataset("val", size=128, subjects=6, texture=texture)
+        data = ChestPhantomDataset("val", size=128, subjects=6, tissue="sliding", texture=texture)
         data._noise["grain"] *= 0
         rest, grown = (
             data.counterfactual(torch.arange(6), {"right_lung_area": torch.full((6,), 19500.0 * ratio)})
@@ -229,10 +251,93 @@ def test_a_lung_at_rest_is_carried_nowhere_and_folds_never(carried: ChestPhantom
             assert torch.equal(at.x, half.x.expand(COUNT, -1)) == (ratio == 1)
 
 
-def test_carried_texture_follows_without_a_jump(carried: ChestPhantomDataset) -> None:
-    do = {name: carried.attributes[name] * 1.0005 for name in AREAS}
-    moved = carried.counterfactual(torch.arange(COUNT), do)["image"]
-    assert (moved - carried.read(torch.arange(COUNT))["image"]).abs().max() < 8 / 127.5
+def test_texture_follows_without_a_jump(subjects: ChestPhantomDataset) -> None:
+    do = {name: subjects.attributes[name] * 1.0005 for name in AREAS}
+    moved = subjects.counterfactual(torch.arange(COUNT), do)["image"]
+    assert (moved - subjects.read(torch.arange(COUNT))["image"]).abs().max() < 8 / 127.5
+
+
+RESTING = [("right_lung_area", 19500.0), ("left_lung_area", 17500.0), ("heart_area", 10500.0)]
+SIZE, FEW = 320, 4
+
+
+def at_rest(ratios: tuple[float, float, float], shift: float = 0, size: int = SIZE) -> Rest:
+    """Where elastic tissue lies at rest when lungs and heart are so many times their median, (FEW, size, size)."""
+    data = ChestPhantomDataset("train", size, FEW)
+    noise = data._noise | {"lung_fill": data._lung_fill, "heart_x": data._noise["heart_x"] + shift}
+    medians = [median for _, median in RESTING]
+    areas = [torch.full((FEW,), median * ratio).double() for median, ratio in zip(medians, ratios, strict=True)]
+    return elastic(noise, areas, medians, Grid.of_size(size))
+
+
+@pytest.mark.parametrize("ratios", [(0.6, 0.6, 0.5), (0.6, 1.6, 1.7), (1.6, 0.6, 0.5), (1.7, 1.7, 1.7), (1, 1, 1.3)])
+@pytest.mark.parametrize("shift", [0, 12])
+def test_elastic_tissue_never_folds_and_rests_at_the_border(ratios: tuple[float, float, float], shift: float) -> None:
+    at, pixel = at_rest(ratios, shift), 400 / SIZE
+    xx, xy = at.x.diff(dim=2)[:, :-1] / pixel, at.x.diff(dim=1)[:, :, :-1] / pixel
+    yx, yy = at.y.diff(dim=2)[:, :-1] / pixel, at.y.diff(dim=1)[:, :, :-1] / pixel
+    assert (xx * yy - xy * yx).min() > 0.05
+    still = Rest.of(Grid.of_size(SIZE))
+    moved = torch.stack([(at.x - still.x).abs(), (at.y - still.y).abs()])
+    rim = torch.stack([moved[..., 0], moved[..., -1], moved[:, :, 0], moved[:, :, -1]])
+    assert rim.max() < 0.1, "mm, half a pixel from the border"
+    assert moved.max() > 3
+
+
+@pytest.mark.parametrize("ratios", [(0.7, 1.3, 1.3), (1.3, 0.7, 0.7), (1.3, 1.3, 0.7), (0.7, 0.7, 1.3)])
+def test_elastic_tissue_is_displaced_smoothly(ratios: tuple[float, float, float]) -> None:
+    """On a grid twice as fine second differences fall to a quarter; at a kink they would halve, at a tear stay."""
+    bends = []
+    for size in (SIZE, 2 * SIZE):
+        at = at_rest(ratios, size=size)
+        bends.append([place.diff(2, along).abs().max() for place in (at.x, at.y) for along in (1, 2)])
+    assert all(fine < 0.35 * coarse for coarse, fine in zip(*bends, strict=True)), bends
+
+
+def test_elastic_tissue_of_median_size_is_at_rest() -> None:
+    at, still = at_rest((1, 1, 1)), Rest.of(Grid.of_size(SIZE))
+    assert torch.equal(at.x, still.x.expand_as(at.x))
+    assert torch.equal(at.y, still.y.expand_as(at.y))
+
+
+@pytest.mark.parametrize(("name", "share"), [("left_lung_area", 0.4), ("right_lung_area", 0.4), ("heart_area", 0.75)])
+@pytest.mark.parametrize("ratio", [0.8, 1.2])
+def test_the_displacement_of_elastic_tissue_explains_the_film(name: str, share: float, ratio: float) -> None:
+    """Films at rest, warped by it, are those of a changed area but for the other outlines, the spine and shading."""
+    data, everyone = ChestPhantomDataset("val", size=128, subjects=8), torch.arange(8)
+    data._noise["grain"] *= 0
+    median = {key: torch.full((8,), value) for key, value in RESTING}
+    asked = median | {name: median[name] * ratio}
+    rest, changed = (data.counterfactual(everyone, do)["image"] for do in (median, asked))
+    noise, areas = data._noise | {"lung_fill": data._lung_fill}, [asked[key].double() for key, _ in RESTING]
+    at = elastic(noise, areas, [value for _, value in RESTING], Grid.of_size(128))
+    warped = grid_sample(rest, torch.stack([at.x / 200, at.y / 200 - 1], 3), align_corners=False)
+    assert (changed - warped).abs().mean() < share * (changed - rest).abs().mean()
+
+
+def test_elastic_tissue_beyond_a_growing_lung_gives_way_ever_less() -> None:
+    """Beyond the left lung's lateral wall, pushed to the image's right."""
+    at, still = at_rest((1, 1.3, 1)), Rest.of(Grid.of_size(SIZE))
+    pushed = (still.x - at.x)[:, SIZE * 2 // 5]  # mm, 160 mm down
+    most = pushed.argmax(1)
+    assert ((most > SIZE * 0.75) & (most < SIZE * 0.95)).all()
+    for subject, peak in zip(pushed, most.tolist(), strict=True):
+        assert 8 < subject[peak] < 20
+        assert (subject[peak:].diff() <= 1e-4).all()
+    assert (pushed[:, : SIZE * 2 // 5].abs() < 1e-3).all(), "nothing of the other side moves"
+
+
+def test_a_heart_moves_as_a_whole_in_elastic_tissue() -> None:
+    variables = all_variables() | {"heart_left": Variable(structure="heart", measure="centroid_x")}
+    data = ChestPhantom(variables, size=64, subjects={"train": 8, "val": 8, "test": 8}).dataset("val")
+    assert isinstance(data, ChestPhantomDataset)
+    everyone = torch.arange(8)
+    factual = data.read(everyone)
+    moved = data.counterfactual(everyone, {"heart_left": factual["heart_left"] + 12})
+    assert torch.equal(moved["mask"][:, :2], factual["mask"][:, :2])
+    torch.testing.assert_close(moved["heart_left"], factual["heart_left"] + 12, atol=1.5, rtol=0)
+    assert (pixel_areas(moved["mask"])[:, 2] / factual["heart_area"] - 1).abs().mean() < 0.025
+    assert not torch.equal(moved["image"], factual["image"])
 
 
 QUANTILES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
@@ -339,6 +444,10 @@ def test_wrong_arguments_are_named(subjects: ChestPhantomDataset) -> None:
         ChestPhantom(seed=-1)
     with pytest.raises(ValueError, match=r"'moving'; the phantom has fixed, carried"):
         ChestPhantom(texture="moving")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'rubber'; the phantom has elastic, sliding"):
+        ChestPhantom(tissue="rubber")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="elastic tissue moves its texture"):
+        ChestPhantomDataset("train", 16, 4, texture="fixed")
     for wrong in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"got {wrong:g}"):
             ChestPhantom(confounding=wrong)
