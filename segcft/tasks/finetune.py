@@ -118,9 +118,10 @@ class CounterfactualFineTuning(Task):
         loss: Tensor = (
             sum(learning.values())
             + self.guidance_weight * terms["guidance"]
-            + self.carried * terms["carried"]
+            + self.carried * terms.get("carried", 0.0)
             + self.shape * terms["shape"]
-            + self.price * (self.minimality * terms["change"] + terms["drawing"] + self.elsewhere * terms["elsewhere"])
+            + self.price
+            * (self.minimality * terms["change"] + terms["drawing"] + self.elsewhere * terms.get("elsewhere", 0.0))
             + self.constraint(terms["nelbo"], level)
         )
         self.constraint.ascend(level)
@@ -171,10 +172,10 @@ class CounterfactualFineTuning(Task):
         }
 
     def _flow(self, batch: Batch, answer: Counterfactual, kept: Batch, specificity: float | Tensor) -> Batch:
-        """What the flow does to the factual masks, where both are known: ``carried`` and ``elsewhere``."""
+        """What the flow does to the factual masks: ``carried`` and ``elsewhere``; nothing where they are not known."""
         velocity, about = answer.edit.velocity, self.model.description
         if velocity is None or not (answer.edit.carries_all and "mask" in batch and (self.carried or self.elsewhere)):
-            return dict.fromkeys(("carried", "elsewhere"), batch["image"].new_zeros(()))
+            return {}
         mask, displacement = batch["mask"], exponential(velocity)
         masks = warp(mask, displacement)
         before, after = (measure_masks(some, answer.image, about, mask) for some in (mask, masks))
