@@ -13,7 +13,7 @@ from segcft.counterfactual import CounterfactualModel
 from segcft.guidance import EnsembleGuidance, NoGuidance
 from segcft.judges import Segmentor
 from segcft.losses import guidance_loss
-from segcft.prediction import Gated
+from segcft.prediction import Gated, Transported, Warped
 from segcft.tasks import CounterfactualFineTuning, Optimisation, finetune
 from tests.balls import Balls
 
@@ -96,6 +96,28 @@ def test_what_a_change_costs_rises_over_the_annealing(trained, monkeypatch):
     assert others == pytest.approx([1 + share for share in gates])
     with pytest.raises(ValueError, match="annealing is a share of all steps, between 0 and 1, got 2"):
         CounterfactualFineTuning(Balls().description, "any.ckpt", NoGuidance(), annealing=2)
+
+
+def test_carried_masks_guide_the_flow_alone_and_only_where_one_carries_the_image(trained):
+    """A flow that moves nothing misses its target by what was asked; its gradient reaches the velocity."""
+    folder, dims = trained
+    data = Balls(spatial_dims=dims)
+    path = str(folder / "checkpoints/balls/pretrain/last.ckpt")
+    batch = next(iter(data.loader("train")))
+    do = {"left_size": 1.2 * batch["left_size"]}
+    for prediction, flows in ((Warped(stage=1, fade=0), True), (Gated(), False), (Transported(stage=1), False)):
+        task = CounterfactualFineTuning(
+            data.description, path, NoGuidance(), prediction, carried=1.0, elsewhere=1.0, optimisation=Optimisation()
+        )
+        terms, _ = task.terms(batch, do)
+        assert ("carried" in terms) is ("elsewhere" in terms) is flows
+        if flows:
+            terms["carried"].backward()
+            assert terms["carried"] > 0
+            reached = [weight.grad is not None for weight in task.model.prediction.velocity.parameters()]
+            assert all(reached)
+    quiet = CounterfactualFineTuning(data.description, path, NoGuidance(), Warped(stage=1))
+    assert "carried" not in quiet.terms(batch, do)[0], "nobody asked"
 
 
 def test_the_last_step_is_kept_even_if_it_was_not_validated(trained, monkeypatch):
