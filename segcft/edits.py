@@ -15,7 +15,7 @@ from torch import Tensor
 from segcft.blocks import spread
 from segcft.geometry import Geometry
 from segcft.markers import markers
-from segcft.transport import exponential, warp, warp_cubic
+from segcft.transport import exponential, sharpened, warp, warp_cubic
 
 FAINT = 4 / 255  # of enlarged paint: two 8-bit levels of [-1, 1]
 SHUT = 0.02  # of an enlarged gate
@@ -153,11 +153,13 @@ def carry(edit: Edit, image: Tensor, geometry: Geometry) -> Tensor:
         return found
     rows = max(1, BLOCK // max(1, image[0, 0, 0].numel() * len(image)))
     for first in range(box[0].start, box[0].stop, rows):
-        block = (slice(first, min(first + rows, box[0].stop)), *box[1:])
+        last = min(first + rows, box[0].stop)
+        block = (slice(max(first - 2, box[0].start), min(last + 2, box[0].stop)), *box[1:])  # neighbours, to sharpen
         local = geometry.enlarge(displacement, block[0])[(slice(None), slice(None), slice(None), *block[1:])]
         local = torch.where(local.abs().amax(1, keepdim=True) < STILL, 0.0, local)
-        warped = warp_cubic(image, local, [part.start for part in block])
-        found[(slice(None), slice(None), *block)] = warped.clamp(low, high)
+        warped = sharpened(warp_cubic(image, local, [part.start for part in block]), local).clamp(low, high)
+        kept = warped[:, :, first - block[0].start : last - block[0].start]
+        found[(slice(None), slice(None), slice(first, last), *box[1:])] = kept
     return found
 
 

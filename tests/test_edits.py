@@ -8,7 +8,7 @@ from scipy.ndimage import map_coordinates
 from data_modules.frames import pad_square, resample, resize
 from segcft.edits import STILL, Canvas, Edit, carry
 from segcft.geometry import Geometry
-from segcft.transport import exponential, jacobian, warp, warp_cubic
+from segcft.transport import exponential, jacobian, sharpened, warp, warp_cubic
 
 
 def smooth(batch, *shape, scale=1.0):
@@ -134,3 +134,18 @@ def test_warping_nothing_is_bitwise_nothing():
     image = torch.rand(2, 3, 11, 13)
     assert torch.equal(warp(image, torch.zeros(2, 2, 11, 13)), image)
     assert torch.equal(warp_cubic(image, torch.zeros(2, 2, 11, 13)), image)
+
+
+def test_fine_detail_that_interpolation_takes_is_given_back_and_nothing_is_added_elsewhere():
+    torch.manual_seed(0)
+    noise, shift = torch.randn(1, 1, 64, 64), torch.zeros(1, 2, 64, 64)
+    assert torch.equal(sharpened(noise, shift), noise), "nothing was taken"
+    shift[:, 1] = 0.5
+    plain = warp_cubic(noise, shift)
+    given = sharpened(plain, shift)
+    inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))
+    before, without, after = (float(each[inside].var()) for each in (noise, plain, given))
+    assert without < 0.9 * before
+    assert without < after < before
+    ramp = torch.arange(64.0).expand(1, 1, 64, 64)
+    torch.testing.assert_close(sharpened(ramp, shift)[..., 4:-4], ramp[..., 4:-4])  # what is smooth stays
