@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from segcft import processor
+from segcft.cli import cpu
 
 Step = Callable[[], Any]
 PEAK_SHAPES = {"cpu": ((8, 64, 64), (4, 128, 64)), "cuda": ((64, 256, 64), (256, 256, 32))}  # images, channels, pixels
@@ -91,7 +91,7 @@ class Side:
         build: Makes the step; like ``given`` it has to be found by name, for both go there.
         given: Its arguments; a device among them is where the step runs, the CPU by default.
         threads: Of torch.
-        hastened: Whether it computes as every command of ours does, see ``processor.hasten``; else its allocator
+        hastened: Whether it computes as every command of ours does, see ``cpu.hasten``; else its allocator
             is the system's, too.
     """
 
@@ -131,7 +131,7 @@ class Side:
 def _serve(asked: Connection, build: Callable[..., Step], given: Sequence[Any], threads: int, hastened: bool) -> None:
     torch.set_num_threads(threads)
     if hastened:
-        processor.hasten()
+        cpu.hasten()
     device = next((each for each in given if isinstance(each, torch.device)), torch.device("cpu"))
     before = held(device)
     step = build(*given)

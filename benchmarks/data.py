@@ -21,13 +21,13 @@ from PIL import Image
 
 from benchmarks.clock import alternate
 from data_modules.folder import Folder
-from data_modules.frames import pad_square, resize
-from data_modules.prepare import prepare
-from data_modules.prepared import Prepared
-from data_modules.readers import read_grey
-from segcft.hvae import HVAE, Stage
-from segcft.likelihoods import Gaussian
-from segcft.parents import Variable
+from data_modules.preparation.prepare import prepare
+from data_modules.preparation.prepared import Prepared
+from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.likelihoods import Gaussian
+from segcft.io.readers import read_grey
+from segcft.io.resampling import pad_square, resize
+from segcft.variables.variables import Variable
 
 SIZE, BATCH = 192, 32
 STAGES = [Stage(192, 8, 0), Stage(96, 16), Stage(48, 32), Stage(24, 48), Stage(12, 64, 1, 8), Stage(6, 64, 2, 16)]

@@ -43,9 +43,9 @@ def answer(checkpoint: str, question: str, size: int) -> tuple[float, float]:
     """CPU seconds, and the process's largest memory in MB."""
     import torch
 
-    from segcft.answers import answer_file
-    from segcft.ask import parser as options_of
-    from segcft.ask import plan
+    from segcft.inference.answer_file import answer_file
+    from segcft.inference.command import parser as options_of
+    from segcft.inference.command import plan
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -27,13 +27,13 @@ from torch import nn
 
 from benchmarks.clock import ratio
 from data_modules.chest_phantom import ChestPhantom
-from segcft import processor
-from segcft.cli import main as segcft
-from segcft.hvae import HVAE
-from segcft.recipes import build
+from segcft.callbacks.ema import EMA, Average
+from segcft.cli import cpu
+from segcft.cli.main import main as segcft
+from segcft.core.recipes import build
+from segcft.hvae.hvae import HVAE
 from segcft.tasks import PretrainHVAE
 from segcft.tasks.base import Optimisation
-from segcft.tasks.callbacks import EMA, Average
 
 EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments/chest_phantom"
 WINDOW = 10  # steps, as many as between two that are logged
@@ -84,7 +84,7 @@ class Turns:
     def _run(self, name: str, run: Callable[[], None]) -> None:
         self._wait(name)
         torch.set_num_threads(1)
-        processor.hasten()
+        cpu.hasten()
         torch.manual_seed(0)
         try:
             run()

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from benchmarks.clock import alternate
 from benchmarks.public import PARENTS, imported, settings
-from segcft.parity import PRESETS, ParityHVAE, Preset
-from segcft.public_weights import load_public_weights
+from segcft.hvae.causal_gen import PRESETS, ParityHVAE, Preset
+from segcft.hvae.causal_gen_weights import load_public_weights
 
 LIMIT = 1e-5
 

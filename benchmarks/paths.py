@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from benchmarks.clock import Step
 from data_modules.chest_phantom import ChestPhantom
-from segcft import checkpoints
-from segcft.counterfactual import CounterfactualModel
-from segcft.guidance import Guidance, RegressorGuidance, SegmentorGuidance
-from segcft.hvae import HVAE, Stage
-from segcft.judges import Regressor, Segmentor
-from segcft.likelihoods import Gaussian, Likelihood
-from segcft.parents import DataDescription, Variable
-from segcft.parity import ParityHVAE
-from segcft.prediction import Prediction, Standard, Transported
+from segcft.callbacks.ema import Average
+from segcft.core import checkpoints
+from segcft.counterfactual.model import CounterfactualModel
+from segcft.counterfactual.prediction import Prediction, Standard, Transported
+from segcft.guidance.guidance import Guidance, RegressorGuidance, SegmentorGuidance
+from segcft.guidance.judges import Regressor, Segmentor
+from segcft.hvae.causal_gen import ParityHVAE
+from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.likelihoods import Gaussian, Likelihood
 from segcft.tasks import CounterfactualFineTuning
 from segcft.tasks.base import Optimisation, compiled
-from segcft.tasks.callbacks import Average
+from segcft.variables.variables import DataDescription, Variable
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 UNET = {"channels": [16, 32, 64, 96], "strides": [2, 2, 2], "norm": "batch", "act": "relu"}

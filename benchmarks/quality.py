@@ -34,16 +34,16 @@ from torch import Tensor, nn
 from benchmarks.paths import EXPERIMENTS
 from benchmarks.public import Public
 from benchmarks.speed import THEIRS, markdown
-from data_modules.base import ImageDataset
+from data_modules.common.data_module import ImageDataset
 from data_modules.morphomnist import MorphoMNIST
-from segcft.hvae import HVAE, Stage
-from segcft.judges import Regressor
-from segcft.likelihoods import DiscretisedGaussian
-from segcft.parents import DataDescription
-from segcft.prediction import Standard
+from segcft.callbacks.ema import Average
+from segcft.counterfactual.prediction import Standard
+from segcft.guidance.judges import Regressor
+from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.likelihoods import DiscretisedGaussian
 from segcft.tasks import PretrainHVAE
 from segcft.tasks.base import Batch, Optimisation
-from segcft.tasks.callbacks import Average
+from segcft.variables.variables import DataDescription
 
 OURS = "segcft"
 EQUAL = f"{OURS}, at the same bound"

@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.plan import Study
-from segcft.evaluation import Method, reports
+from segcft.core.atomic_files import write_text
+from segcft.core.provenance import hardware
+from segcft.evaluation import Method, result_tables
+from segcft.evaluation.bootstrap import Estimate
 from segcft.evaluation.summary import Estimates, health, summarise
-from segcft.files import write_text
-from segcft.provenance import hardware
-from segcft.statistics import Estimate
 
 FIGURE = {
     "mape": "MAPE %",
@@ -63,14 +63,14 @@ def conclude(plan: Study, command: str, wall: float, docs: Path) -> dict[str, An
         "seconds": round(wall, 1),
         "by_seed": {str(seed): one["metrics"] for seed, one in zip(plan.seeds, found, strict=True)},
     }
-    text = reports.markdown(metrics, refinement, floor, warnings, summary["differences"])
-    reports.write_json(plan.out / "benchmark.json", results)
+    text = result_tables.markdown(metrics, refinement, floor, warnings, summary["differences"])
+    result_tables.write_json(plan.out / "benchmark.json", results)
     write_text(plan.out / "table.md", text)
     picture = forest(metrics)
-    reports.write_figure(plan.out / "figure.png", picture)
+    result_tables.write_figure(plan.out / "figure.png", picture)
     figure = docs / "figures" / f"benchmark_{plan.name}.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
-    reports.write_figure(figure, picture, dpi=60)
+    result_tables.write_figure(figure, picture, dpi=60)
     page = docs / "results.md"
     before = page.read_text() if page.is_file() else "# Results\n"
     write_text(page, with_section(before, plan.name, section(results, text, f"figures/{figure.name}")))
@@ -81,7 +81,7 @@ def _add_realism(metrics: Estimates, found: list[dict[str, Any]]) -> None:
     """Distances between sets: the mean over seeds, and between which values the seeds lie."""
     for method, by_do in metrics.items():
         for do, values in by_do.items():
-            for name in reports.REALISM:
+            for name in result_tables.REALISM:
                 every = [one["metrics"][method][do].get(name, {}).get("value") for one in found]
                 if all(value is not None for value in every):
                     values[name] = Estimate(sum(every) / len(every), min(every), max(every))

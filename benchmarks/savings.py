@@ -20,11 +20,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from benchmarks.clock import Side, Step, alternate, ratio
 from benchmarks.paths import PRESETS, Preset, Setting, build
-from segcft import processor
-from segcft.hvae import HVAE
-from segcft.latents import Abduction, Normal
-from segcft.likelihoods import Pixels
-from segcft.parity import ParityHVAE
+from segcft.cli import cpu
+from segcft.hvae.causal_gen import ParityHVAE
+from segcft.hvae.hvae import HVAE
+from segcft.hvae.latents import Abduction, Normal
+from segcft.hvae.likelihoods import Pixels
 from segcft.tasks.base import Optimisation
 
 CPU, FOR_GOOD = torch.device("cpu"), ExitStack()
@@ -84,14 +84,14 @@ def denormal() -> Generator[None]:
 @contextmanager
 def given_back() -> Generator[None]:
     """Freed memory goes back to the system, as glibc has it by itself once it has seen blocks of 4 MiB."""
-    ctypes.CDLL(None).mallopt(processor.TRIM, 2**23)
+    ctypes.CDLL(None).mallopt(cpu.TRIM, 2**23)
     yield
-    processor.hasten()
+    cpu.hasten()
 
 
 def autograd() -> AbstractContextManager[Any]:
     """Convolutions and their activations are left to torch."""
-    return patch.multiple("segcft.convolutions", LARGE=2**62, _is_product=lambda *_: False)
+    return patch.multiple("segcft.hvae.convolutions", LARGE=2**62, _is_product=lambda *_: False)
 
 
 class Saving(NamedTuple):

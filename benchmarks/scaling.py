@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator
 from benchmarks.clock import Side, Step, alternate
 from benchmarks.paths import Ours, Preset, Setting
 from data_modules.chest_phantom import ChestPhantom
-from segcft import processor
+from segcft.cli import cpu
 
 CPU = torch.device("cpu")
 Curve = dict[int, float]
@@ -95,7 +95,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/cost.png"))
     options = parser.parse_args(given)
     torch.set_num_threads(1)
-    processor.hasten()
+    cpu.hasten()
     few, many = (memory(steps) for steps in (options.steps // 10, options.steps))
     print(f"resident memory, MiB: {few:.1f} after {options.steps // 10} steps, {many:.1f} after {options.steps}")
     curves = {

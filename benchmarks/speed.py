@@ -6,7 +6,7 @@
 Every setting is a process of its own and takes a step in each round, so that what disturbs the machine disturbs all of
 them alike; printed are medians and spreads. PATH is a checkout of biomedia-mira/causal-gen, which is imported and not
 changed; it takes its steps in the same rounds on the same shapes, as it comes: what our commands set for their process
-(``segcft.processor``) it has only with ``--alike``. It imports imageio; ``finetune`` pyro-ppl, seaborn. GFLOP are
+(``segcft.cli.cpu``) it has only with ``--alike``. It imports imageio; ``finetune`` pyro-ppl, seaborn. GFLOP are
 those of the plain step's convolutions and matrix products, and their rate and its share of this machine's best
 convolution are per CPU second, on a GPU per second. Memory is what the steps had taken by the last round, on a GPU that
 of tensors. Writes RESULTS.json and RESULTS.md.
@@ -26,7 +26,7 @@ import torch
 from benchmarks import public
 from benchmarks.clock import Side, Spent, Step, alternate, convolution_peak, flops, ratio
 from benchmarks.paths import PATHS, PRESETS, SWEEP, WORDS, Ours, Preset, Setting, batch_of, build, describe
-from segcft import processor
+from segcft.cli import cpu
 
 THEIRS = "causal-gen"
 Row = dict[str, Any]
@@ -153,7 +153,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> None:
     options = arguments(given)
     torch.set_num_threads(options.threads)
-    processor.hasten()
+    cpu.hasten()
     torch.manual_seed(0)
     device = torch.device(options.device)
     peaks = {name: convolution_peak(device, dtype) for name, dtype in (("fp32", torch.float), ("bf16", torch.bfloat16))}

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.clock import resident
-from data_modules.chexmask import COLUMNS, encode, read_chexmask
+from data_modules.chest.chexmask import COLUMNS, encode, read_chexmask
 from data_modules.chexpert import FINDINGS, CheXpert
 
 

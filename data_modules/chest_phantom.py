@@ -10,13 +10,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from data_modules.base import Batch
-from data_modules.chest_anatomy import EXOGENOUS, FIELD, Grid, Lung, draw_heart, draw_lung
-from data_modules.chest_film import film
-from data_modules.chest_tissue import Rest, carried, elastic
-from data_modules.phantoms import Phantom, PhantomDataset, Values, check_subjects, scaled, take
-from data_modules.splits import Split
-from segcft.parents import Variable
+from data_modules.chest.anatomy import EXOGENOUS, FIELD, Grid, Lung, draw_heart, draw_lung
+from data_modules.chest.film import film
+from data_modules.chest.tissue import Rest, carried, elastic
+from data_modules.common.data_module import Batch
+from data_modules.common.phantom import Phantom, PhantomDataset, Values, check_subjects, scaled, take
+from data_modules.common.splits import Split
+from segcft.variables.variables import Variable
 
 STRUCTURES = ["left_lung", "right_lung", "heart"]
 

@@ -6,18 +6,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_modules.chest_films import ChestFilms
-from data_modules.splits import Split, hashed_splits
-from data_modules.tables import categories, extract, numbers, origins, read_columns, refuse, refuse_outside
+from data_modules.chest.chexpert_labels import FINDINGS, findings
+from data_modules.chest.radiographs import ChestFilms
+from data_modules.common.splits import Split, hashed_splits
+from segcft.io.csv_tables import categories, extract, numbers, origins, read_columns, refuse, refuse_outside
 
-FINDINGS = {
-    name.lower().replace(" ", "_"): name
-    for name in (
-        "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
-        "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
-        "Support Devices",
-    )
-}  # fmt: skip
 WORDS = {
     "sex": ("Sex", {"Female": 0.0, "Male": 1.0, "Unknown": np.nan}),
     "ap": ("AP/PA", {"PA": 0.0, "AP": 1.0, "LL": np.nan, "RL": np.nan}),
@@ -103,17 +96,6 @@ def _films(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     values |= {name: categories(frame, col, path, words) for name, (col, words) in WORDS.items() if col in frame}
     values |= {name: findings(frame, column, path) for name, column in FINDINGS.items() if column in frame}
     return names.assign(origin=origins(frame, "Path", path), **{k: v.astype(np.float32) for k, v in values.items()})
-
-
-def findings(frame: pd.DataFrame, column: str, path: Path) -> NDArray[np.float64]:
-    """One column of CheXpert labels as 0, 1 or NaN (uncertain or blank), (N,).
-
-    Raises:
-        ValueError: If a cell is anything else.
-    """
-    values = numbers(frame, column, path, blank=True)
-    refuse(frame, column, path, ~np.isin(values, [-1, 0, 1]) & ~np.isnan(values), "1, 0, -1 or blank")
-    return np.where(values == -1, np.nan, values)
 
 
 def _ages(frame: pd.DataFrame, path: Path) -> NDArray[np.float64]:

@@ -10,11 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from data_modules.coronary_files import WorldFrame, read_centreline, read_header, read_volume
-from data_modules.coronary_manifests import read_manifest
-from data_modules.cpr import Centreline, Frames, longitudinal, straighten
-from data_modules.sources import Sample, Source
-from data_modules.vessel_regions import measured
+from data_modules.common.sources import Sample, Source
+from data_modules.coronary.curved_planar_reformation import Centreline, Frames, longitudinal, straighten
+from data_modules.coronary.files import WorldFrame, read_centreline, read_header, read_volume
+from data_modules.coronary.manifests import read_manifest
+from data_modules.coronary.vessel_regions import measured
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_modules.frames import resample
-from data_modules.readers import Picture, Window, read_labels, read_picture
-from data_modules.sources import Sample, Source
-from data_modules.splits import hashed_splits, refuse_shared
-from data_modules.tables import categories, header, numbers, origins, read_table, refuse, refuse_outside, refuse_twice
+from data_modules.common.sources import Sample, Source
+from data_modules.common.splits import hashed_splits, refuse_shared
+from segcft.io.csv_tables import categories, header, numbers, origins, read_table, refuse, refuse_outside, refuse_twice
+from segcft.io.readers import Picture, Window, read_labels, read_picture
+from segcft.io.resampling import resample
 
 log = logging.getLogger(__name__)
 

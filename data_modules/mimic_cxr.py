@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_modules.chest_films import ChestFilms
-from data_modules.chexmask import Variant
-from data_modules.chexpert import FINDINGS, findings
-from data_modules.tables import categories, find_table, numbers, origins, read_table, refuse, refuse_twice, years
+from data_modules.chest.chexmask import Variant
+from data_modules.chest.chexpert_labels import FINDINGS, findings
+from data_modules.chest.radiographs import ChestFilms
+from segcft.io.csv_tables import categories, find_table, numbers, origins, read_table, refuse, refuse_twice, years
 
 SPLITS = {"train": "train", "validate": "val", "test": "test"}
 YOUNGEST, OLDEST = 18, 90  # years; MIMIC-IV holds adults, and writes 91 for everybody older than 89

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from data_modules.base import Batch, DataModule, ImageDataset
-from data_modules.splits import Split
-from data_modules.tables import find_table, header, numbers, read_table, refuse, refuse_twice
-from data_modules.transforms import to_signed
-from segcft.parents import Variable
+from data_modules.common.data_module import Batch, DataModule, ImageDataset
+from data_modules.common.splits import Split
+from data_modules.common.transforms import to_signed
+from segcft.io.csv_tables import find_table, header, numbers, read_table, refuse, refuse_twice
+from segcft.variables.variables import Variable
 
 DIGITS = tuple("0123456789")
 UNSIGNED_BYTES = 8  # type code of the IDX format

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_modules.chest_films import ChestFilms
-from data_modules.chexmask import Variant
-from data_modules.readers import Pixels
-from data_modules.splits import hashed_splits
-from data_modules.tables import bad_cell, categories, numbers, origins, read_table, refuse, refuse_outside, years
+from data_modules.chest.chexmask import Variant
+from data_modules.chest.radiographs import ChestFilms
+from data_modules.common.splits import hashed_splits
+from segcft.io.csv_tables import bad_cell, categories, numbers, origins, read_table, refuse, refuse_outside, years
+from segcft.io.readers import Pixels
 
 COLUMNS = ["ImageID", "PatientID", "StudyDate_DICOM", "PatientBirth", "PatientSex_DICOM", "Projection", "Labels"]
 OPTIONAL = ["ImageDir", "PhotometricInterpretation_DICOM"]

@@ -6,7 +6,7 @@ from pathlib import Path
 if not __package__:  # as a script: its folder must not hide modules of the standard library, such as statistics
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from segcft.cli import main
+from segcft.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

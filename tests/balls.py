@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from data_modules.base import Batch, DataModule, ImageDataset, Rerenderable
-from data_modules.splits import Split
-from segcft.parents import Variable
+from data_modules.common.data_module import Batch, DataModule, ImageDataset, Rerenderable
+from data_modules.common.splits import Split
+from segcft.variables.variables import Variable
 
 SPLITS = ("train", "val", "test")
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from segcft.cli import main
-from segcft.recipes import TRUST
-from segcft.tasks.keeping import Keep
+from segcft.callbacks.checkpointing import Keep
+from segcft.cli.main import main
+from segcft.core.recipes import TRUST
 
 CONFIG = """
 experiment: chaos

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segcft.recipes import TRUST
+from segcft.core.recipes import TRUST
 
 os.environ[TRUST] = "tests.balls"  # configurations of tests name them
 SHARED = Path(__file__).parents[2] / "shared"

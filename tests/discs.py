@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data_modules.sources import Sample, Source
+from data_modules.common.sources import Sample, Source
 
 LEVELS = {"uint8": (40, 200), "int16": (-50, 300)}
 

@@ -16,12 +16,16 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.distributed.tensor import DTensor
 
-from segcft import interventions, latents, together
-from segcft.guidance import CoTrainedGuidance, NoGuidance, RegressorGuidance, SegmentorGuidance
-from segcft.hvae import HVAE, Stage
-from segcft.launch import settle, told
-from segcft.likelihoods import Gaussian
-from segcft.prediction import Transported
+from segcft.callbacks.ema import EMA
+from segcft.callbacks.training_health import StepGuard
+from segcft.causal import interventions
+from segcft.cli.launch import settle, told
+from segcft.core import distributed
+from segcft.counterfactual.prediction import Transported
+from segcft.guidance.guidance import CoTrainedGuidance, NoGuidance, RegressorGuidance, SegmentorGuidance
+from segcft.hvae import latents
+from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.likelihoods import Gaussian
 from segcft.tasks import (
     CounterfactualFineTuning,
     PretrainHVAE,
@@ -31,8 +35,6 @@ from segcft.tasks import (
     TrainSegmentor,
     base,
 )
-from segcft.tasks.callbacks import EMA
-from segcft.tasks.health import StepGuard
 from tests.balls import Balls
 
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
@@ -111,7 +113,7 @@ def main(folder):
     torch.randn = lambda *shape, **more: drawn(*shape, **more) if "generator" in more else torch.zeros(*shape, **more)
     torch.randn_like = torch.zeros_like
     assert latents.torch.randn is torch.randn
-    together.agreed = lambda seed: 4711  # one order of the subjects, however many processes draw it
+    distributed.agreed = lambda seed: 4711  # one order of the subjects, however many processes draw it
     data = Balls(subjects=SUBJECTS, batch_size=8 // WORLD)
     for strategy in ("ddp", "sharded") if WORLD > 1 else ("auto",):
         found = {name: train(name, build, data, folder, strategy) for name, build in tasks(data, folder).items()}

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from segcft.cli import main
-from segcft.recipes import TRUST
-from segcft.tasks.health import StepGuard
-from segcft.tasks.keeping import Keep
+from segcft.callbacks.checkpointing import Keep
+from segcft.callbacks.training_health import StepGuard
+from segcft.cli.main import main
+from segcft.core.recipes import TRUST
 from tests.stages import write
 
 STAGES = {"segmentor": (), "pretrain": (), "segcft": ("--trainer.strategy=sharded",)}

@@ -8,7 +8,7 @@ Reads NAME.yaml of every stage where it is started; ``write`` puts them there.
 import sys
 from pathlib import Path
 
-from segcft.cli import main
+from segcft.cli.main import main
 
 HVAE = (
     "hvae: {class_path: segcft.hvae.HVAE, init_args: {stages: ["
@@ -35,7 +35,7 @@ CONFIG = """
 experiment: balls
 data: {{class_path: tests.balls.Balls, init_args: {{subjects: {subjects}, batch_size: 4}}}}
 trainer: {{max_steps: {steps}, logger: false, callbacks: [
-  {{class_path: segcft.tasks.callbacks.EMA, init_args: {{decay: 0.5}}}}]}}
+  {{class_path: segcft.callbacks.EMA, init_args: {{decay: 0.5}}}}]}}
 model: {{class_path: segcft.tasks.{task}, init_args: {{stage: {name}, {arguments}}}}}
 """
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_modules.coronary_volumes import write_volumes
-from segcft.cli import main
+from data_modules.coronary.volumes import write_volumes
+from segcft.cli.main import main
 from tests import trees
 
 ROOT = Path(__file__).parents[1] / "experiments"
@@ -68,9 +68,9 @@ def test_every_stage_left_a_checkpoint_that_opens_anywhere(at_work, tmp_path, mo
     moved = tmp_path / "elsewhere.ckpt"
     (at_work / "checkpoints/chest_phantom/segcft/last.ckpt").rename(moved)
     monkeypatch.chdir(tmp_path)  # no pretrained model, no segmentor, no data here
-    from segcft.checkpoints import load
-    from segcft.counterfactual import CounterfactualModel
-    from segcft.guidance import SegmentorGuidance
+    from segcft.core.checkpoints import load
+    from segcft.counterfactual.model import CounterfactualModel
+    from segcft.guidance.guidance import SegmentorGuidance
 
     model, guidance = load(moved, CounterfactualModel).eval(), load(moved, SegmentorGuidance)
     assert guidance.judge.description.structures == ["left_lung", "right_lung", "heart"]
@@ -237,8 +237,8 @@ def test_no_yaml_is_forgotten():
 @pytest.mark.slow
 def test_confounded_judges_guide_fine_tuning_and_all_are_compared(at_work, tmp_path):
     """Guides of confounded data; the fine-tuned models and the evaluator saw independent areas."""
-    from segcft.checkpoints import load, seconds
-    from segcft.guidance import Guidance
+    from segcft.core.checkpoints import load, seconds
+    from segcft.guidance.guidance import Guidance
 
     methods = {}
     for stage in ("regcft", "segcft"):
@@ -306,8 +306,8 @@ def test_evaluate_writes_numbers_tables_and_a_picture(at_work, tmp_path):
 
 def test_a_fitted_causal_model_travels_with_the_images_model(at_work, tmp_path, monkeypatch):
     """Given by path once, it is part of every later checkpoint; evaluate can swap it for another."""
-    from segcft.checkpoints import load, seconds
-    from segcft.counterfactual import CounterfactualModel
+    from segcft.core.checkpoints import load, seconds
+    from segcft.counterfactual.model import CounterfactualModel
 
     path = "checkpoints/chest_phantom/attributes/last.ckpt"
     own = ["--experiment=causal", "--trainer.logger=false"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segcft.cli import main
+from segcft.cli.main import main
 
 ROOT = Path(__file__).parents[1] / "experiments"
 STAGES = ("segmentor", "evaluator", "pretrain", "nocft", "segcft")
@@ -61,7 +61,7 @@ def test_seg_cft_moves_the_lungs_of_real_radiographs(real_tree, tmp_path, monkey
     root, masks = real_tree
     # the gate's gradient vanishes where both worlds agree, so its start is slow; so few steps are for ``Standard``
     quick = [
-        "--model.prediction=segcft.prediction.Standard",
+        "--model.prediction=segcft.counterfactual.Standard",
         "--model.optimisation.lr=1.0e-3",
         "--model.minimality=1",
         "--model.soft=false",

@@ -12,13 +12,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from benchmarks import clock, overhead, paths, public, quality, savings, scaling, speed
 from data_modules.morphomnist import MorphoMNIST
-from segcft import convolutions
-from segcft.hvae import HVAE, Stage
-from segcft.latents import Normal
-from segcft.likelihoods import DiscretisedGaussian
-from segcft.parity import ParityHVAE
+from segcft.callbacks.ema import Average
+from segcft.hvae import convolutions
+from segcft.hvae.causal_gen import ParityHVAE
+from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.latents import Normal
+from segcft.hvae.likelihoods import DiscretisedGaussian
 from segcft.tasks.base import Optimisation, lay_out
-from segcft.tasks.callbacks import Average
 from tests import trees
 
 STAGES = [Stage(8, 8, 1), Stage(4, 12, 2, 3), Stage(2, 16, 2, 3)]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data_modules.chexmask import encode
+from data_modules.chest.chexmask import encode
 
 
 def films(count: int) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:

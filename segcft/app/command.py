@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from data_modules.base import DataModule
-from segcft.app.desk import Desk
-from segcft.app.subjects import Case
-from segcft.counterfactual import CounterfactualModel
+from data_modules.common.data_module import DataModule
+from segcft.app.opened_image import Case
+from segcft.app.service import Desk
+from segcft.counterfactual.model import CounterfactualModel
 
 EXTRA = "segcft serve needs two more packages, those of the extra app: pip install starlette uvicorn"
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data_modules.readers import NIFTI
-from data_modules.writers import suffix, write_changed
-from segcft.app.drawing import busiest, plane
-from segcft.app.subjects import Levels, Reply, Subject
+from segcft.app.opened_image import Levels, Reply, Subject
+from segcft.app.rendering import busiest, plane
+from segcft.io.readers import NIFTI
+from segcft.io.writers import suffix, write_changed
 
 NOTE = "Synthetic counterfactual by segcft, not acquired: "
 

@@ -22,15 +22,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from data_modules.readers import DICOM, FILMS, NIFTI
-from segcft.app.asked import Refused, about, body, content, number, numbers, question
-from segcft.app.desk import Desk
+from segcft.app.access_control import Guard
 from segcft.app.downloads import download
-from segcft.app.files import text
-from segcft.app.security import Guard
+from segcft.app.opened_image import Subject
+from segcft.app.requests import Refused, about, body, content, number, numbers, question
+from segcft.app.responses import describe, introduce, show
+from segcft.app.service import Desk
 from segcft.app.sessions import Session, Sessions
-from segcft.app.shown import describe, introduce, show
-from segcft.app.subjects import Subject
+from segcft.app.static_files import text
+from segcft.io.readers import DICOM, FILMS, NIFTI
 
 QUEUE = 64  # questions that may wait
 STATIC = {"page.css": "text/css", "page.js": "text/javascript"}

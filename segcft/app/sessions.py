@@ -5,8 +5,8 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 
-from segcft.app.asked import Refused
-from segcft.app.subjects import Subject
+from segcft.app.opened_image import Subject
+from segcft.app.requests import Refused
 
 
 @dataclass

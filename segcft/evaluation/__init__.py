@@ -4,7 +4,7 @@ Flow: subjects -> table of do() -> counterfactuals of every method -> an evaluat
 method, question and subject -> numbers with intervals, tables and a picture.
 """
 
-from segcft.evaluation.questions import Method
-from segcft.evaluation.run import evaluate
+from segcft.evaluation.command import evaluate
+from segcft.evaluation.protocol import Method
 
 __all__ = ["Method", "evaluate"]

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_modules.base import ImageDataset
-from segcft import metrics
-from segcft.evaluation.native import Asked, Films, Studio
-from segcft.geometry import Geometry
-from segcft.outlines import located
-from segcft.parents import DataDescription
-from segcft.statistics import Array, Estimate, estimate, resamples
-from segcft.transport import warp_cubic
+from data_modules.common.data_module import ImageDataset
+from segcft.evaluation import metrics
+from segcft.evaluation.bootstrap import Array, Estimate, estimate, resamples
+from segcft.evaluation.native_resolution import Asked, Films, Studio
+from segcft.spatial.diffeomorphism import warp_cubic
+from segcft.spatial.geometry import Geometry
+from segcft.variables.mask_measurements import located
+from segcft.variables.variables import DataDescription
 
 SIDE = 128  # pixels of a crop at most, and a quarter of the film
 LEAST = 16

@@ -6,12 +6,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from segcft import metrics
-from segcft.evaluation.questions import Answers, Subjects, measure
-from segcft.judges import SegmentationModel
-from segcft.outlines import located, share
-from segcft.parents import DataDescription, Variable
-from segcft.regions import dilate, reach
+from segcft.evaluation import metrics
+from segcft.evaluation.protocol import Answers, Subjects, measure
+from segcft.guidance.judges import SegmentationModel
+from segcft.variables.mask_measurements import located, share
+from segcft.variables.regions import dilate, reach
+from segcft.variables.variables import DataDescription, Variable
 
 
 def is_size(variable: Variable) -> bool:

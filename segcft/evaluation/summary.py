@@ -6,7 +6,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from segcft.statistics import Array, Estimate, Means, Metric, estimate, largest, mean, means, quotient, ratio, resamples
+from segcft.evaluation.bootstrap import (
+    Array,
+    Estimate,
+    Means,
+    Metric,
+    estimate,
+    largest,
+    mean,
+    means,
+    quotient,
+    ratio,
+    resamples,
+)
 
 Estimates = dict[str, dict[str, dict[str, Estimate]]]  # method -> do -> metric
 Moments = Callable[[pd.DataFrame], dict[str, Array]]

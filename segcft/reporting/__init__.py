@@ -1,9 +1,9 @@
 """From results folders to pages and figures that a stranger can read.
 
-Flow: folder -> ``results.Run`` -> ``findings`` (who is best, by how much, may one trust it) -> page or Markdown.
+Flow: folder -> ``load_results.Run`` -> ``findings`` (who is best, by how much, may one trust it) -> page or Markdown.
 """
 
-from segcft.reporting.panel import figure
+from segcft.reporting.figure import figure
 from segcft.reporting.report import report
 
 __all__ = ["figure", "report"]

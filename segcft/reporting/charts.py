@@ -6,11 +6,11 @@ from html import escape
 
 import pandas as pd
 
-from segcft.plots import number
-from segcft.reporting.markup import MINUS, label, plain
-from segcft.reporting.results import TRUTH, UNCHANGED
+from segcft.evaluation.bootstrap import Estimate
+from segcft.plots.figures import number
+from segcft.reporting.html import MINUS, label, plain
+from segcft.reporting.load_results import TRUTH, UNCHANGED
 from segcft.reporting.tables import NOTHING, SHOWN
-from segcft.statistics import Estimate
 
 LABELS, PANEL, GAP, ROW, HEAD, FOOT = 180, 200, 34, 22, 26, 26  # pixels of the interval plots
 SIDE, LEFT, BOTTOM, TOP = 190, 40, 22, 6  # of a scatter plot

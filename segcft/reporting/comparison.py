@@ -6,8 +6,8 @@ from typing import Any
 
 from segcft.reporting.charts import forest
 from segcft.reporting.findings import Findings, duration
-from segcft.reporting.markup import DASH, label
-from segcft.reporting.results import UNCHANGED, Run
+from segcft.reporting.html import DASH, label
+from segcft.reporting.load_results import UNCHANGED, Run
 
 HEADS = ("error, %", "unchanged image", "evaluator's floor", "subjects", "training", "alarms")
 

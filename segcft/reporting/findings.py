@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from segcft.evaluation.bootstrap import Array, Estimate, estimate
 from segcft.evaluation.summary import drawn_metrics
-from segcft.reporting.results import TRUTH, UNCHANGED, Run
-from segcft.statistics import Array, Estimate, estimate
+from segcft.reporting.load_results import TRUTH, UNCHANGED, Run
 
 Status = Literal["alarm", "doubt", "fine", "note"]
 NEAR_FLOOR = 1.5  # times the floor: closer than that, the evaluator's own error blurs the ranking

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from segcft.evaluation import reports
-from segcft.evaluation.reports import cell
-from segcft.reporting.card import facts
+from segcft.evaluation import result_tables
+from segcft.evaluation.result_tables import cell
+from segcft.reporting.data_card import facts
 from segcft.reporting.findings import Findings, duration, headline
 from segcft.reporting.tables import NOTHING, SHOWN, STYLES
 
@@ -23,7 +23,7 @@ def _run(findings: Findings, out: Path) -> str:
     parts += [f"🔴 **{escaped(line)}**\n" for line in run.warnings]
     parts += [f"- {SIGNS[check.status]} **{check.title}.** {escaped(check.text)}" for check in findings.checks]
     parts += ["", "## Mean over the variables", "", _pooled(findings), ""]
-    text = reports.markdown(run.metrics, run.refinement, run.floor, [], run.differences)
+    text = result_tables.markdown(run.metrics, run.refinement, run.floor, [], run.differences)
     parts += ["## Variable by variable", "", text.replace("&", "&amp;").replace("<", "&lt;")]
     if run.figure is not None:
         linked = Path(os.path.relpath(run.figure, out.parent)).as_posix().replace(" ", "%20")

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 
-from segcft.reporting.card import card
+from segcft.evaluation.bootstrap import Estimate
 from segcft.reporting.charts import forest, scatter
 from segcft.reporting.comparison import comparison
+from segcft.reporting.data_card import card
 from segcft.reporting.findings import Check, Findings, headline, verdict
-from segcft.reporting.markup import DASH, MINUS, embedded, label, sentence, unit_text
-from segcft.reporting.results import Run
+from segcft.reporting.html import DASH, MINUS, embedded, label, sentence, unit_text
+from segcft.reporting.load_results import Run
 from segcft.reporting.tables import NOTHING, table
-from segcft.reporting.viewer import viewer
-from segcft.statistics import Estimate
+from segcft.reporting.traversal_viewer import viewer
 
 DIFFERENCES = {"mape": "error %", "mae_sd": "error, % of SD", "slope": "slope", "leakage_mean": "leakage %"}
 SIGNS = {"alarm": "✕", "doubt": "!", "fine": "✓", "note": "i"}

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from segcft.files import write_text
+from segcft.core.atomic_files import write_text
 from segcft.reporting.findings import Findings
+from segcft.reporting.load_results import read
 from segcft.reporting.markdown import markdown
 from segcft.reporting.page import page
-from segcft.reporting.results import read
 
 
 def report(results: list[str], out: str = "report.html") -> Path:

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import NamedTuple
 
-from segcft.evaluation.reports import REALISM
+from segcft.evaluation.bootstrap import Estimate
+from segcft.evaluation.result_tables import REALISM
 from segcft.evaluation.summary import COLUMNS
-from segcft.plots import number
+from segcft.plots.figures import number
 from segcft.reporting.findings import Findings, duration
-from segcft.reporting.markup import DASH, MINUS, label
-from segcft.reporting.results import TRUTH, UNCHANGED
-from segcft.statistics import Estimate
+from segcft.reporting.html import DASH, MINUS, label
+from segcft.reporting.load_results import TRUTH, UNCHANGED
 
 NOTHING = Estimate(math.nan, math.nan, math.nan)
 UNRANKED = ("behind", "gap")  # columns without a best

@@ -1,6 +1,6 @@
 """``segcft sweep``: one configuration, many settings and seeds; ``command`` tells how, the rest is its parts.
 
-``plan`` what is searched; ``book`` what is known, and who works on what; ``trainings`` work; ``table`` what came out.
+``search_space``: what is searched; ``storage``: trials, results and their locks; ``workers`` train; ``table``: results.
 """
 
 from segcft.sweeping.command import sweep

@@ -10,9 +10,9 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from segcft.sweeping.book import Book
-from segcft.sweeping.plan import read
-from segcft.sweeping.trainings import Trainings
+from segcft.sweeping.search_space import read
+from segcft.sweeping.storage import Book
+from segcft.sweeping.workers import Trainings
 
 FIT = f"{shlex.quote(sys.executable)} -m segcft"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from segcft.files import staged, write_text
-from segcft.sweeping.plan import Plan
+from segcft.core.atomic_files import staged, write_text
+from segcft.sweeping.search_space import Plan
 
 Row = dict[str, Any]
 

@@ -5,7 +5,7 @@ from segcft.tasks.base import Optimisation, Task
 from segcft.tasks.finetune import CounterfactualFineTuning
 from segcft.tasks.judges import TrainRegressor, TrainSegmentor
 from segcft.tasks.pretrain import PretrainHVAE
-from segcft.tasks.sharding import Sharded
+from segcft.tasks.sharded_strategy import Sharded
 
 __all__ = [
     "CounterfactualFineTuning",

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from segcft.interventions import fixed_do
-from segcft.mechanisms import StructuralCausalModel
-from segcft.parents import DataDescription
+from segcft.causal.interventions import fixed_do
+from segcft.causal.structural_causal_model import StructuralCausalModel
 from segcft.tasks.base import Batch, Optimisation, Task
+from segcft.variables.variables import DataDescription
 
 
 class TrainAttributes(Task):

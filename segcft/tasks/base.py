@@ -17,11 +17,11 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_map_only
 
-from segcft import chance, checkpoints, together
-from segcft.convolutions import CHANNELS_LAST
-from segcft.counterfactual import Counterfactual, CounterfactualModel
-from segcft.interventions import fixed_do
-from segcft.latents import Abduction
+from segcft.causal.interventions import fixed_do
+from segcft.core import checkpoints, distributed, random_state
+from segcft.counterfactual.model import Counterfactual, CounterfactualModel
+from segcft.hvae.convolutions import CHANNELS_LAST
+from segcft.hvae.latents import Abduction
 
 Batch = dict[str, Tensor]
 MODES = ("default", "reduce-overhead")  # of torch.compile
@@ -99,13 +99,13 @@ class Task(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Lay out the weights, before several processes agree on their gradients' layout; give each its own chance."""
-        chance.separate(self.global_rank)
+        random_state.separate(self.global_rank)
         if stage == "fit" and self.optimisation.channels_last:
             for weight in self.parameters():
                 if weight.dim() in CHANNELS_LAST:
                     weight.data = weight.data.to(memory_format=CHANNELS_LAST[weight.dim()])
                     if weight.requires_grad and self.trainer.world_size > 1:
-                        together.align(weight)
+                        distributed.align(weight)
         if stage == "fit":
             self.terms = compiled(self.terms, self.optimisation.compile)  # type: ignore[method-assign]
 
@@ -146,7 +146,7 @@ class Task(LightningModule):
         if not evaluating and not looked_at(self.trainer):
             values = dict(list(values.items())[:1])
         if not evaluating and self.trainer.world_size > 1:  # in evaluation Lightning sums up over batches first
-            means = together.mean(torch.stack([value.detach().float() for value in values.values()]))
+            means = distributed.mean(torch.stack([value.detach().float() for value in values.values()]))
             values = dict(zip(values, means, strict=True))
         for place, (name, value) in enumerate(values.items()):
             self.log(f"{stage}/{name}", value, batch_size=size, prog_bar=place == 0, sync_dist=evaluating)

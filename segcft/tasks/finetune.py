@@ -6,19 +6,19 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from segcft import checkpoints, together
-from segcft.blocks import spread
-from segcft.counterfactual import Counterfactual, CounterfactualModel
-from segcft.guidance import Guidance
-from segcft.interventions import Questions
-from segcft.losses import ElboConstraint, displacement_elsewhere, guidance_loss, minimality_loss
-from segcft.mechanisms import Mechanism, opened
-from segcft.outlines import measure_masks
-from segcft.parents import DataDescription
-from segcft.prediction import Prediction
-from segcft.shape import ShapeModel
+from segcft.causal.interventions import Questions
+from segcft.causal.structural_causal_model import Mechanism, opened
+from segcft.core import checkpoints, distributed
+from segcft.counterfactual.model import Counterfactual, CounterfactualModel
+from segcft.counterfactual.prediction import Prediction
+from segcft.guidance.guidance import Guidance
+from segcft.guidance.losses import ElboConstraint, displacement_elsewhere, guidance_loss, minimality_loss
+from segcft.guidance.shape_model import ShapeModel
+from segcft.spatial.diffeomorphism import exponential, warp
+from segcft.spatial.resize import spread
 from segcft.tasks.base import Batch, Optimisation, Task, asked_in_turn, elbo_terms, passed, predictions
-from segcft.transport import exponential, warp
+from segcft.variables.mask_measurements import measure_masks
+from segcft.variables.variables import DataDescription
 
 
 class CounterfactualFineTuning(Task):
@@ -48,7 +48,7 @@ class CounterfactualFineTuning(Task):
             label: errors of the judge must not be corrected in the image (attribute amplification).
         specificity: Factor on the distance of variables that are not to move.
         questions: Where the targets come from.
-        allow_unmoved: End well though a structure does not move, see ``health.Response``; for baselines.
+        allow_unmoved: End well though a structure does not move, see ``training_health.Response``; for baselines.
         stage: Name of the stage: ``nocft``, ``regcft`` or ``segcft``.
         optimisation: Optimiser and schedule.
 
@@ -114,7 +114,7 @@ class CounterfactualFineTuning(Task):
         if self.annealing:
             self._anneal()
         terms, learning = self.terms(batch, self.questions.draw(batch, self.asked, self.model.parents))
-        level = together.mean(terms["nelbo"])
+        level = distributed.mean(terms["nelbo"])
         loss: Tensor = (
             sum(learning.values())
             + self.guidance_weight * terms["guidance"]
@@ -206,7 +206,7 @@ class CounterfactualFineTuning(Task):
         """Mean NELBO on training batches; all processes agree on it."""
         batches = self._training_batches(16)
         losses = [self.model.abduct(batch["image"], batch).elbo.nelbo().mean() for batch in batches]
-        return together.mean(torch.stack(losses).mean())
+        return distributed.mean(torch.stack(losses).mean())
 
     def _training_batches(self, count: int) -> Iterator[Batch]:
         """The first ``count`` of a pass over the training split, where the model is."""

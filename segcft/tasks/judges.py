@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segcft.judges import Judge, Regressor, Segmentor
-from segcft.losses import segmentation_loss
-from segcft.outlines import measure_masks
-from segcft.parents import DataDescription
+from segcft.guidance.judges import Judge, Regressor, Segmentor
+from segcft.guidance.losses import segmentation_loss
 from segcft.tasks.base import Batch, Optimisation, Task
+from segcft.variables.mask_measurements import measure_masks
+from segcft.variables.variables import DataDescription
 
 
 class _TrainJudge(Task):

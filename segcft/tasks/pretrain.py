@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from segcft import checkpoints
-from segcft.counterfactual import CounterfactualModel
-from segcft.hvae import HVAE
-from segcft.mechanisms import Mechanism, opened
-from segcft.parents import DataDescription
-from segcft.prediction import Prediction
+from segcft.causal.structural_causal_model import Mechanism, opened
+from segcft.core import checkpoints
+from segcft.counterfactual.model import CounterfactualModel
+from segcft.counterfactual.prediction import Prediction
+from segcft.hvae.hvae import HVAE
 from segcft.tasks.base import Batch, Optimisation, Task, elbo_terms, passed, predictions
+from segcft.variables.variables import DataDescription
 
 
 class PretrainHVAE(Task):

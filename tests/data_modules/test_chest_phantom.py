@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
-from data_modules.chest_anatomy import Grid, lung_at_rest
+from data_modules.chest.anatomy import Grid, lung_at_rest
+from data_modules.chest.tissue import Rest, elastic
 from data_modules.chest_phantom import (
     MECHANISMS,
     STRUCTURES,
@@ -19,8 +20,7 @@ from data_modules.chest_phantom import (
     all_variables,
     confounded,
 )
-from data_modules.chest_tissue import Rest, elastic
-from segcft.parents import Variable
+from segcft.variables.variables import Variable
 
 COUNT = 12
 AREAS = list(MECHANISMS)

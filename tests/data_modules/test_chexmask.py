@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_modules.chexmask import COLUMNS, ID_COLUMNS, coverage, decode, encode, parse, parse_many, read_chexmask
-from data_modules.frames import pad_square
+from data_modules.chest.chexmask import COLUMNS, ID_COLUMNS, coverage, decode, encode, parse, parse_many, read_chexmask
+from segcft.io.resampling import pad_square
 
 STRUCTURES = list(COLUMNS)
 Tree = Callable[..., tuple[Path, Path]]

@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_modules.chest_films import ChestFilms, check_shape
-from data_modules.chexmask import encode
-from data_modules.chexpert import FINDINGS, CheXpert, read_table
-from data_modules.frames import pad_square
-from data_modules.tables import read_columns
+from data_modules.chest.chexmask import encode
+from data_modules.chest.chexpert_labels import FINDINGS
+from data_modules.chest.radiographs import ChestFilms, check_shape
+from data_modules.chexpert import CheXpert, read_table
+from segcft.io.csv_tables import read_columns
+from segcft.io.resampling import pad_square
 
 Tree = Callable[..., tuple[Path, Path]]
 Spoil = Callable[[Path, int, str, str], None]

@@ -15,13 +15,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_modules.common.splits import hashed_splits
+from data_modules.coronary.curved_planar_reformation import Centreline
+from data_modules.coronary.files import read_centreline, read_header, read_volume
+from data_modules.coronary.manifests import asoca_manifest, imagecas_manifest, read_manifest
+from data_modules.coronary.phantom_dataset import CoronaryPhantomDataset
+from data_modules.coronary.volumes import write_volumes
 from data_modules.coronary_cta import CoronaryCTA
-from data_modules.coronary_files import read_centreline, read_header, read_volume
-from data_modules.coronary_manifests import asoca_manifest, imagecas_manifest, read_manifest
-from data_modules.coronary_phantom import CoronaryPhantomDataset
-from data_modules.coronary_volumes import write_volumes
-from data_modules.cpr import Centreline
-from data_modules.splits import hashed_splits
 
 STRUCTURES = ["lumen", "calcified_plaque", "noncalcified_plaque"]
 COUNT, SPACING = 2, (0.3, 0.35, 0.4)  # mm

@@ -5,11 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_modules.coronary_anatomy import EXOGENOUS, LENGTH, STRUCTURES, WIDTH, Vessel
-from data_modules.coronary_causes import MECHANISMS, CoronaryCauses
-from data_modules.coronary_phantom import CoronaryPhantom, CoronaryPhantomDataset
-from data_modules.vessel_regions import REGIONS, measured, region_weights
-from segcft.parents import Variable
+from data_modules.coronary.anatomy import EXOGENOUS, LENGTH, STRUCTURES, WIDTH, Vessel
+from data_modules.coronary.causes import MECHANISMS, CoronaryCauses
+from data_modules.coronary.phantom_dataset import CoronaryPhantomDataset
+from data_modules.coronary.vessel_regions import REGIONS, measured, region_weights
+from data_modules.coronary_phantom import CoronaryPhantom
+from segcft.variables.variables import Variable
 
 FRAMES = [(96, 48), (48, 24, 24)]
 COUNT = 8

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial import cKDTree
 
-from data_modules.cpr import Centreline, Frames, longitudinal, straighten
+from data_modules.coronary.curved_planar_reformation import Centreline, Frames, longitudinal, straighten
 
 RADIUS, STEP, PIXEL = 1.6, 0.5, 0.125  # mm: of the vessel; between rows, and between pixels, of the reformation
 SPACING = (0.4, 0.35, 0.5)  # mm

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_modules.folder import Folder
-from data_modules.frames import box_weights, resample
+from segcft.io.resampling import box_weights, resample
 from tests.dicoms import write_dicom
 
 Rows = list[dict[str, Any]]

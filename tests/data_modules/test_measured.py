@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from data_modules.base import ImageDataset
 from data_modules.chest_phantom import ChestPhantom
+from data_modules.common.data_module import ImageDataset
 from data_modules.coronary_phantom import CoronaryPhantom
-from data_modules.prepared import Prepared
-from segcft.measurements import MEASUREMENTS
-from segcft.outlines import measure_masks
-from segcft.parents import Variable
-from segcft.regions import Region
+from data_modules.preparation.prepared import Prepared
+from segcft.variables.mask_measurements import measure_masks
+from segcft.variables.measurements import MEASUREMENTS
+from segcft.variables.regions import Region
+from segcft.variables.variables import Variable
 from tests.balls import Balls
 from tests.discs import Discs, write
 

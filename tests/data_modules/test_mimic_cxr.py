@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data_modules.chexmask import encode
-from data_modules.frames import pad_square
+from data_modules.chest.chexmask import encode
 from data_modules.mimic_cxr import MimicCXR
+from segcft.io.resampling import pad_square
 
 DICOMS = [f"{i:08x}-{i:08x}-00000000-00000000-00000000" for i in range(1, 7)]
 SUBJECTS = ["10000001", "10000001", "10000002", "10000003", "10000004", "10000005"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_modules.morphomnist import MorphoMNIST, read_digits
-from segcft.parents import Variable
+from segcft.variables.variables import Variable
 from tests import trees
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data_modules import padchest
-from data_modules.chexmask import decode, parse
+from data_modules.chest.chexmask import decode, parse
 from data_modules.padchest import PadChest
 
 

@@ -17,13 +17,13 @@ import torch
 import yaml
 from torch.utils.data import DistributedSampler
 
-from data_modules.cache import open_cache, stale
-from data_modules.inspection import inspect
-from data_modules.prepare import prepare
-from data_modules.prepared import Prepared
-from data_modules.transforms import Augmentation
-from segcft.cli import main
-from segcft.parents import Variable
+from data_modules.common.transforms import Augmentation
+from data_modules.preparation.cache import open_cache, stale
+from data_modules.preparation.inspect import inspect
+from data_modules.preparation.prepare import prepare
+from data_modules.preparation.prepared import Prepared
+from segcft.cli.main import main
+from segcft.variables.variables import Variable
 from tests.discs import Discs, write
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def test_workers_and_repetition_change_nothing(root, tmp_path):
 
 def start(root, out, workers):
     code = f"""
-        from data_modules.prepare import prepare
+        from data_modules.preparation.prepare import prepare
         from tests.discs import Discs
         prepare(Discs({str(root)!r}, delay=0.01), {str(out)!r}, workers={workers})
     """
@@ -347,7 +347,7 @@ def test_nobody_is_named_in_the_log(tmp_path, monkeypatch, caplog, capfd):
     inspect("cache")
     variables = {"age": {"unit": "years"}, "left_area": {"structure": "left", "unit": "mm^2"}}
     configuration = {
-        "data": {"class_path": "data_modules.prepared.Prepared", "init_args": {
+        "data": {"class_path": "data_modules.preparation.Prepared", "init_args": {
             "source": {"class_path": "tests.discs.Discs", "init_args": {"root": str(root)}}, "cache": "cache",
             "batch_size": 8, "variables": variables}},
         "model": {"class_path": "segcft.tasks.TrainRegressor", "init_args": {"widths": [4, 8]}},

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_modules.frames import field_of_view, pad_square, resize, resize_mask
-from data_modules.transforms import Augmentation, to_signed, to_uint8
+from data_modules.common.transforms import Augmentation, to_signed, to_uint8
+from segcft.io.resampling import field_of_view, pad_square, resize, resize_mask
 
 STILL = dict.fromkeys(("rotate", "scale", "translate", "brightness", "contrast", "gamma"), 0.0)
 

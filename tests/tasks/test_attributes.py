@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from data_modules.chest_phantom import MECHANISMS, NOISE_REACH, ChestPhantom, ChestPhantomDataset
-from segcft import checkpoints
-from segcft.cli import main
-from segcft.mechanisms import Mechanism, StructuralCausalModel
+from segcft.causal.structural_causal_model import Mechanism, StructuralCausalModel
+from segcft.cli.main import main
+from segcft.core import checkpoints
 from tests.test_experiments import QUICK, configs
 
 HELD_OUT = 4000

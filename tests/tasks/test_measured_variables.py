@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
-from segcft.checkpoints import load
-from segcft.cli import main
-from segcft.guidance import SegmentorGuidance
-from segcft.measurements import MEASUREMENTS
-from segcft.parents import Variable
-from segcft.regions import Region
+from segcft.cli.main import main
+from segcft.core.checkpoints import load
+from segcft.guidance.guidance import SegmentorGuidance
+from segcft.variables.measurements import MEASUREMENTS
+from segcft.variables.regions import Region
+from segcft.variables.variables import Variable
 
 DATA = """
 data:

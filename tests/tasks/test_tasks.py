@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from segcft.checkpoints import load
-from segcft.cli import main
-from segcft.counterfactual import CounterfactualModel
-from segcft.guidance import EnsembleGuidance, NoGuidance
-from segcft.judges import Segmentor
-from segcft.losses import guidance_loss
-from segcft.prediction import Gated, Transported, Warped
+from segcft.cli.main import main
+from segcft.core.checkpoints import load
+from segcft.counterfactual.model import CounterfactualModel
+from segcft.counterfactual.prediction import Gated, Transported, Warped
+from segcft.guidance.guidance import EnsembleGuidance, NoGuidance
+from segcft.guidance.judges import Segmentor
+from segcft.guidance.losses import guidance_loss
 from segcft.tasks import CounterfactualFineTuning, Optimisation, finetune
 from tests.balls import Balls
 
@@ -192,7 +192,7 @@ def test_an_ensemble_with_a_segmentor_made_elsewhere_guides_and_evaluates(traine
     network = load("checkpoints/balls/segmentor/last.ckpt", Segmentor).eval().network
     torch.jit.trace(network, torch.zeros(1, 1, *[16] * dims)).save("elsewhere.ts")
     judge = (
-        "{class_path: segcft.external.ExternalSegmentor, init_args: {network: elsewhere.ts, "
+        "{class_path: segcft.guidance.ExternalSegmentor, init_args: {network: elsewhere.ts, "
         "channels: {left: 0, right: 1}, input: {window: [-1, 1], range: [-1, 1]}}}"
     )
     members = (

@@ -1,0 +1,1 @@
+"""Parts of the chest data sets: CheXmask, films, the phantom's anatomy, tissue and film."""

@@ -1,0 +1,1 @@
+"""What every data set shares: the data module, sources, loaders, splits, transforms."""

@@ -1,0 +1,125 @@
+"""Where subjects come from: a source lists them in a table and reads one at a time; ``prepare`` makes a cache of it."""
+
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from segcft.io.resampling import scaled_frame
+
+
+@dataclass
+class Sample:
+    """One subject, drawn into the source's frame.
+
+    Attributes:
+        image: (C, *S) of the source's ``dtype``.
+        mask: (K, *S) bool, a channel a structure; structures may overlap.
+        values: What was measured while reading, name -> number; added to the subject's row.
+    """
+
+    image: NDArray[Any]
+    mask: NDArray[np.bool_]
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """A data set as it lies on disk: everything that decides what a prepared cache of it holds.
+
+    A source is made of plain arguments, knows no Lightning, and can be sent to another process. A new data set is one
+    of these and a ``data.yaml``.
+
+    Attributes:
+        name: Of the data set, for messages and the cache.
+        structures: Mask channels, in order; at most 8.
+        frame: Shape S of a prepared image, two or three sides.
+        spacing: Edge lengths of a prepared pixel or voxel, in mm, or such that areas come out in the unit stated.
+        dtype: What a prepared image is kept as.
+        window: The two levels that networks see as -1 and 1.
+        unit: Unit of the structures' areas or volumes.
+        channels: Image channels C.
+    """
+
+    name: ClassVar[str]
+    structures: list[str]
+    frame: tuple[int, ...]
+    spacing: list[float]
+    dtype: Literal["uint8", "int16"] = "uint8"
+    window: tuple[float, float] = (0.0, 255.0)
+    unit: str = "% of image"
+    channels: int = 1
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _remembering(cls.__init__)  # type: ignore[method-assign]
+
+    def resized(self, size: int) -> Self:
+        """The same source, ``size`` pixels along the longest side of the same field of view.
+
+        Raises:
+            ValueError: If the source has neither ``size`` nor ``frame`` among its arguments.
+        """
+        given: dict[str, Any] = dict(self.__dict__.get("_given", {}))
+        frame = scaled_frame(self.frame, size)
+        if "size" in given:
+            given["size"] = size
+        elif "frame" in given:
+            given["frame"] = list(frame)
+        else:
+            raise ValueError(f"{self.name} has no size that could be another")
+        if given.get("spacing"):  # mm a pixel
+            sides = zip(given["spacing"], self.frame, frame, strict=True)
+            given["spacing"] = [step * old / new for step, old, new in sides]
+        return type(self)(**given)
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Plain data that, with ``files``, decide the content of a cache: a cache of other options is stale."""
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The tables that were read; a cache made of other bytes is stale. Images are not among them."""
+
+    @abstractmethod
+    def table(self) -> pd.DataFrame:
+        """One row a subject, read without opening an image, in an order that never changes.
+
+        Columns ``id`` (unique), ``patient``, ``split`` (train, val or test), ``image`` (path of the file, for
+        messages) and ``origin`` (file, row, field and value where it was named); every other numeric column is an
+        attribute that may become a variable, NaN where it is unknown. Areas and volumes are called
+        ``<structure>_area`` or ``<structure>_volume`` and are NaN where the structure has no mask.
+
+        Raises:
+            ValueError: Naming file, row, field and value, if a table is not what it should be.
+        """
+
+    @abstractmethod
+    def read(self, row: Mapping[str, Any]) -> Sample:
+        """One subject; ``row`` is its row of ``table`` as a dict.
+
+        Raises:
+            ValueError: Naming the file and what is wrong with it.
+        """
+
+
+def _remembering(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that keeps its arguments by name in ``_given``."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def remembering(self: Source, *args: Any, **kwargs: Any) -> None:
+        if "_given" not in self.__dict__:  # the most derived class speaks for all
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            self.__dict__["_given"] = dict(list(bound.arguments.items())[1:])
+        init(self, *args, **kwargs)
+
+    return remembering

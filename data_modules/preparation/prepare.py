@@ -1,0 +1,316 @@
+"""``segcft prepare``: read every subject of a source once and keep it for fast reading.
+
+Work goes into ``OUT.partial``; a journal line follows the arrays of every finished chunk, so a killed run goes on where
+it was, and the finished folder is renamed into place. The bytes do not depend on interruptions or workers.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from data_modules.common.sources import Source
+from data_modules.common.splits import SPLITS
+from data_modules.preparation import cache as caches
+from data_modules.preparation.cache import FACTS, IMAGES, MASKS, QUARANTINE, TABLE, Cache, differences, partial_folder
+from data_modules.preparation.statistics import statistics
+from segcft.core.atomic_files import digest, write_text
+
+log = logging.getLogger(__name__)
+
+PLAN, JOURNAL = "plan.json", "journal.jsonl"
+CHUNK = 32  # subjects between two lines of the journal
+NEEDED = ("id", "patient", "split", "image", "origin")
+
+
+def prepare(
+    source: Source,
+    out: str | Path,
+    workers: int = 1,
+    on_error: Literal["fail", "skip"] = "fail",
+    overwrite: bool = False,
+) -> Cache:
+    """Make a cache, go on with a partial one, or open a complete one.
+
+    Args:
+        source: What to read.
+        out: Folder of the cache.
+        workers: Processes that read; the result is the same for any number.
+        on_error: ``fail`` at the first subject that cannot be read, or ``skip`` it and list it in ``quarantine.csv``.
+        overwrite: Replace a cache that was made of other options or tables.
+
+    Raises:
+        ValueError: Naming file, row, field and value of what cannot be read; what was prepared before is kept.
+    """
+    folder = Path(out).expanduser()
+    if _complete(folder, source, overwrite):
+        _tidy(folder)
+        return caches.open_cache(folder)
+    with _alone(folder) as partial:
+        if not _complete(folder, source, overwrite):  # another process may have made it meanwhile
+            table = _checked(source.table(), source.name)
+            _begin(partial, caches.make_plan(source, table), overwrite)
+            _fill(partial, source, table, workers, on_error)
+            _finish(partial, folder, table)
+        return caches.open_cache(folder)
+
+
+def _complete(folder: Path, source: Source, overwrite: bool) -> bool:
+    """Whether a cache is there and is the one asked for."""
+    if not (folder / FACTS).is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f"{folder} exists and is not a prepared data set: choose another folder")
+        return False
+    reasons = caches.stale(folder, source)
+    if reasons and not overwrite:
+        raise ValueError(
+            f"{folder} is stale: it was made of something else ({'; '.join(reasons)}): prepare another folder, or give "
+            "--overwrite=true to segcft prepare"
+        )
+    return not reasons
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """The partial folder, for one process at a time; others wait. A killed process lets go of it."""
+    partial = partial_folder(folder)
+    partial.mkdir(parents=True, exist_ok=True)
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("%s: another process is preparing this, waiting for it", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        partial.mkdir(exist_ok=True)  # the other may have renamed it
+        yield partial
+    finally:
+        if partial.is_dir() and not any(partial.iterdir()):
+            partial.rmdir()
+        os.close(handle)
+
+
+def _checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The source's table, if it is one.
+
+    Raises:
+        ValueError: If a column lacks, an id is used twice, a split is unknown or empty, or a patient lies in two.
+    """
+    absent = [column for column in NEEDED if column not in table]
+    if absent or not len(table):
+        raise ValueError(f"{name}: " + (f"the table lacks {', '.join(absent)}" if absent else "no subject is left"))
+    for reason, wrong in (
+        ("this id occurs twice", table["id"].duplicated()),
+        (f"split must be one of {', '.join(SPLITS)}", ~table["split"].isin(SPLITS)),
+        ("this patient lies in more than one split", table.groupby("patient")["split"].transform("nunique") > 1),
+    ):
+        if wrong.any():
+            row = table[wrong.to_numpy()].iloc[0]
+            place = f"id = {row['id']!r}, patient = {row['patient']!r}, split = {row['split']!r}"
+            raise ValueError(f"{row['origin']}: {reason} ({place})")
+    if not (table["split"] == "train").any():
+        raise ValueError(f"{name}: no subject in the training split, of {len(table)}")
+    return table.reset_index(drop=True)
+
+
+def _begin(partial: Path, plan: dict[str, Any], overwrite: bool) -> None:
+    """Lay out the arrays, or see that those that are there belong to the same plan."""
+    written = partial / PLAN
+    if written.is_file():
+        reasons = differences(json.loads(written.read_text(encoding="utf-8")), plan)
+        if not reasons:
+            return
+        if not overwrite:
+            raise ValueError(
+                f"{partial} holds a partial preparation of something else ({'; '.join(reasons)}): remove it, or give "
+                "--overwrite=true to segcft prepare"
+            )
+        log.warning("%s: starting anew, it was made of something else: %s", partial, "; ".join(reasons))
+    for path in partial.iterdir():
+        path.unlink()
+    count, frame = plan["subjects"], plan["frame"]
+    open_memmap(partial / IMAGES, "w+", np.dtype(plan["dtype"]), (count, plan["channels"], *frame)).flush()  # type: ignore[no-untyped-call]
+    open_memmap(partial / MASKS, "w+", np.uint8, (count, *frame)).flush()  # type: ignore[no-untyped-call]
+    write_text(written, json.dumps(plan, indent=2) + "\n")
+
+
+class _Entry(NamedTuple):
+    """One line of the journal: what became of one subject."""
+
+    place: int
+    values: dict[str, float]
+    error: str
+
+
+def _journal(partial: Path) -> dict[int, _Entry]:
+    """The last that is known of every subject; a line cut short by a kill is dropped."""
+    path, entries = partial / JOURNAL, {}
+    if not path.is_file():
+        return {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = _Entry(*json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        entries[entry.place] = entry
+    return entries
+
+
+def _done(journal: dict[int, _Entry]) -> dict[int, _Entry]:
+    """Subjects that were read, by place; those that failed are tried again."""
+    return {place: journal[place] for place in sorted(journal) if not journal[place].error}
+
+
+def _fill(partial: Path, source: Source, table: pd.DataFrame, workers: int, on_error: str) -> None:
+    """Read what the journal does not hold; the journal is rewritten whole before and grows chunk by chunk."""
+    done = _done(_journal(partial))
+    write_text(partial / JOURNAL, "".join(_line(entry) for entry in done.values()))
+    missing = [place for place in range(len(table)) if place not in done]
+    if done:
+        log.warning("%s: going on, %d of %d are done", partial, len(done), len(table))
+    chunks = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
+    bar = tqdm(total=len(table), initial=len(done), desc=f"preparing {source.name}", unit=" subjects", disable=None)
+    with (partial / JOURNAL).open("a", encoding="utf-8") as journal, bar:
+        for entries in _read_chunks(partial, source, table, chunks, workers):
+            failed = [entry for entry in entries if entry.error]
+            journal.writelines(_line(entry) for entry in entries if not entry.error or on_error == "skip")
+            journal.flush()
+            if failed and on_error == "fail":
+                raise ValueError(f"{failed[0].error} (on_error=skip leaves such subjects out and lists them)")
+            bar.update(len(entries))
+
+
+def _line(entry: _Entry) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def _read_chunks(
+    partial: Path, source: Source, table: pd.DataFrame, chunks: list[list[int]], workers: int
+) -> Iterator[list[_Entry]]:
+    """Entries of every chunk as it is done; several processes draw straight into the arrays."""
+    reader = _Reader(partial, source, table)
+    if workers <= 1 or len(chunks) <= 1:
+        yield from map(reader, chunks)
+        return
+    # fork: a source may hold gigabytes of run lengths, which children then share
+    with ProcessPoolExecutor(workers, get_context("fork"), _start, (reader, os.getpid())) as pool:
+        pending: list[Future[list[_Entry]]] = [pool.submit(_read, chunk) for chunk in chunks]
+        try:
+            for future in as_completed(pending):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise ValueError("a reading process died (out of memory?): run the same command to go on") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Reader:
+    """Draws subjects into the arrays of a partial cache."""
+
+    def __init__(self, partial: Path, source: Source, table: pd.DataFrame) -> None:
+        self.source, self.table = source, table
+        self.images = np.load(partial / IMAGES, mmap_mode="r+")
+        self.masks = np.load(partial / MASKS, mmap_mode="r+")
+
+    def __call__(self, places: list[int]) -> list[_Entry]:
+        """One chunk; its arrays are on disk when this returns."""
+        entries = [self.draw(place) for place in places]
+        self.images.flush()
+        self.masks.flush()
+        return entries
+
+    def draw(self, place: int) -> _Entry:
+        """One subject; what is wrong with it becomes its entry's error."""
+        row = self.table.iloc[place]
+        try:
+            sample = self.source.read({str(name): value for name, value in row.items()})
+            self.images[place] = sample.image
+            self.masks[place] = _packed(sample.mask)
+        except ValueError as error:
+            self.images[place] = self.masks[place] = 0
+            text = str(error)
+            return _Entry(place, {}, text if str(row["origin"]) in text else f"{row['origin']}: {text}")
+        return _Entry(place, {name: float(value) for name, value in sample.values.items()}, "")
+
+
+def _packed(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """(K, *S) -> (*S), bit k is structure k."""
+    bits = np.uint8(1) << np.arange(len(mask), dtype=np.uint8)
+    packed: NDArray[np.uint8] = (mask.astype(np.uint8) * bits.reshape(-1, *[1] * (mask.ndim - 1))).sum(
+        0, dtype=np.uint8
+    )
+    return packed
+
+
+_READER: _Reader | None = None
+
+
+def _start(reader: _Reader, parent: int) -> None:
+    """In a reading process: keep the reader, and end when the parent was killed."""
+    global _READER
+    _READER = reader
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _read(places: list[int]) -> list[_Entry]:
+    assert _READER is not None
+    return _READER(places)
+
+
+def _finish(partial: Path, folder: Path, table: pd.DataFrame) -> None:
+    """Table, quarantine and fingerprint; then the folder gets its name."""
+    plan = json.loads((partial / PLAN).read_text(encoding="utf-8"))
+    journal = _journal(partial)
+    read = _done(journal)
+    kept = table.assign(row=np.arange(len(table), dtype=np.int64)).iloc[list(read)]
+    values = pd.DataFrame([entry.values for entry in read.values()], index=kept.index)
+    kept = pd.concat([kept.drop(columns=list(values.columns), errors="ignore"), values], axis=1)
+    kept.to_parquet(partial / TABLE, index=False)
+    failures = _failures(journal, table)
+    failures.to_csv(partial / QUARANTINE, index=False)
+    if not (kept["split"] == "train").any():
+        raise ValueError(f"no training subject could be read, {len(failures)} failed; first: {failures['reason'][0]}")
+    hashes = {name: digest(partial / name) for name in (IMAGES, MASKS, TABLE)}
+    facts = {"plan": plan, "quarantined": len(failures), **statistics(partial, kept, plan), "sha256": hashes}
+    write_text(partial / FACTS, json.dumps(facts, indent=2) + "\n")
+    if folder.exists():
+        shutil.rmtree(folder)  # asked for with overwrite, or empty
+    partial.rename(folder)
+    _tidy(folder)
+    if len(failures):
+        log.warning("%s: %d subjects were left out, see %s", folder, len(failures), folder / QUARANTINE)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what only a partial cache needs, last of all: a run killed before goes on from it."""
+    for name in (PLAN, JOURNAL):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _failures(journal: dict[int, _Entry], table: pd.DataFrame) -> pd.DataFrame:
+    """What could not be read, and why."""
+    failed = sorted(place for place, entry in journal.items() if entry.error)
+    listed = table.iloc[failed][["id", "patient", "split", "image"]]
+    return listed.assign(reason=[journal[place].error for place in failed])

@@ -1,0 +1,89 @@
+"""Who watches while fine-tuning, and whether the guide is being gamed: an independent judge looks at its answers."""
+
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from segcft.core import checkpoints
+from segcft.guidance.judges import SegmentationModel
+from segcft.tasks.base import Batch, FirstLook, asked_in_turn
+from segcft.tasks.finetune import CounterfactualFineTuning
+
+
+def evaluator(trainer: Trainer) -> SegmentationModel | None:
+    """That of ``GuideGap``, if it is listed."""
+    listed = (each for each in trainer.callbacks if isinstance(each, GuideGap))  # type: ignore[attr-defined]
+    return next((each.judge for each in listed), None)
+
+
+def witness(trainer: Trainer, pl_module: LightningModule) -> SegmentationModel | None:
+    """Who outlines what a stage answers: the evaluator if there is one, else a guide that outlines."""
+    judge = evaluator(trainer)
+    if judge is not None:
+        return judge
+    guide = getattr(pl_module, "guidance", None)
+    parts = guide.modules() if guide is not None else ()
+    return next((part for part in parts if isinstance(part, SegmentationModel)), None)
+
+
+class GuideGap(FirstLook):
+    """Logs ``val/gap_NAME`` in training deviations: the evaluator's mean error minus the guide's, on the same answers.
+
+    It grows where counterfactuals please the guide more than they should. List it under ``trainer.callbacks``; No-CFT
+    has no guide and is not watched.
+
+    Args:
+        evaluator: Checkpoint of a segmentor that guides nothing.
+        tolerance: Warn when a gap exceeds the smallest one so far by this, in training deviations.
+        batches: Validation batches to look at.
+    """
+
+    checked = True
+
+    def __init__(self, evaluator: str, tolerance: float = 0.15, batches: int = 4) -> None:
+        self.judge = checkpoints.load(evaluator, SegmentationModel).eval().requires_grad_(False)
+        self.tolerance, self.batches = tolerance, batches
+        self.smallest: dict[str, float] = {}
+        self._gaps: dict[str, list[Tensor]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The smallest gaps so far."""
+        return {"smallest": self.smallest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from them."""
+        self.smallest = dict(state_dict["smallest"])
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew."""
+        self._gaps = {}
+        self.judge.to(pl_module.device)
+
+    def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
+        """Ask what validation asks, and let both judges measure the answers."""
+        if not isinstance(module, CounterfactualFineTuning) or not module.guidance.names:
+            return
+        do, answer = asked_in_turn(module.model, batch, module.asked)
+        guided, judged = (ask(answer.image, batch["image"]) for ask in (module.guidance, self.judge.measure))
+        for name in set(guided) & set(judged) & set(do):
+            asked, scale = ~do[name].isnan(), module.model.parents[name].std
+            wrong = (judged[name] - do[name]).abs() - (guided[name] - do[name]).abs()
+            self._gaps.setdefault(name, []).append(wrong[asked] / scale)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log, and warn once the gap has grown."""
+        for name in sorted(self._gaps):
+            gap = torch.cat(self._gaps[name]).mean()
+            pl_module.log(f"val/gap_{name}", gap, sync_dist=True)
+            if trainer.sanity_checking or gap.isnan():
+                continue
+            best = self.smallest[name] = min(self.smallest.get(name, float(gap)), float(gap))
+            if float(gap) > best + self.tolerance:
+                warnings.warn(
+                    f"the gap between evaluator and guide grew to {float(gap):.2f} deviations of {name} from "
+                    f"{best:.2f}: counterfactuals please the guide more than they should",
+                    stacklevel=2,
+                )

@@ -1,0 +1,95 @@
+"""How a run came about, kept beside what it learnt."""
+
+import hashlib
+import json
+import math
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from segcft.core import provenance
+from segcft.core.atomic_files import write_text
+from segcft.core.recipes import plain
+from segcft.variables.variables import DataDescription
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "monai", "segmentation-models-pytorch", "zuko", "numpy", "pandas")
+RECORD = "run.json"
+
+
+class Record(Callback):
+    """Writes ``run.json``: command, configuration, commit, versions, machine, fingerprint of the data, and when.
+
+    A run that was interrupted and goes on adds a line to ``starts``; ``finished`` stays empty until it has ended. Then
+    ``seconds`` of training are added, and ``metrics``: what the last validation found.
+
+    Args:
+        folder: Of the stage's checkpoints.
+        config: All of the configuration.
+    """
+
+    def __init__(self, folder: str, config: Mapping[str, Any]) -> None:
+        self.path, self.config = Path(folder) / RECORD, dict(config)
+        self.content: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what is known before the first step."""
+        if not trainer.is_global_zero:
+            return
+        earlier = _starts(self.path) if trainer.global_step else []
+        self.content = {
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "starts": [*earlier, {"when": _now(), "step": trainer.global_step}],
+            "finished": None,
+            "processes": trainer.world_size,
+            "data": about(trainer.datamodule),  # type: ignore[attr-defined]
+            "commit": provenance.commit(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "hardware": provenance.hardware(),
+            "config": self.config,
+        }
+        self._write()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """It has ended well."""
+        if trainer.is_global_zero:
+            found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            metrics = {name: value if math.isfinite(value) else None for name, value in found.items()}
+            seconds = pl_module.seconds[pl_module.stage]  # type: ignore[index,operator]
+            self.content |= {"finished": _now(), "steps": trainer.global_step, "seconds": seconds, "metrics": metrics}
+            self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps(self.content, indent=2) + "\n")
+
+
+def about(data: Any) -> dict[str, Any]:
+    """Numbers of subjects, and a fingerprint: equal data have equal ones, data that differ in any statistic others."""
+    return {
+        "fingerprint": fingerprint(data.description),
+        "subjects": {split: len(data.dataset(split)) for split in ("train", "val")},
+    }
+
+
+def fingerprint(description: DataDescription) -> str:
+    """Of structures, spacing, and range, moments and quantiles of every variable in the training split."""
+    return hashlib.sha256(json.dumps(plain(description), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _starts(path: Path) -> list[dict[str, Any]]:
+    try:
+        found: list[dict[str, Any]] = json.loads(path.read_text())["starts"]
+    except (OSError, ValueError, KeyError):
+        return []
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

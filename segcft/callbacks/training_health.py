@@ -1,0 +1,313 @@
+"""Is the training well? Steps that would spoil it are left out; what died, shut or stalls is named.
+
+One number is read from the device in each step: the gradient's norm, together with the loss.
+"""
+
+import logging
+import math
+import statistics
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from segcft.core import distributed
+from segcft.core.atomic_files import staged
+from segcft.counterfactual.model import CounterfactualModel
+from segcft.hvae.latents import Belief, Normal
+from segcft.tasks.base import Batch, FirstLook, asked_in_turn, looked_at
+from segcft.tasks.finetune import CounterfactualFineTuning
+from segcft.tasks.pretrain import PretrainHVAE
+
+log = logging.getLogger(__name__)
+UNMOVED = (
+    "training has ended, and its checkpoint is kept, but a structure does not move: of what validation asks less than "
+    "{least:g} happens by the guide's measure ({shut}). Fine-tune with prediction: segcft.counterfactual.Deformed, "
+    "whose gradient always passes, pretrain for longer, or give the variable more weight (weights, guidance_weight)"
+)
+SHUT = (
+    "do(%s) moves it by %d %% of what is asked, in the second half of training: a gate may have shut, or "
+    "nothing been learnt for fear of moving something else: see whether pretraining had burst (its val/nelbo); "
+    "--model.init_args.annealing=0.5 makes changes cheaper at first"
+)
+BURST = (
+    "step %d: the NELBO in validation is %.3g and has been %.3g: pretraining has burst; "
+    "with a smaller --model.init_args.optimisation.lr it gets further"
+)
+
+
+class StepGuard(Callback):
+    """Leaves out optimiser steps whose loss or gradient is not finite, or whose gradient is far beyond the usual.
+
+    Weights, averages of the gradient and the step count of the optimiser stay as they were; the schedule goes on.
+    The batches of the first few such steps are saved. Shows ``health/gradient`` and ``health/skipped``.
+
+    Args:
+        folder: Where to save batches, ``bad-STEP.pt``; None to save none.
+        patience: Such steps in a row after which training stops.
+        spike: A norm this many times the median of the last 100 is far beyond; 0 to let all finite ones pass.
+        warmup: Steps until a median is trusted.
+        steady: Such steps in a row after which no batch is to blame: finite ones pass, the usual is learnt anew.
+        keep: Batches to save.
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        patience: int = 20,
+        spike: float = 100.0,
+        warmup: int = 50,
+        steady: int = 3,
+        keep: int = 3,
+    ) -> None:
+        self.folder, self.patience, self.spike, self.warmup, self.keep = folder, patience, spike, warmup, keep
+        self.steady = steady
+        self.skipped = self.in_a_row = 0
+        self.norms: deque[float] = deque(maxlen=100)
+        self._batch: Batch = {}
+        self._loss = torch.zeros(())
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Remember what to save."""
+        self._batch = batch
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Remember the loss."""
+        self._loss = loss.detach()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look at the gradients, which all processes share, and take them away if they would do harm.
+
+        Raises:
+            ValueError: After ``patience`` such steps in a row.
+        """
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm, loss = self._read(gradients)
+        reason = self._reason(norm, loss)
+        if reason or looked_at(trainer):
+            pl_module.log("health/gradient", norm if math.isfinite(norm) else -1.0)
+            pl_module.log("health/skipped", float(self.skipped + bool(reason)))
+        if not reason:
+            self.norms.append(norm)
+            self.in_a_row = 0
+            return
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        where = self._save(trainer)
+        log.warning("step %d was left out: %s; %d so far%s", trainer.global_step, reason, self.skipped, where)
+        if self.in_a_row >= self.patience:
+            raise ValueError(f"{self.in_a_row} steps in a row were left out, the last one because {reason}{where}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, and the usual norms."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "norms": list(self.norms)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+        self.norms = deque(state_dict["norms"], maxlen=100)
+
+    def _read(self, gradients: list[Tensor]) -> tuple[float, float]:
+        """Norm of all gradients, and the loss over all processes, at one go."""
+        norms = torch._foreach_norm(gradients) if gradients else []
+        norm = torch.linalg.vector_norm(torch.stack([each.float() for each in norms])) if norms else torch.zeros(())
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of shared out weights
+        found: list[float] = torch.stack([norm, distributed.mean(self._loss.float()).to(norm.device)]).tolist()
+        return found[0], found[1]
+
+    def _reason(self, norm: float, loss: float) -> str:
+        """Why the step must not be taken; empty if it may."""
+        if not math.isfinite(loss):
+            return f"its loss is {loss}"
+        if not math.isfinite(norm):
+            return f"the norm of its gradient is {norm}"
+        if self.in_a_row >= self.steady:
+            self.norms.clear()
+        usual = statistics.median(self.norms) if self.spike and len(self.norms) >= self.warmup else math.inf
+        return f"the norm of its gradient, {norm:.3g}, is usually {usual:.3g}" if norm > self.spike * usual else ""
+
+    def _save(self, trainer: Trainer) -> str:
+        if self.folder is None or self.skipped > self.keep:
+            return ""
+        path = Path(self.folder) / f"bad-{trainer.global_step}-{trainer.global_rank}.pt"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with staged(path) as temporary:
+                torch.save({name: value.cpu() for name, value in self._batch.items()}, temporary)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the second
+            return f"; its batch could not be saved: {error}".splitlines()[0]
+        return f"; its batch is {path}"
+
+
+class Latents(FirstLook):
+    """Shows, on the first validation batch, what the latents know: ``health/kl`` and ``health/dead_latents``.
+
+    A channel of a latent is dead if its posterior differs from its prior by less than ``least`` nats an image. Warns
+    when all are: the posterior has collapsed.
+
+    Args:
+        least: Nats an image.
+    """
+
+    def __init__(self, least: float = 0.01) -> None:
+        self.least, self._warned = least, False
+
+    def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
+        """Abduct without chance."""
+        model = getattr(module, "model", None)
+        if not isinstance(model, CounterfactualModel):
+            return
+        beliefs = model.abduct(batch["image"], batch, temperature=0.0).beliefs
+        if not beliefs:
+            return
+        channels = torch.cat([channel_kl(belief) for belief in beliefs])
+        dead, size = int((channels < self.least).sum()), len(batch["index"])
+        module.log("health/kl", channels.sum(), batch_size=size, sync_dist=True)
+        module.log("health/dead_latents", float(dead), batch_size=size, sync_dist=True)
+        if dead == len(channels) and not self._warned:
+            self._warned = True
+            log.warning("all %d latent channels are dead: the posterior has collapsed onto the prior", dead)
+
+
+def channel_kl(belief: Belief) -> Tensor:
+    """KL of posterior from prior of every channel, (latent_channels,) in nats an image, averaged over the batch."""
+    posterior, prior = (
+        Normal(one.mean.flatten(0, 1), one.log_std.flatten(0, 1)) for one in (belief.posterior, belief.prior)
+    )
+    return posterior.kl(prior).view(belief.prior.mean.shape[:2]).mean(0)
+
+
+class Response(FirstLook):
+    """Shows, on the first validation batch of fine-tuning, how much of what is asked happens: ``health/response_NAME``.
+
+    By the guide, and 1 is all of it: the slope of what was moved over what was to be moved. Warns once a variable that
+    hardly moves in the second half of training: whatever a change costs has kept it shut. A training that ends so has
+    failed; its checkpoint is kept.
+
+    Args:
+        least: Share of what was asked.
+        trial: Steps below which a training is a trial, of which nothing is expected.
+    """
+
+    def __init__(self, least: float = 0.1, trial: int = 100) -> None:
+        self.least, self.trial, self._warned = least, trial, set[str]()
+        self._found: dict[str, float] = {}
+
+    def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
+        """Ask what validation asks."""
+        if not isinstance(module, CounterfactualFineTuning) or not module.guidance.names:
+            return
+        do, answer = asked_in_turn(module.model, batch, module.asked)
+        before, after = module.guidance(batch["image"]), module.guidance(answer.image, batch["image"])
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        late = fitting and 2 * trainer.global_step >= trainer.estimated_stepping_batches
+        for name, target in do.items():
+            wanted = (target - batch[name]).nan_to_num()  # of whom something else is asked: nothing
+            sums = torch.stack([(wanted * (after[name] - before[name])).sum(), wanted.square().sum()])
+            response = sums[0] / sums[1].clamp(min=1e-12)
+            module.log(f"health/response_{name}", response, batch_size=len(wanted), sync_dist=True)
+            happened, asked = distributed.mean(sums).tolist()  # of all processes
+            if asked:
+                self._found[name] = happened / asked
+            if late and name not in self._warned and float(response) < self.least and wanted.any():
+                self._warned.add(name)
+                log.warning(SHUT, name, round(100 * float(response)))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See that every structure moves.
+
+        Raises:
+            ValueError: If one does not, and what to do.
+        """
+        shut = [f"do({name}): {share:.2f}" for name, share in self._found.items() if share < self.least]
+        allowed = isinstance(pl_module, CounterfactualFineTuning) and pl_module.allow_unmoved
+        if shut and trainer.global_step >= self.trial and not allowed:
+            raise ValueError(UNMOVED.format(least=self.least, shut=", ".join(shut)))
+
+
+class Setback(Callback):
+    """Warns once if pretraining loses much of what it had gained, by the NELBO in validation.
+
+    A training that burst looks healthy at the end, for the learning rate's descent mends what shows; but it is far from
+    what it could have become, and fine-tuning may find a structure that does not move.
+
+    Args:
+        share: Of what had been gained since the first validation, from which on to warn.
+        least: Nats per dimension, from which on to warn.
+    """
+
+    def __init__(self, share: float = 0.25, least: float = 0.1) -> None:
+        self.share, self.least, self._warned = share, least, False
+        self._first = self._best = math.nan
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with the first and the best of all validations of this training."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or not isinstance(pl_module, PretrainHVAE):
+            return
+        now = float(trainer.callback_metrics["val/nelbo"])
+        if math.isnan(self._first):
+            self._first = self._best = now
+        enough = max(self.least, self.share * (self._first - self._best))
+        if now - self._best > enough and self._best < self._first and not self._warned:
+            self._warned = True
+            log.warning(BURST, trainer.global_step, now, self._best)
+        self._best = min(self._best, now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """First and best."""
+        return {"first": self._first, "best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on comparing."""
+        self._first, self._best = state_dict["first"], state_dict["best"]
+
+
+class DataStall(Callback):
+    """Shows the share of time that training waits for data, ``health/waiting``; warns once if it is most of it.
+
+    Args:
+        share: Of the time, over ``steps``, from which on to warn.
+        steps: Batches to look at together.
+    """
+
+    def __init__(self, share: float = 0.5, steps: int = 50) -> None:
+        self.share, self.steps = share, steps
+        self._waited = self._spent = 0.0
+        self._count, self._mark, self._warned = 0, math.nan, False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation and saving are not waiting; the first batch of an epoch starts the loader."""
+        self._mark = math.nan
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The batch has come."""
+        now = time.perf_counter()
+        if not math.isnan(self._mark):
+            self._waited += now - self._mark
+            self._spent += now - self._mark
+        self._mark = now
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step is done; sum up now and then."""
+        now = time.perf_counter()
+        self._spent, self._count = self._spent + now - self._mark, self._count + 1
+        self._mark = math.nan if trainer.validating else now
+        waiting = self._waited / max(self._spent, 1e-9)
+        if looked_at(trainer, taken=True):
+            pl_module.log("health/waiting", waiting)
+        if self._count < self.steps:
+            return
+        if waiting > self.share and not self._warned:
+            self._warned = True
+            log.warning("training waits for data %.0f %% of the time: raise --data.num_workers", 100 * waiting)
+        self._waited, self._spent, self._count = 0.0, 0.0, 0

@@ -1,0 +1,75 @@
+"""While a model is trained: what ``segcft evaluate`` would say of it, on a few validation subjects."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from lightning.pytorch import LightningModule, Trainer
+
+from segcft.callbacks.judge_overfitting import witness
+from segcft.callbacks.tensorboard import writer
+from segcft.counterfactual.model import CounterfactualModel
+from segcft.evaluation.bootstrap import mean, means
+from segcft.evaluation.protocol import Answers, Contender, Method, Subjects, gather, predict
+from segcft.evaluation.rows import rows
+from segcft.evaluation.summary import COLUMNS, moments
+from segcft.guidance.judges import SegmentationModel
+from segcft.tasks.base import Batch, FirstLook
+
+METRICS = {
+    "effectiveness": mean("judged"),
+    "leakage": COLUMNS["leakage_mean"].metric,
+    "locality": mean("outside"),
+    "truth": COLUMNS["truth_ratio"].metric,
+}
+
+
+class Watch(FirstLook):
+    """Logs ``effectiveness/NAME``, ``leakage/NAME``, ``locality/NAME`` and, if known, ``truth/NAME`` in validation.
+
+    Of do(NAME): error in % of the target (of the training deviation if it is no size), mean change of the other
+    variables in %, mean |x* - x| outside the structure, error to the true counterfactual as a share of the unchanged
+    image's. Nothing is logged where nobody outlines the structures, see ``witness``.
+
+    Args:
+        subjects: Of the validation split; each is asked for every variable.
+    """
+
+    def __init__(self, subjects: int = 16) -> None:
+        self.subjects = subjects
+        self._people: Subjects | None = None
+
+    def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
+        """Ask and measure."""
+        if writer(trainer) is None:
+            return
+        model, judge = getattr(module, "model", None), witness(trainer, module)
+        if isinstance(model, CounterfactualModel) and judge is not None:
+            people = self._asked(trainer, judge)
+            for name, value in numbers(answered(model, people, judge)).items():
+                module.log(name, value, batch_size=1, rank_zero_only=True)
+
+    def _asked(self, trainer: Trainer, judge: SegmentationModel) -> Subjects:
+        """The same at every validation."""
+        if self._people is None:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            people = gather(data, data.dataset("val"), judge, self.subjects, seed=0)
+            self._people = replace(people, do={n: target for n, target in people.do.items() if n in judge.names})
+        return self._people
+
+
+def answered(model: CounterfactualModel, people: Subjects, judge: SegmentationModel) -> pd.DataFrame:
+    """``rows`` of what a model answers."""
+    image, values = people.batch["image"], model.parents.take(people.batch)
+    worlds = [model.act(values, {name: target}) for name, target in people.do.items()]
+    images, _ = predict(Contender(model, None, Method("")), image, values, worlds)
+    return rows(Answers(dict(zip(people.do, images, strict=True)), {}, None, None, {}), people, judge)
+
+
+def numbers(frame: pd.DataFrame) -> dict[str, float]:
+    """``METRIC/NAME`` -> its value over the subjects; those that are unknown are left out."""
+    found: dict[str, float] = {}
+    for name, part in frame.groupby("do", sort=False):
+        averages = means(moments(part), np.ones((1, len(part))))
+        found |= {f"{tag}/{name}": float(metric(averages)[0]) for tag, metric in METRICS.items()}
+    return {tag: value for tag, value in found.items() if np.isfinite(value)}

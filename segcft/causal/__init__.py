@@ -1,0 +1,1 @@
+"""The causal model of the variables: graph, mechanisms, interventions."""

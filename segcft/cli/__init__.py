@@ -1,0 +1,1 @@
+"""Command line: ``segcft`` and ``lightning run``."""

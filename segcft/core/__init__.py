@@ -1,0 +1,1 @@
+"""What every room uses: recipes and checkpoints, whole files, processes, random states."""

@@ -1,0 +1,40 @@
+"""Where numbers come from: machine, versions and commit."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, accelerator if there is one, and versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"processor": names[0] if names else platform.processor() or "unknown", "cores": cores, **device, **versions}
+
+
+def commit(root: Path | None = None) -> str | None:
+    """Commit of the checkout that segcft runs from, ``+`` behind it if tracked files differ; None of an installed one.
+
+    Args:
+        root: Folder of the checkout; that of this file unless given.
+    """
+    root = root or Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    asked = ["git", "-C", str(root), *arguments]
+    return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

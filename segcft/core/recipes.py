@@ -1,0 +1,135 @@
+"""Recipes: how an object was built, as plain data that a checkpoint can carry and rebuild without any old path."""
+
+import functools
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+TRUSTED_PACKAGES = ("segcft", "data_modules")
+TRUST = "SEGCFT_TRUSTED_PACKAGES"  # environment variable: a user's own packages, separated by commas
+
+
+class Recorded:
+    """Mixin of every part that a checkpoint can rebuild: remembers its constructor's arguments as plain data."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """``{"class_path": ..., "init_args": {...}}``; a part given by its path is recorded as the part itself."""
+        given: dict[str, Any] = self.__dict__.get("_arguments", {})  # nothing for a class without a constructor
+        arguments = {name: _present(getattr(self, name, None), value) for name, value in given.items()}
+        return {"class_path": _path(type(self)), "init_args": arguments}
+
+
+def build(recipe: dict[str, Any], trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> Any:
+    """Rebuild what a recipe describes, nested recipes first.
+
+    Raises:
+        ValueError: If a class lies outside the ``trusted`` packages or does not exist.
+    """
+    return resolve(recipe["class_path"], trusted)(**_built(recipe["init_args"], trusted))
+
+
+def resolve(class_path: str, trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> type:
+    """The class a recipe names.
+
+    Raises:
+        ValueError: If it lies outside the ``trusted`` packages or does not exist.
+    """
+    found = imported(class_path, trusted)
+    if not (isinstance(found, type) and (issubclass(found, Recorded) or is_dataclass(found))):
+        raise ValueError(f"class_path {class_path!r} is not something that segcft records")
+    return found
+
+
+def imported(class_path: str, trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> Any:
+    """What a dotted path names, if it lies in a trusted package or module, or in one that the user declared so.
+
+    Raises:
+        ValueError: If it lies outside or does not exist.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    if not trusts(module_name, trusted):
+        raise ValueError(
+            f"class_path {class_path!r} lies outside the trusted packages {', '.join(trusted + declared())}; "
+            f"if its code is yours, set the environment variable {TRUST} to its package"
+        )
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        older = trusts(module_name, TRUSTED_PACKAGES)
+        hint = "; a checkpoint of an older version has to be trained again" if older else ""
+        raise ValueError(
+            f"class_path {class_path!r} does not exist in this version of segcft{hint}: {error}"
+        ) from error
+
+
+def trusts(path: str, trusted: tuple[str, ...]) -> bool:
+    """Whether a dotted path lies in a trusted package or module, or in one that the user declared so."""
+    return any(f"{path}.".startswith(f"{package}.") for package in trusted + declared())
+
+
+def declared() -> tuple[str, ...]:
+    """Packages that the user trusts."""
+    return tuple(package.strip() for package in os.environ.get(TRUST, "").split(",") if package.strip())
+
+
+def _built(value: Any, trusted: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"class_path", "init_args"}:
+            return build(value, trusted)
+        return {key: _built(item, trusted) for key, item in value.items()}
+    return [_built(item, trusted) for item in value] if isinstance(value, list) else value
+
+
+def plain(value: Any) -> Any:
+    """Turn an argument into str, int, float, bool, None, lists and dicts: all that a safe checkpoint may hold."""
+    if isinstance(value, Recorded):
+        return value.recipe
+    if is_dataclass(value) and not isinstance(value, type):
+        arguments = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {"class_path": _path(type(value)), "init_args": arguments}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    raise TypeError(f"a recorded argument must be plain data or a recorded part, not {type(value).__name__}")
+
+
+def _present(part: Any, value: Any) -> Any:
+    """The recipe of a part, or of each of a list of parts, as it is now; the recorded ``value`` if it is no part."""
+    if isinstance(part, Recorded):
+        return part.recipe
+    if isinstance(value, list) and isinstance(part, Iterable):
+        several = list(part)
+        if several and all(isinstance(each, Recorded) for each in several):
+            return [each.recipe for each in several]
+    return value
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _recording(init: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def recording_init(self: Recorded, *args: Any, **kwargs: Any) -> None:
+        if "_arguments" not in self.__dict__:  # the most derived class speaks for all
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            arguments = {name: plain(value) for name, value in list(bound.arguments.items())[1:]}
+            object.__setattr__(self, "_arguments", arguments)
+        init(self, *args, **kwargs)
+
+    return recording_init

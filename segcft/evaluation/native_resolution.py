@@ -1,0 +1,370 @@
+"""Answers at the images' own size: what is measured is the final image, and not what the model sees of it.
+
+The model and the evaluator read their frame as ever; its edits are drawn on the image, a few subjects at a time.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from data_modules.common.data_module import ImageDataset, Rerenderable
+from segcft.counterfactual.edits import Canvas, Edit, carry
+from segcft.evaluation import metrics
+from segcft.evaluation.bootstrap import Array, mean, ratio
+from segcft.evaluation.protocol import Contender, Subjects, Values
+from segcft.evaluation.summary import TEXT, Column
+from segcft.guidance.judges import SegmentationModel
+from segcft.spatial.geometry import Geometry
+from segcft.variables.mask_measurements import located
+from segcft.variables.regions import dilate, reach
+from segcft.variables.variables import DataDescription
+
+SHARP = 512  # pixels along the longest side up to which a border is a pixel to either side of it
+AT_ONCE = 2**20  # pixels of films that are held at a time, of each image
+SMOOTH = 1.5  # pixels: the detector's grain is nobody's anatomy
+PAINTED = "_painted"  # ending of the row of today's form of an answer
+COLUMNS = {
+    "old_edge": Column("old edge", "{:.2f}", ratio("old_edge", "old_edge_before")),
+    "new_edge": Column("new edge", "{:.2f}", ratio("new_edge", "new_edge_there")),
+    "detail": Column("old detail", "{:.2f}", mean("detail")),
+    "energy": Column("energy", "{:.2f}", ratio("energy", "energy_before")),
+    "energy_changed": Column("where changed", "{:.2f}", ratio("energy_changed", "energy_changed_before")),
+    "folded": Column("folded %", "{:.3f}", mean("folded")),
+    "strain": Column("strain", "{:.3f}", mean("strain")),
+    "painted": Column("painted %", "{:.1f}", ratio("painted", "altered")),
+    "truth_ratio": Column("truth ratio", "{:.2f}", ratio("error", "error_unchanged")),
+    "truth_near": Column("near", "{:.2f}", ratio("error_near", "error_near_unchanged")),
+    "truth_smooth": Column("blurred", "{:.2f}", ratio("smooth", "smooth_unchanged")),
+    "truth_smooth_near": Column("blurred, near", "{:.2f}", ratio("smooth_near", "smooth_near_unchanged")),
+    "edge_error": Column("edge error", "{:.2f}", ratio("edge_error", "edge_error_unchanged")),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Subjects of a split, and what they are asked.
+
+    Attributes:
+        index: Their places, (N,).
+        values: Parents in real units, (N,) each.
+        do: Variable -> targets in real units, (N,).
+        truth: Variables of which true counterfactuals are drawn.
+    """
+
+    index: Tensor
+    values: Values
+    do: Values
+    truth: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, people: Subjects) -> "Asked":
+        """Those of the other tables."""
+        values = people.description.parents.take(people.batch)
+        return cls(people.batch["index"], values, people.do, frozenset(people.truth))
+
+    def to(self, device: torch.device) -> "Asked":
+        """The same on another device."""
+        values, do = ({name: v.to(device) for name, v in every.items()} for every in (self.values, self.do))
+        return Asked(self.index.to(device), values, do, self.truth)
+
+    def part(self, few: slice) -> "Asked":
+        """Some of them."""
+        values, do = ({name: value[few] for name, value in every.items()} for every in (self.values, self.do))
+        return Asked(self.index[few], values, do, self.truth)
+
+
+@dataclass(frozen=True)
+class Films:
+    """A few subjects at their own size.
+
+    Attributes:
+        asked: Who they are.
+        canvas: Their images, (B, C, *N), and where the model's frame lies in them.
+        masks: Their labels, (B, K, *N), bool.
+    """
+
+    asked: Asked
+    canvas: Canvas
+    masks: Tensor
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a method made of a few films.
+
+    Attributes:
+        image: (B, C, *N).
+        masks: Structures in it, (B, K, *N), bool: the label that moved along, the truth's own, or the evaluator's.
+        edit: What was done; None of a true counterfactual, which nobody edited.
+        moved: What the flow makes of the image, without paint, (B, C, *N).
+    """
+
+    image: Tensor
+    masks: Tensor
+    edit: Edit | None
+    moved: Tensor
+
+
+class Studio:
+    """Draws answers at the images' own size.
+
+    Args:
+        contenders: Methods by name.
+        dataset: Films of one split at that size.
+        judge: The evaluator, which outlines what no flow has carried.
+        frame: Shape S of what models and evaluator read.
+        truth: Name of the true counterfactuals.
+    """
+
+    def __init__(
+        self,
+        contenders: Mapping[str, Contender],
+        dataset: ImageDataset,
+        judge: SegmentationModel,
+        frame: tuple[int, ...],
+        truth: str = "true_counterfactual",
+    ) -> None:
+        self.contenders, self.dataset, self.judge, self.frame, self.truth = contenders, dataset, judge, frame, truth
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Shape N of the films."""
+        return tuple(self.dataset.read(torch.zeros(1, dtype=torch.long))["image"].shape[2:])
+
+    def films(self, asked: Asked) -> Iterator[Films]:
+        """All of them, as many at a time as memory bears."""
+        for start, count in self._parts(len(asked.index)):
+            part = asked.part(slice(start, start + count))
+            batch = self.dataset.read(part.index.cpu())
+            image = batch["image"].to(part.index.device)
+            canvas = Canvas(image, Geometry.of(image.shape[2:], self.frame))
+            yield Films(part, canvas, batch["mask"].to(image.device) > 0.5)
+
+    def _parts(self, count: int) -> Iterator[tuple[int, int]]:
+        one = self.dataset.read(torch.zeros(1, dtype=torch.long))["image"]
+        size = max(1, AT_ONCE // one.numel())
+        return ((start, min(size, count - start)) for start in range(0, count, size))
+
+    def answers(self, films: Films) -> Iterator[tuple[str, str, Made]]:
+        """Question, method and answer, one after the other: every method, and beside it its painted form."""
+        for method, contender in self.contenders.items():
+            model, asked = contender.model, films.asked
+            values, small, canvas = model.parents.take(asked.values), films.canvas.frame, films.canvas.preview()
+            abduction = model.abduct(small, values, temperature=0.0)
+            for name, target in asked.do.items():
+                found = model.answer(
+                    small,
+                    abduction,
+                    model.act(values, {name: target}),
+                    corrections=contender.asked.corrections,
+                    confined=contender.asked.confined,
+                    canvas=canvas,
+                )
+                made = self.drawn(films, found.edit)
+                yield name, method, made
+                if found.edit.velocity is not None:
+                    yield name, f"{method}{PAINTED}", self.drawn(films, Edit(found.image - small), made.masks)
+
+    def drawn(self, films: Films, edit: Edit, masks: Tensor | None = None) -> Made:
+        """An edit, drawn; ``masks`` (B, K, *N) are those of the answer where they are known."""
+        canvas = films.canvas
+        carried = carry(edit, canvas.image, canvas.geometry)
+        image = canvas.painted(carried, edit)
+        moved = canvas.painted(carried, edit._replace(paint=torch.zeros_like(edit.paint)))
+        if masks is None and edit.carries_all:
+            masks = carry(edit, films.masks.float(), canvas.geometry) > 0.5
+        return Made(image, self.outlines(image) if masks is None else masks, edit, moved)
+
+    def outlines(self, image: Tensor) -> Tensor:
+        """The evaluator's masks of images (B, C, *N), enlarged, (B, K, *N), bool."""
+        canvas = Canvas(image, Geometry.of(image.shape[2:], self.frame))
+        return canvas.geometry.enlarge(self.judge.probabilities(canvas.frame)) > 0.5
+
+    def unchanged(self, films: Films) -> Made:
+        """Doing nothing."""
+        small = torch.zeros_like(films.canvas.frame)
+        still = small.new_zeros(len(small), small.dim() - 2, *small.shape[2:])
+        return Made(films.canvas.image, films.masks, Edit(small, still), films.canvas.image)
+
+    def true(self, films: Films, name: str) -> Made | None:
+        """The true counterfactual; None where there is none."""
+        if name not in films.asked.truth or not isinstance(self.dataset, Rerenderable):
+            return None
+        drawn = self.dataset.counterfactual(films.asked.index.cpu(), {name: films.asked.do[name].cpu()})
+        image = drawn["image"].to(films.masks.device)
+        return Made(image, drawn["mask"].to(image.device) > 0.5, None, films.canvas.image)
+
+
+def rows(
+    studio: Studio, asked: Asked, about: DataDescription, refinement: Mapping[str, str]
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """One row a method, question and subject, and pictures of a few.
+
+    Columns: ``method``, ``refinement``, ``do``, ``subject``, ``factual``, ``target``; ``old_edge`` and
+    ``old_edge_before`` across the border that was left, in the answer and in the factual image; ``new_edge`` across
+    the new border, ``new_edge_there`` that of the truth or of the factual image; ``detail``; ``energy``,
+    ``energy_before`` and both where the answer ``changed`` something; ``folded`` in % and ``strain`` of the flow;
+    ``painted`` and ``altered``, summed changes by paint, and by paint and flow; ``error``, ``error_near``, ``smooth``
+    (blurred), ``smooth_near`` and ``edge_error`` to the truth, ``*_unchanged`` those of the factual image. NaN where
+    unknown. The methods follow each other in the order of the other tables, today's form of an answer before it.
+
+    Args:
+        studio: Draws.
+        asked: Who is asked what.
+        about: Of the data at this size.
+        refinement: Of the methods, for the table.
+
+    Returns:
+        The rows, and ``{"do", "subject", "text", "tiles"}`` of median requests, tiles by name, (H, W) uint8.
+    """
+    parts, pictures, chosen = [], [], _medians(asked)
+    for films in studio.films(asked):
+        tiles: dict[str, dict[str, Tensor]] = {name: {"factual": films.canvas.image} for name in asked.do}
+        truths = {name: studio.true(films, name) for name in asked.do}
+        for name, method, made in _everything(studio, films, truths):
+            columns = _measured(name, films, made, truths[name], about)
+            frame = pd.DataFrame({key: value.double().tolist() for key, value in columns.items()})
+            frame.insert(0, "subject", films.asked.index.tolist())
+            frame.insert(0, "do", name)
+            frame.insert(0, "refinement", refinement.get(method.removesuffix(PAINTED), ""))
+            frame.insert(0, "method", method)
+            parts.append(frame)
+            if method != "identity":
+                tiles[name][method] = made.image
+        pictures += _pictures(films, tiles, chosen, about)
+    frame, order = pd.concat(parts), ["identity", studio.truth]
+    order += [name + end for name in studio.contenders for end in (PAINTED, "")]
+    frame["place"] = frame["method"].map(order.index)
+    frame["question"] = frame["do"].map(list(asked.do).index)
+    frame = frame.sort_values(["place", "question"], kind="stable").drop(columns=["place", "question"])
+    return frame.reset_index(drop=True), sorted(pictures, key=lambda each: list(asked.do).index(each["do"]))
+
+
+def _everything(studio: Studio, films: Films, truths: Mapping[str, Made | None]) -> Iterator[tuple[str, str, Made]]:
+    unchanged = studio.unchanged(films)
+    for name, truth in truths.items():
+        yield name, "identity", unchanged
+        if truth is not None:
+            yield name, studio.truth, truth
+    yield from studio.answers(films)
+
+
+def moments(frame: pd.DataFrame) -> dict[str, Array]:
+    """Columns of numbers, (N,) each."""
+    return {str(key): frame[key].to_numpy(np.float64) for key in frame.columns if key not in TEXT}
+
+
+def _measured(name: str, films: Films, made: Made, truth: Made | None, about: DataDescription) -> dict[str, Tensor]:
+    image, cf_image = films.canvas.image, made.image
+    changed = (cf_image != image).any(1)
+    return {
+        "factual": films.asked.values[name],
+        "target": films.asked.do[name],
+        **_edges(name, films, made, truth, about),
+        "detail": metrics.detail_correlation(image, cf_image),
+        "energy": metrics.fine_energy(cf_image, torch.ones_like(changed)),
+        "energy_before": metrics.fine_energy(image, torch.ones_like(changed)),
+        "energy_changed": metrics.fine_energy(cf_image, changed),
+        "energy_changed_before": metrics.fine_energy(image, changed),
+        **_flow(films, made),
+        **({} if truth is None else _truth(name, films, made, truth, about)),
+    }
+
+
+def _edges(name: str, films: Films, made: Made, truth: Made | None, about: DataDescription) -> dict[str, Tensor]:
+    """Sharpness of the old and of the new border, signed so that the ones they are compared with are positive."""
+    image, scale = films.canvas.image, max(1.0, max(films.canvas.image.shape[2:]) / SHARP)
+
+    def part(masks: Tensor) -> Tensor:
+        return located(masks, about.parents[name].structure, about.parents[name].region, films.masks, about)
+
+    before, after = part(films.masks), part(made.masks)
+    wanted = after if truth is None else part(truth.masks)
+    there = metrics.moved_border(image, before, wanted, scale)
+    still = metrics.moved_border(made.image, before, wanted, scale)
+    new = metrics.moved_border(made.image, after, before, scale)
+    usual = there if truth is None else metrics.moved_border(truth.image, wanted, before, scale)
+    unknown = new.isnan() | usual.isnan()
+    return {
+        "old_edge": still * there.sign(),
+        "old_edge_before": there.abs(),
+        "new_edge": torch.where(unknown, torch.nan, new * usual.sign()),
+        "new_edge_there": torch.where(unknown, torch.nan, usual.abs()),
+    }
+
+
+def _flow(films: Films, made: Made) -> dict[str, Tensor]:
+    """Of the flow in the image's pixels, and how the change divides into flow and paint."""
+    if made.edit is None:
+        return {}
+    painted, moved = ((now - then).abs().flatten(1).sum(1) for now, then in _steps(films, made))
+    shares = {"painted": 100 * painted, "altered": painted + moved}
+    if made.edit.displacement is None:
+        return shares
+    geometry = films.canvas.geometry
+    scale = painted.new_tensor(geometry.steps).view(-1, *[1] * len(geometry.steps))
+    flow = metrics.flow_shape(geometry.enlarge(made.edit.displacement * scale))
+    return {"folded": 100 * flow["folded"], "strain": flow["strain"], **shares}
+
+
+def _steps(films: Films, made: Made) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return (made.image, made.moved), (made.moved, films.canvas.image)
+
+
+def _truth(name: str, films: Films, made: Made, truth: Made, about: DataDescription) -> dict[str, Tensor]:
+    """Distances to the true counterfactual, this answer's and the unchanged image's."""
+    image, variable = films.canvas.image, about.parents[name]
+    was, wanted = (
+        located(each, variable.structure, variable.region, films.masks, about) for each in (films.masks, truth.masks)
+    )
+    near, edge = (dilate(where, reach(image)) for where in (was | wanted, was ^ wanted))
+    found: dict[str, Tensor] = {}
+    for end, shown in (("", made.image), ("_unchanged", image)):
+        for key, error in (("error", shown - truth.image), ("smooth", metrics.gaussian(shown - truth.image, SMOOTH))):
+            found[f"{key}{end}"] = error.abs().flatten(1).mean(1)
+            found[f"{key}_near{end}"] = metrics.masked_mean(error.abs().mean(1), near)
+        found[f"edge_error{end}"] = metrics.edge_error(shown, truth.image, edge)
+    return found
+
+
+def _medians(asked: Asked) -> dict[str, list[int]]:
+    """Variable -> places of the subjects with the median request to shrink and to grow."""
+    chosen = {}
+    for name, target in asked.do.items():
+        more = target - asked.values[name]
+        ordered = [_ordered(more, kind) for kind in (more < 0, more > 0)]
+        chosen[name] = [int(asked.index[places[len(places) // 2]]) for places in ordered if len(places)]
+    return chosen
+
+
+def _ordered(more: Tensor, kind: Tensor) -> Tensor:
+    places = kind.nonzero()[:, 0]
+    return places[more[places].argsort()]
+
+
+def _pictures(
+    films: Films, tiles: Mapping[str, Mapping[str, Tensor]], chosen: Mapping[str, list[int]], about: DataDescription
+) -> list[dict[str, Any]]:
+    found = []
+    for name, images in tiles.items():
+        for place, index in enumerate(films.asked.index.tolist()):
+            if index not in chosen[name]:
+                continue
+            numbers = (float(films.asked.values[name][place]), float(films.asked.do[name][place]))
+            text = f"{name}, subject {index}: {numbers[0]:.4g} -> {numbers[1]:.4g} {about.parents[name].unit}"
+            planes = {label: _plane(image[place]) for label, image in images.items()}
+            found.append({"do": name, "subject": index, "text": text, "tiles": planes})
+    return found
+
+
+def _plane(image: Tensor) -> npt.NDArray[np.uint8]:
+    """(C, *N) in [-1, 1] -> (H, W); a volume shows its middle slice."""
+    flat = image[0] if image.dim() == 3 else image[0, image.shape[1] // 2]
+    levels: npt.NDArray[np.uint8] = ((flat.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    return levels

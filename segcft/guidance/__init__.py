@@ -1,0 +1,23 @@
+"""What measures a counterfactual and guides fine-tuning: judges, guidance, losses."""
+
+from segcft.guidance.external_segmentor import ExternalSegmentor
+from segcft.guidance.guidance import (
+    CoTrainedGuidance,
+    EnsembleGuidance,
+    NoGuidance,
+    RegressorGuidance,
+    SegmentorGuidance,
+)
+from segcft.guidance.imported_networks import ImportedNetwork
+from segcft.guidance.losses import ElboConstraint
+
+__all__ = [
+    "CoTrainedGuidance",
+    "ElboConstraint",
+    "EnsembleGuidance",
+    "ExternalSegmentor",
+    "ImportedNetwork",
+    "NoGuidance",
+    "RegressorGuidance",
+    "SegmentorGuidance",
+]

@@ -1,0 +1,215 @@
+"""Networks that were made elsewhere: any ``nn.Module``, a TorchScript file, or the folder of a MONAI bundle."""
+
+import io
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from segcft.core.recipes import TRUSTED_PACKAGES, Recorded, imported
+
+TRUSTED_NETWORKS = (*TRUSTED_PACKAGES, "monai.networks.nets")
+
+
+class ExternalNetwork(nn.Module, Recorded):
+    """A network that segcft did not make, (B, channels, *S) -> (B, outputs, *S).
+
+    Args:
+        outputs: Names of its output channels in order, if structures are to be found by name.
+    """
+
+    def __init__(self, outputs: list[str] | None = None) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+
+class ImportedNetwork(ExternalNetwork):
+    """An ``nn.Module`` by its class path; its weights travel in our checkpoints, its code does not.
+
+    Code is imported from ``monai.networks.nets`` and from packages that the environment variable
+    ``SEGCFT_TRUSTED_PACKAGES`` names, here and wherever the checkpoint is opened.
+
+    Args:
+        network: Class path, for instance ``mypackage.networks.UNet``.
+        options: Arguments of its constructor.
+        weights: File of its ``state_dict``, read once and without running code from it.
+        outputs: See ``ExternalNetwork``.
+
+    Raises:
+        ValueError: If the class is not trusted, does not exist or cannot be built so, or the weights do not fit it.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        options: dict[str, Any] | None = None,
+        weights: str | None = None,
+        outputs: list[str] | None = None,
+    ) -> None:
+        super().__init__(outputs)
+        factory = imported(network, TRUSTED_NETWORKS)
+        if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+            raise ValueError(f"network: {network!r} is no torch.nn.Module")
+        try:
+            self.module: nn.Module = factory(**(options or {}))
+        except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+            raise ValueError(f"network: {network} cannot be built with options {options}: {error}") from error
+        if weights is not None:
+            _load_weights(self.module, Path(weights))
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How it was built; its weights are not read again."""
+        recipe = super().recipe
+        return {**recipe, "init_args": {**recipe["init_args"], "weights": None}}
+
+    def forward(self, image: Tensor) -> Any:
+        """What the module says, unchanged."""
+        return self.module(image)
+
+
+class ScriptedNetwork(ExternalNetwork):
+    """A TorchScript file; program and weights both travel in our checkpoints, and it is frozen until asked to learn.
+
+    TorchScript holds no Python pickle and opening it runs no Python, but using it runs its graph: open files, and
+    checkpoints that hold one, only from people you trust.
+
+    Args:
+        file: What ``torch.jit.save`` wrote; None for one whose program comes with the state.
+        outputs: See ``ExternalNetwork``.
+
+    Raises:
+        ValueError: If the file is missing or is not TorchScript; a pickled module is refused.
+    """
+
+    def __init__(self, file: str | None = None, outputs: list[str] | None = None) -> None:
+        super().__init__(outputs)
+        self._program = b""
+        self.module: nn.Module | None = None
+        if file is not None:
+            if not Path(file).is_file():
+                raise ValueError(f"{file} does not exist")
+            self._open(Path(file).read_bytes(), file)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How it was built; the program comes with the state, not from the file again."""
+        recipe = super().recipe
+        return {**recipe, "init_args": {**recipe["init_args"], "file": None}}
+
+    def forward(self, image: Tensor) -> Any:
+        """What the program says, unchanged."""
+        assert self.module is not None, "load the state first"
+        return self.module(image)
+
+    def get_extra_state(self) -> Tensor:
+        """The program as bytes, (N,) uint8: no buffer, for those are averaged."""
+        return torch.frombuffer(bytearray(self._program), dtype=torch.uint8) if self._program else torch.empty(0)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over a program; its present weights follow as parameters."""
+        program = state.cpu().numpy().tobytes()
+        if program != self._program:  # else optimisers hold the weights that are here
+            self._open(program, "the checkpoint's TorchScript")
+
+    def _open(self, program: bytes, source: str) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch asks authors of programs to move on
+                module: nn.Module = torch.jit.load(io.BytesIO(program), map_location="cpu")  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise ValueError(
+                f"{source} is not TorchScript. If it is a pickled module, it is refused, for opening it may run code: "
+                "save it with torch.jit.save, or give ImportedNetwork its class path and its state_dict"
+            ) from error
+        self._program, self.module = program, module.train(self.training)
+        self.requires_grad_(False)
+
+
+def opened(path: str) -> ExternalNetwork:
+    """The network of a TorchScript file or of a MONAI bundle's folder.
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    if Path(path).is_dir():
+        return _bundle(Path(path))
+    if not Path(path).exists():
+        raise ValueError(f"network: {path} does not exist; for a class, give ImportedNetwork its class path")
+    return ScriptedNetwork(path)
+
+
+def _bundle(folder: Path) -> ExternalNetwork:
+    """``network_def`` of configs/inference.json or .yaml with models/model.pt, or models/model.ts alone."""
+    outputs, weights, script = _output_names(folder), folder / "models/model.pt", folder / "models/model.ts"
+    if not weights.is_file() and script.is_file():
+        return ScriptedNetwork(str(script), outputs)
+    found = [path for path in (folder / f"configs/inference.{kind}" for kind in ("json", "yaml")) if path.is_file()]
+    if not found:
+        raise ValueError(f"{folder} is no MONAI bundle: it lacks configs/inference.json or .yaml, or models/model.ts")
+    config = _read(found[0])
+    network = config.get("network_def")
+    if not isinstance(network, dict) or "_target_" not in network:
+        raise ValueError(f"{found[0]}: network_def: a dictionary with _target_ is needed")
+    options = {key: _plain(value, config, found[0]) for key, value in network.items() if not key.startswith("_")}
+    target = network["_target_"] if "." in network["_target_"] else f"monai.networks.nets.{network['_target_']}"
+    return ImportedNetwork(target, options, str(weights), outputs)
+
+
+def _output_names(folder: Path) -> list[str] | None:
+    path = folder / "configs/metadata.json"
+    if not path.is_file():
+        return None
+    try:
+        channels = _read(path)["network_data_format"]["outputs"]["pred"]["channel_def"]
+        return [channels[key] for key in sorted(channels, key=int)]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None  # optional, and free in form
+
+
+def _plain(value: Any, config: dict[str, Any], path: Path, depth: int = 8) -> Any:
+    """A value of a bundle's configuration with its references followed; expressions are code and refused."""
+    if isinstance(value, dict):
+        if "_target_" not in value:
+            return {key: _plain(item, config, path) for key, item in value.items()}
+    elif isinstance(value, list):
+        return [_plain(item, config, path) for item in value]
+    elif isinstance(value, str) and value.startswith("@") and value[1:] in config and depth:
+        return _plain(config[value[1:]], config, path, depth - 1)
+    elif not (isinstance(value, str) and value[:1] in ("$", "@", "%")):
+        return value
+    raise ValueError(f"{path}: network_def: {value!r} would have to be run; write the value itself")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no dictionary")
+    return content
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    """Read a ``state_dict``, or a dictionary with one under ``state_dict`` or ``model``."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{path} holds more than a state_dict, or is damaged: refused, for it may run code") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds {type(state).__name__}, no state_dict")
+    state = next((state[key] for key in ("state_dict", "model") if key in state), state)
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} does not fit {type(module).__name__}: {reason}") from error

@@ -1,0 +1,384 @@
+"""The image mechanism: a top-down hierarchical VAE whose latents are the image's exogenous noise, or its mediators.
+
+After Child (2021, arXiv:2011.10650) and de Sousa Ribeiro et al. (2023, arXiv:2306.15764): a bottom-up encoder, a
+top-down chain of stochastic blocks, parents injected everywhere but in the prior. Resolutions without latents are
+deterministic: there, shape has to follow the parents instead of hiding in fine latents.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from segcft.core.recipes import Recorded
+from segcft.hvae.blocks import Block, Bottleneck, Residual, conv, scaled
+from segcft.hvae.latents import Abduction, Belief, LatentBlock, Normal, normal
+from segcft.hvae.likelihoods import DiscretisedGaussian, Likelihood, Pixels
+from segcft.spatial.resize import grow, shrink, standardise
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One resolution of the hierarchy, used by the encoder and the decoder.
+
+    Attributes:
+        resolution: Pixels along every axis, or one number per axis.
+        width: Channels.
+        blocks: Blocks of the encoder, and of the decoder, at this resolution.
+        latent_channels: Channels of each block's latent; 0 makes the resolution deterministic.
+    """
+
+    resolution: int | tuple[int, ...]
+    width: int
+    blocks: int = 1
+    latent_channels: int = 0
+
+    def size(self, spatial_dims: int) -> tuple[int, ...]:
+        """Resolution along every axis."""
+        if isinstance(self.resolution, int):
+            return (self.resolution,) * spatial_dims
+        if len(self.resolution) != spatial_dims:
+            raise ValueError(f"stage resolution {self.resolution} does not have {spatial_dims} axes")
+        return tuple(self.resolution)
+
+
+Recompute = int | Literal["activations"]
+Mediation = Literal["total", "direct", "indirect"]
+Choice = Callable[[int, Normal, Normal | None], Tensor]  # (place among the latents, prior, posterior) -> latent
+
+
+class Descent(NamedTuple):
+    """What a pass of the decoder finds; see ``Abduction``."""
+
+    latents: list[Tensor]
+    pixels: Pixels
+    beliefs: list[Belief]
+    added: list[tuple[Tensor, Tensor]]
+
+
+class TopDownBlock(LatentBlock):
+    """One stochastic block of SiLU bottlenecks.
+
+    Args:
+        spatial_dims: 2 or 3.
+        stage: Widths and latent channels.
+        embedding: Length of the embedded parents.
+        conditional_prior: Let the prior see the decoder's state, and so the parents.
+        blind: Let the posterior see the prior's memory instead of both.
+        gain: Factor on the initial weights that write into the decoder's state.
+    """
+
+    def __init__(
+        self, spatial_dims: int, stage: Stage, embedding: int, conditional_prior: bool, blind: bool, gain: float
+    ) -> None:
+        super().__init__()
+        width, latent = stage.width, stage.latent_channels
+        kernel = 1 if max(stage.size(spatial_dims)) <= 2 else 3
+        self.conditional_prior, self.blind = conditional_prior, blind
+        self.prior = Bottleneck(
+            spatial_dims, width, 2 * latent + width, embedding if conditional_prior else 0, kernel, gain=0.0
+        )
+        self.posterior = Bottleneck(spatial_dims, 2 * width, 2 * latent, 0 if blind else embedding, kernel)
+        self.write = scaled(conv(spatial_dims, latent, width, 1), gain)
+        self.remember = scaled(conv(spatial_dims, latent, width, 1), gain)
+        self.residual = Residual(spatial_dims, width, embedding, kernel, gain)
+        self.split = (2 * latent, width)
+
+    def prior_of(self, state: Tensor, memory: Tensor, parents: Tensor) -> tuple[Normal, Tensor]:
+        """See ``LatentBlock.prior_of``."""
+        out = self.prior(state, parents) if self.conditional_prior else self.prior(memory)
+        statistics, features = out.split(self.split, dim=1)
+        return normal(statistics), features
+
+    def posterior_of(self, state: Tensor, memory: Tensor, seen: Tensor, parents: Tensor) -> Normal:
+        """See ``LatentBlock.posterior_of``."""
+        return normal(self.posterior(torch.cat([memory if self.blind else state, seen], dim=1), parents))
+
+    def absorb(self, state: Tensor, latent: Tensor, features: Tensor, parents: Tensor) -> Tensor:
+        """See ``LatentBlock.absorb``."""
+        out: Tensor = self.residual(state + features + self.write(latent.to(state.dtype)), parents)
+        return out
+
+    def recall(self, memory: Tensor, latent: Tensor, features: Tensor) -> Tensor:
+        """See ``LatentBlock.recall``."""
+        out: Tensor = memory + features + self.remember(latent.to(features.dtype))
+        return out
+
+
+class HVAE(nn.Module, Recorded):
+    """Hierarchical VAE with parents, in 2-D or 3-D.
+
+    Args:
+        spatial_dims: 2 or 3.
+        channels: Image channels C.
+        parents_dim: Length P of the parents' vector.
+        stages: Resolutions, finest first; each an integer fraction of the one before.
+        likelihood: Pixel-wise likelihood.
+        conditional_prior: p(z | parents) instead of an exogenous p(z): latents are mediators, which the parents move.
+            Exogenous latents are the Markovian default.
+        blind: q(z | image) instead of q(z | image, parents), the image standardised by its own mean and deviation: what
+            parents tell and no shape shows, such as brightness, cannot hide in exogenous latents. For parents that say
+            how bright and rich in contrast an image is; where none does, that would be lost.
+        embedding: Length of the embedded parents.
+        mixing: Of mediators, a in [0, 1]: 1 holds them in a counterfactual, 0 lets them follow the prior; see
+            ``Belief.moved``.
+        recompute: What is computed anew in the backward pass: less memory, more time, the same gradient. With
+            ``activations``, what activations make of what they read; with a number, all of the blocks at that many
+            pixels or more along the longest axis. 0 for nothing.
+
+    Raises:
+        ValueError: If a resolution does not divide the one before it, no stage has latents, ``mixing`` is no share,
+            ``recompute`` is another word, or a model is blind whose prior sees the parents.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        parents_dim: int,
+        stages: list[Stage],
+        likelihood: Likelihood | None = None,
+        conditional_prior: bool = False,
+        blind: bool = False,
+        embedding: int = 32,
+        mixing: float = 0.5,
+        recompute: Recompute = 0,
+    ) -> None:
+        super().__init__()
+        _check(stages, spatial_dims)
+        if not 0 <= mixing <= 1:
+            raise ValueError(f"mixing must lie between 0 and 1, got {mixing}")
+        if isinstance(recompute, str) and recompute != "activations":
+            raise ValueError(f"recompute must be a number of pixels or activations, got {recompute!r}")
+        if blind and conditional_prior:
+            raise ValueError("blind is about exogenous latents: it goes without conditional_prior")
+        self.conditional_prior, self.blind = conditional_prior, blind
+        self.mixing, self.recompute = mixing, recompute
+        self.spatial_dims, self.stages = spatial_dims, stages
+        self.likelihood = likelihood or DiscretisedGaussian()
+        self.finest = min(depth for depth, stage in enumerate(stages) if stage.latent_channels and stage.blocks)
+        top = stages[-1]
+        self.start = nn.Parameter(torch.zeros(1, top.width, *top.size(spatial_dims)))
+        self._build(channels, parents_dim, embedding)
+        for part in self.modules():
+            if isinstance(part, Block):
+                part.lean = recompute == "activations"
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the decoder's state after every stage, finest first."""
+        return [stage.width for stage in self.stages]
+
+    @property
+    def gain(self) -> float:
+        """Factor on the initial weights of every block's last layer: their sum stays in range, however deep."""
+        return math.sqrt(1 / max(1, sum(stage.blocks for stage in self.stages)))
+
+    def _build(self, channels: int, parents_dim: int, embedding: int) -> None:
+        """Make the networks; what a family of blocks decides."""
+        dims, stages = self.spatial_dims, self.stages
+        self.embed: nn.Module = nn.Sequential(
+            nn.Linear(parents_dim, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.stem = conv(dims, channels, stages[0].width)
+        self.encoder = nn.ModuleList(self._encoder_stages())
+        self.narrow = nn.ModuleList(conv(dims, fine.width, coarse.width, 1) for fine, coarse in pairwise(stages))
+        self.decoder = nn.ModuleList(self._decoder_stages(embedding))
+        self.widen = nn.ModuleList(conv(dims, coarse.width, fine.width, 1) for fine, coarse in pairwise(stages))
+        self.head: nn.Module = _head(dims, stages[0].width, channels)
+
+    def _encoder_stages(self) -> list[nn.Module]:
+        return [
+            nn.Sequential(*(Residual(self.spatial_dims, stage.width, gain=self.gain) for _ in range(stage.blocks)))
+            for stage in self.stages
+        ]
+
+    def _decoder_stages(self, embedding: int) -> list[nn.ModuleList]:
+        dims, gain = self.spatial_dims, self.gain
+
+        def block(stage: Stage) -> nn.Module:
+            if stage.latent_channels:
+                return TopDownBlock(dims, stage, embedding, self.conditional_prior, self.blind, gain)
+            return Residual(dims, stage.width, embedding, gain=gain)
+
+        return [nn.ModuleList(block(stage) for _ in range(stage.blocks)) for stage in self.stages]
+
+    def abduct(self, image: Tensor, pa: Tensor, temperature: float = 1.0, samples: int = 1) -> Abduction:
+        """Latents z ~ q(z | image, parents): one encoder and one decoder pass.
+
+        Args:
+            image: (B, C, *S) in [-1, 1], S the first stage's resolution.
+            pa: Encoded parents, (B, P).
+            temperature: Factor on the posterior's deviation; 0 takes its mean.
+            samples: Particles drawn of every image, which is encoded once; those of an image follow each other.
+
+        Returns:
+            An abduction of B * samples rows.
+        """
+        encoded = self._encode(image)
+        if samples > 1:
+            encoded = [features.repeat_interleave(samples, 0) for features in encoded]
+            image, pa = image.repeat_interleave(samples, 0), pa.repeat_interleave(samples, 0)
+
+        def infer(place: int, prior: Normal, posterior: Normal | None) -> Tensor:
+            assert posterior is not None
+            return posterior.sample(temperature)
+
+        latents, pixels, beliefs, added = self._top_down(pa, infer, encoded)
+        nll = self.likelihood.nll(image, pixels).flatten(1).mean(1)
+        return Abduction(latents, pixels, nll, beliefs, pa, added)
+
+    def predict(self, abduction: Abduction, pa: Tensor, mediation: Mediation = "total") -> Pixels:
+        """The abducted images under other parents: g(z*, pa*), one decoder pass.
+
+        Exogenous latents stay, z* = z; mediators follow the parents, see ``mediate``.
+
+        Args:
+            abduction: Of the factual images; its temperature is in its latents and not applied again.
+            pa: Encoded counterfactual parents pa*, (B, P).
+            mediation: Which ways from the parents to the image are open. ``total``: all, g(z*, pa*). ``direct``: none
+                through the latents, g(z, pa*). ``indirect``: only through them, g(z*, pa), in two decoder passes.
+
+        Raises:
+            ValueError: If ``mediation`` is unknown.
+        """
+        if mediation not in get_args(Mediation):
+            raise ValueError(f"mediation must be one of {', '.join(get_args(Mediation))}, got {mediation!r}")
+        if not self.conditional_prior:
+            return self._again(abduction, abduction.pa if mediation == "indirect" else pa)
+        if mediation == "direct":
+            return self._decode(abduction.latents, pa)
+        latents, pixels = self.mediate(abduction, pa)
+        return pixels if mediation == "total" else self._decode(latents, abduction.pa)
+
+    def mediate(self, abduction: Abduction, pa: Tensor) -> tuple[list[Tensor], Pixels]:
+        """Latents z* under other parents (B, P), and g(z*, pa*).
+
+        From the top: the prior of block i sees pa* and, through the decoder's state, z*_<i.
+        """
+        if not self.conditional_prior:
+            return abduction.latents, self._again(abduction, pa)
+        given, beliefs = abduction.latents, abduction.beliefs
+
+        def move(place: int, prior: Normal, posterior: Normal | None) -> Tensor:
+            return beliefs[place].moved(given[place], prior, self.mixing)
+
+        latents, pixels, *_ = self._top_down(pa, move)
+        return latents, pixels
+
+    def sample(self, pa: Tensor, temperature: float = 1.0) -> Pixels:
+        """Draw latents from the prior and decode them under ``pa`` (B, P)."""
+        return self._top_down(pa, lambda place, prior, posterior: prior.sample(temperature)).pixels
+
+    def _decode(self, latents: list[Tensor], pa: Tensor) -> Pixels:
+        return self._top_down(pa, lambda place, prior, posterior: latents[place]).pixels
+
+    def _again(self, abduction: Abduction, pa: Tensor) -> Pixels:
+        """The abducted latents under other parents (B, P), which an exogenous prior does not see: it is not asked."""
+        parents, added, states = self.embed(pa), iter(abduction.added), []
+        state = self.start.expand(len(pa), *self.start.shape[1:])
+        for depth in reversed(range(len(self.stages))):
+            state = self._widen(state, depth) if depth + 1 < len(self.stages) else state
+            for block in self._blocks(depth):
+                if isinstance(block, LatentBlock):
+                    state = self._run(depth, block.absorb, state, *next(added), parents)
+                else:
+                    state = self._run(depth, block, state, parents)
+            states.append(state)
+        return self._pixels(states)
+
+    def _encode(self, image: Tensor) -> list[Tensor]:
+        """Activations of every stage, finest first."""
+        if tuple(image.shape[2:]) != self.stages[0].size(self.spatial_dims):
+            size = self.stages[0].size(self.spatial_dims)
+            raise ValueError(f"this HVAE reads images of {size}, got {tuple(image.shape[2:])}")
+        features, encoded = self.stem(standardise(image) if self.blind else image), []
+        for depth, blocks in enumerate(self.encoder):
+            features = self._run(depth - 1, self._narrow, features, depth) if depth else features
+            for block in blocks.children():
+                features = self._run(depth, block, features)
+            encoded.append(features)
+        return encoded
+
+    def _top_down(self, pa: Tensor, choose: Choice, encoded: list[Tensor] | None = None) -> Descent:
+        """Walk from the coarsest stage to the finest.
+
+        Args:
+            pa: Encoded parents, (B, P).
+            choose: Says where each latent comes from.
+            encoded: The encoder's activations, finest first, for posteriors; there are no beliefs without.
+        """
+        parents = self.embed(pa)
+        state = memory = self.start.expand(len(pa), *self.start.shape[1:])
+        latents: list[Tensor] = []
+        beliefs: list[Belief] = []
+        added: list[tuple[Tensor, Tensor]] = []
+        states: list[Tensor] = []
+        for depth in reversed(range(len(self.stages))):
+            if depth + 1 < len(self.stages):
+                state = self._widen(state, depth)
+                memory = self._widen(memory, depth) if depth >= self.finest else memory
+            seen = self._look(encoded[depth], depth) if encoded is not None else None
+            for number, block in enumerate(self._blocks(depth)):
+                if isinstance(block, LatentBlock):
+                    choice = partial(choose, len(latents))
+                    last = depth == self.finest and number + 1 == len(self._blocks(depth))
+                    given = (choice, state, memory, parents, seen[number] if seen else None, last)
+                    state, memory, (latent, features), prior, posterior = self._run(depth, block.step, *given)
+                    added.append((latent, features))
+                    latents += [latent] * block.stochastic
+                    beliefs += [Belief(prior, posterior)] if posterior is not None else []
+                else:
+                    state = self._run(depth, block, state, parents)
+            states.append(state)
+        return Descent(latents, self._pixels(states), beliefs, added)
+
+    def _pixels(self, states: list[Tensor]) -> Pixels:
+        loc, raw_scale = self.head(states[-1]).chunk(2, dim=1)
+        return self.likelihood.pixels(loc, raw_scale)._replace(states=tuple(states))
+
+    def _run(self, depth: int, part: Callable[..., Any], *given: Any) -> Any:
+        """Call a part of the networks at a stage, keeping its activations or not."""
+        pixels = 0 if isinstance(self.recompute, str) else self.recompute
+        if max(self.stages[depth].size(self.spatial_dims)) >= pixels > 0 and torch.is_grad_enabled():
+            return checkpoint(part, *given, use_reentrant=False)
+        return part(*given)
+
+    def _look(self, features: Tensor, depth: int) -> list[Tensor]:
+        """What the posterior of every block of a stage reads of the encoder."""
+        return [features] * len(self._blocks(depth))
+
+    def _blocks(self, depth: int) -> nn.ModuleList:
+        blocks = self.decoder[depth]
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def _narrow(self, features: Tensor, depth: int) -> Tensor:
+        """On to the next coarser stage."""
+        narrowed: Tensor = self.narrow[depth - 1](shrink(features, self.stages[depth].size(self.spatial_dims)))
+        return narrowed
+
+    def _widen(self, flow: Tensor, depth: int) -> Tensor:
+        """On to the next finer stage; a 1x1 convolution commutes with interpolation and is cheaper before it."""
+        return grow(self.widen[depth](flow), self.stages[depth].size(self.spatial_dims))
+
+
+def _check(stages: list[Stage], spatial_dims: int) -> None:
+    if not any(stage.latent_channels and stage.blocks for stage in stages):
+        raise ValueError("no stage has latents: give at least one stage latent_channels > 0 and blocks > 0")
+    for fine, coarse in pairwise(stages):
+        sizes = fine.size(spatial_dims), coarse.size(spatial_dims)
+        if any(big % small for big, small in zip(*sizes, strict=True)):
+            raise ValueError(f"stage resolution {sizes[1]} does not divide the finer {sizes[0]}")
+
+
+def _head(spatial_dims: int, width: int, channels: int) -> nn.Sequential:
+    """Two convolutions at full resolution; location and raw log-scale start at zero."""
+    last = scaled(conv(spatial_dims, width, 2 * channels), 0.0)
+    return nn.Sequential(nn.SiLU(), conv(spatial_dims, width, width), nn.SiLU(), last)

@@ -1,0 +1,196 @@
+"""``segcft counterfactual``: what would these files look like, had something been so?
+
+Flow: options -> plan (model, questions, files, parents; every wrong request stops here) -> file by file: read, frame,
+answer, write -> one table of numbers, and what failed.
+"""
+
+import sys
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from segcft.core.atomic_files import write_text
+from segcft.counterfactual.model import CounterfactualModel
+from segcft.inference.answer_file import Plan, Row, answer_file
+from segcft.io.csv_tables import bad_cell, read_table
+from segcft.io.readers import is_picture
+from segcft.io.writers import mask_path
+from segcft.variables.requests import once, parse, sweep
+
+
+def counterfactual(arguments: list[str]) -> int:
+    """Run the command; 0, or 1 if a file could not be answered.
+
+    Raises:
+        ValueError: If a request, a parent, a table or the checkpoint is wrong: nothing was written then.
+    """
+    job = plan(parser().parse_args(arguments))
+    rows: list[Row] = []
+    failures: dict[Path, str] = {}
+    for file in _progress(job.files):
+        try:
+            rows += answer_file(job, file)
+        except (ValueError, OSError, MemoryError) as error:
+            failures[file] = str(error)
+    out = Path(job.options.out)
+    if rows:
+        write_text(out / "answers.csv", pd.DataFrame(rows).to_csv(index=False))
+        if job.options.manifest:
+            write_text(out / "manifest.csv", manifest(job, rows).to_csv(index=False))
+    _report(job, rows, failures)
+    return 1 if failures else 0
+
+
+def plan(options: Namespace) -> Plan:
+    """See that everything asked for makes sense.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    model = CounterfactualModel.load(options.checkpoint).to(options.device)
+    fixed = once([parse(text, model.parents) for text in options.do])
+    steps = sweep(options.sweep, model.parents) if options.sweep else []
+    if not fixed and not steps:
+        raise ValueError(f"nothing is asked: give --do or --sweep; this model knows {', '.join(model.parents.names)}")
+    questions = [once([*fixed.values(), step]) for step in steps] or [fixed]
+    for request in fixed.values():
+        if request.kind == "value":
+            model.parents.check({request.name: torch.tensor([request.number])}, options.strict)
+    if options.manifest and model.segmentor is None:
+        raise ValueError(f"--manifest: {options.checkpoint} holds no segmentor to draw the masks")
+    if (options.corrections or options.confined) and model.segmentor is None:
+        raise ValueError(f"--corrections, --confined: {options.checkpoint} holds no segmentor to refine answers by")
+    if options.samples < 1:
+        raise ValueError(f"--samples {options.samples}: at least one is needed")
+    if options.window and not options.window[0] < options.window[1]:
+        raise ValueError(f"--window {options.window[0]:g} {options.window[1]:g}: black must lie below white")
+    files = find_files(Path(options.image), Path(options.out))
+    parents = _parents(options, model, list(files))
+    return Plan(model, questions, files, parents, options, tuple(options.window) if options.window else None)
+
+
+def find_files(image: Path, out: Path) -> dict[Path, Path]:
+    """The file, or every image below the folder but what lies in ``out``, each with a folder of its own there.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if image.is_file():
+        return {image: out / image.name}
+    found = [path for path in sorted(image.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    written = out.resolve()
+    files = [path for path in found if written not in path.resolve().parents and is_picture(path)]
+    if not files:
+        raise ValueError(f"{image}: no image here" if image.is_dir() else f"no image at {image}")
+    return {path: out / path.relative_to(image) for path in files}
+
+
+def manifest(job: Plan, rows: list[Row]) -> pd.DataFrame:
+    """Counterfactuals as a data set of ``data_modules.folder``; those of one image are one patient's.
+
+    Areas are left out: that data set measures them in the masks.
+    """
+    model = job.model
+    assert model.segmentor is not None  # the plan has seen to it
+    columns: dict[str, Row] = {}
+    for row in rows:
+        path = Path(row["counterfactual"])
+        entry = columns.setdefault(row["counterfactual"], {"image": path.as_posix(), "patient": row["image"]})
+        for name in model.segmentor.description.structures:
+            entry[f"mask_{name}"] = mask_path(path, name).as_posix()
+        if row["variable"] not in model.parents.structural:
+            sex = row["variable"] == "sex" and row["target"] in (0, 1)
+            entry[row["variable"]] = "FM"[int(row["target"])] if sex else row["target"]
+    return pd.DataFrame(columns.values())
+
+
+def _parents(options: Namespace, model: CounterfactualModel, files: list[Path]) -> dict[Path, dict[str, float]]:
+    """What the user says about each file; one file's own row overrules ``--parent``."""
+    common = {}
+    for text in options.parent:
+        request = parse(text, model.parents)
+        if request.kind != "value":
+            raise ValueError(f"--parent {text!r}: a factual value has no sign or %")
+        common[request.name] = request.number
+    table = _table(Path(options.parents), model) if options.parents else {}
+    known = set(common).union(*table.values())
+    needed = [name for name in model.parents.names if name not in known]
+    hidden = [name for name in needed if model.segmentor is None or name not in model.parents.structural]
+    if hidden:
+        raise ValueError(f"factual {', '.join(hidden)} cannot be measured: give --parent {hidden[0]}=... or --parents")
+    return {file: {**common, **table.get(file.resolve(), {})} for file in files}
+
+
+def _table(path: Path, model: CounterfactualModel) -> dict[Path, dict[str, float]]:
+    """Rows of ``--parents``: column ``image``, relative to the table, and variables; blank is unknown."""
+    frame = read_table(path, ["image"], model.parents.names)
+    result = {}
+    for number, record in zip(frame.index, frame.to_dict("records"), strict=True):
+        cells = {str(name): cell for name, cell in record.items() if name != "image" and isinstance(cell, str)}
+        values = {}
+        for name, cell in cells.items():
+            try:
+                values[name] = parse(f"{name}=={cell}" if _continuous(model, name) else f"{name}={cell}", model.parents)
+            except ValueError as error:
+                raise bad_cell(path, int(number), name, cell, str(error)) from error
+        result[(path.parent / str(record["image"])).resolve()] = {n: value.number for n, value in values.items()}
+    return result
+
+
+def _continuous(model: CounterfactualModel, name: str) -> bool:
+    return model.parents[name].kind == "continuous"
+
+
+def _progress(files: Iterable[Path]) -> Iterable[Path]:
+    from rich.console import Console  # lazily: slow to import
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(list(files), "counterfactual", console=console, disable=not console.is_terminal)
+
+
+def _report(job: Plan, rows: list[Row], failures: dict[Path, str]) -> None:
+    answered = len(job.files) - len(failures)
+    doubtful = len({row["counterfactual"] for row in rows if row["warning"]})
+    print(f"{answered} of {len(job.files)} files answered: {job.options.out}")
+    if doubtful:
+        print(f"{doubtful} answers leave the training range or miss their target: see answers.csv", file=sys.stderr)
+    for file, reason in failures.items():
+        print(f"failed: {file}: {reason}", file=sys.stderr)
+
+
+def parser() -> ArgumentParser:
+    """Options of the command."""
+    made = ArgumentParser(prog="segcft counterfactual", description="Counterfactuals of image files.")
+    add = made.add_argument
+    add(
+        "--checkpoint",
+        required=True,
+        help="or bundle; of pretraining or fine-tuning; Seg-CFT's holds the segmentor that measures",
+    )
+    add("--image", required=True, help="PNG, JPEG, DICOM or NIfTI, or a folder of such")
+    add("--out", required=True, help="folder; every image gets one of its own there, and answers.csv has the numbers")
+    ask = "NAME=+20%% (of the factual value), NAME=+5 (a change), NAME=5 (a value; ==-5 if negative); repeat: jointly"
+    add("--do", action="append", default=[], metavar="NAME=VALUE", help=ask)
+    add("--sweep", metavar="NAME=FROM:TO:COUNT", help="factors of the factual value, 0.8:1.2:9; strip and animation")
+    add("--effect", choices=("total", "direct"), default="total", help="direct: descendants keep their factual values")
+    add("--samples", type=int, default=1, help="particles of the posterior: their mean, and deviation in the panel")
+    add("--temperature", type=float, help="of the latents; default 1, or 0 of a single sample")
+    again = "times to measure an answer by the segmentor and ask again for what is missing; default 2, or 0 without one"
+    add("--corrections", type=int, help=again)
+    beyond = (
+        "leave the image beyond the structures that move as it is, by the segmentor's masks; default with a segmentor"
+    )
+    add("--confined", action=BooleanOptionalAction, help=beyond)
+    add("--parent", action="append", default=[], metavar="NAME=VALUE", help="factual value, for every file")
+    add("--parents", metavar="CSV", help="factual values: column image, relative to the table, and variables")
+    add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="levels as in training; needed above 8 bits")
+    add("--spacing", type=float, nargs="+", metavar="MM", help="of a pixel, for files that do not say it")
+    add("--strict", action="store_true", help="refuse targets outside the training range instead of warning")
+    add("--manifest", action="store_true", help="also masks by the segmentor and manifest.csv, to train on the answers")
+    add("--keep-identity", action="store_true", help="keep every DICOM tag, the patient's name among them")
+    add("--device", default="cpu", help="cpu, cuda or mps")
+    return made

@@ -1,0 +1,78 @@
+"""Between a file's grid of grey levels and the model's frame of [-1, 1]."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segcft.counterfactual.edits import Canvas
+from segcft.counterfactual.model import CounterfactualModel
+from segcft.io.readers import Picture, Window
+from segcft.spatial.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How one picture lies in the model's frame, as ``data_modules.folder`` draws its training data.
+
+    Attributes:
+        geometry: Of picture and frame.
+        window: Levels that are -1 and 1.
+    """
+
+    geometry: Geometry
+    window: Window
+
+    @classmethod
+    def of(
+        cls, picture: Picture, model: CounterfactualModel, window: Window | None, spacing: Sequence[float] | None
+    ) -> "Framing":
+        """Resampled to the model's spacing where its sizes are in mm, else padded to a square (cube) and resized.
+
+        Args:
+            picture: What was read.
+            model: Knows frame, spacing and units.
+            window: As the picture was read with; 0 to 255 where that was None.
+            spacing: Edge lengths of a pixel in mm where the file does not say.
+
+        Raises:
+            ValueError: If the picture has other axes than the frame, or no known spacing.
+        """
+        about, shape, frame = model.description, picture.levels.shape, model.frame
+        if len(shape) != len(frame) or about.channels != 1:
+            raise ValueError(f"an image of shape {shape} does not fit a model of {about.channels} x {frame}")
+        units = [about.parents[name].unit for name in about.parents.structural]
+        if not any(unit.startswith("mm") for unit in units):
+            steps = tuple(max(shape) / side for side in frame)
+            return cls(Geometry(shape, frame, steps), window or (0.0, 255.0))
+        known = picture.spacing or spacing
+        if known is None:
+            raise ValueError("the file does not say its spacing, and the model measures in mm: give --spacing")
+        if len(known) != len(frame):
+            raise ValueError(f"spacing {list(known)}: {len(frame)} edge lengths are needed")
+        steps = tuple(new / old for new, old in zip(about.spacing, known, strict=True))
+        return cls(Geometry(shape, frame, steps), window or (0.0, 255.0))
+
+    def canvas(self, levels: NDArray[Any]) -> Canvas:
+        """Grey levels (*N) as an image (1, 1, *N) that can be edited."""
+        low, high = self.window
+        scaled = (levels.astype(np.float32) - low) * np.float32(2 / (high - low)) - 1
+        return Canvas(torch.from_numpy(scaled)[None, None], self.geometry)
+
+    def image(self, levels: NDArray[Any]) -> Tensor:
+        """Grey levels (*N) as the model sees them, (1, 1, *S) in [-1, 1]; black beyond the picture."""
+        return self.canvas(levels).frame
+
+    def levels(self, difference: Tensor) -> NDArray[np.float32]:
+        """A difference of images (1, 1, *N) in grey levels, (*N)."""
+        grey: NDArray[np.float32] = difference[0, 0].float().cpu().numpy()
+        return grey * np.float32((self.window[1] - self.window[0]) / 2)
+
+    def enlarge(self, values: Tensor) -> NDArray[np.float32]:
+        """(1, 1, *S) -> (*N), smoothly."""
+        large: NDArray[np.float32] = self.geometry.enlarge(values.float())[0, 0].cpu().numpy()
+        return large

@@ -1,0 +1,1 @@
+"""Image files and tables, read and written; no torch in here."""

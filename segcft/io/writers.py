@@ -1,0 +1,167 @@
+"""Back into a file: the pixels, grid, kind and depth of the file that was read, with a change added; no torch here."""
+
+import gzip
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from segcft.core.atomic_files import staged
+from segcft.io.deidentify import pseudonym, remove_identity
+from segcft.io.readers import FILMS, NIFTI, Pixels, Window, dicom_levels, shown
+
+Change = NDArray[np.float32]
+
+
+def suffix(source: Path) -> str:
+    """Of a file that is written like ``source``: JPEG becomes PNG, which loses nothing."""
+    name = source.name.lower()
+    return next((end for end in reversed(NIFTI) if name.endswith(end)), ".png" if name.endswith(FILMS) else ".dcm")
+
+
+def write_changed(
+    source: Path, change: Change, target: Path, window: Window | None, note: str, identity: bool = False
+) -> None:
+    """Write a file like ``source``, whole or not at all, in which every pixel without a change is what it was.
+
+    PNG and JPEG become PNG of the same mode; colours all change alike. DICOM becomes a derived image of a new series,
+    with new UIDs, that says what was done, and loses whatever names the patient, see ``identity.remove_identity``.
+    Levels go back through the inverse of window, VOI and rescale. NIfTI keeps affine and stored type.
+
+    Args:
+        source: What ``read_picture`` read.
+        change: To add to the levels that it gave, (*S); 0 leaves a pixel alone.
+        target: Where to write; its suffix is ``suffix(source)``.
+        window: As ``read_picture`` was given it.
+        note: What was done, in a sentence.
+        identity: Keep every tag of a DICOM file and extension of a NIfTI, the patient's name among them.
+
+    Raises:
+        ValueError: If the file cannot hold the change.
+    """
+    write: dict[str, Callable[..., None]] = {".png": _png, ".dcm": partial(_dicom, identity=identity)}
+    try:
+        with staged(target) as path:
+            write.get(suffix(source), partial(_nifti, identity=identity))(source, change, path, window, note)
+    except (AttributeError, NotImplementedError, TypeError) as error:  # of libraries, on files they cannot write
+        raise ValueError(f"{source} cannot be written with a change: {error}") from error
+
+
+def write_mask(source: Path, mask: NDArray[np.bool_], target: Path) -> None:
+    """A mask (*S) on the grid that ``read_picture`` gave of ``source``: NIfTI for NIfTI, else PNG of 0 and 255."""
+    with staged(target) as path:
+        if suffix(source) not in NIFTI:
+            Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(path, format="PNG")
+            return
+        image: Any = nibabel.load(source)
+        voxels = np.zeros(int(np.prod(image.shape)), np.uint8)
+        voxels[_places(image)] = mask
+        content = nibabel.Nifti1Image(voxels.reshape(image.shape), image.affine).to_bytes()
+        path.write_bytes(gzip.compress(content, mtime=0))
+
+
+def mask_path(target: Path, structure: str) -> Path:
+    """Where the mask of a structure lies beside an image."""
+    stem, end = target.name.partition(".")[0], ".nii.gz" if suffix(target) in NIFTI else ".png"
+    return target.with_name(f"{stem}_{structure}{end}")
+
+
+def _png(source: Path, change: Change, path: Path, window: Window | None, note: str) -> None:
+    with Image.open(source) as image:
+        deep = image.mode.startswith("I;16")
+        pixels = np.asarray(image if deep or image.mode in ("L", "RGB") else image.convert("L"))
+        kept = {name: image.info[name] for name in ("dpi", "icc_profile") if name in image.info}
+    pixels = pixels.astype(np.uint16) if deep else pixels
+    about = PngInfo()
+    about.add_text("Description", note)
+    added = _added(pixels, change if pixels.ndim == 2 else change[..., None])
+    Image.fromarray(added).save(path, format="PNG", pnginfo=about, **kept)
+
+
+def _dicom(source: Path, change: Change, path: Path, window: Window | None, note: str, identity: bool) -> None:
+    data: Any = pydicom.dcmread(source)
+    stored = data.pixel_array
+    if stored.dtype.kind not in "ui" or data.BitsStored > 16:
+        raise ValueError(f"{source}: at most 16 bits a pixel can be written, not {data.BitsStored} of {stored.dtype}")
+    low = -(2 ** (data.BitsStored - 1)) if data.PixelRepresentation else 0
+    table = np.arange(low, low + 2**data.BitsStored, dtype=stored.dtype)
+    back = _inverse(table, dicom_levels(data, window, table))
+    changed = change != 0
+    levels, moved = dicom_levels(data, window, stored)[changed].astype(np.float64), np.zeros(stored.shape, np.float32)
+    moved[changed] = back(levels + change[changed]) - back(levels)
+    added = _added(stored, moved).clip(table[0], table[-1])
+    data.set_pixel_data(np.where(change == 0, stored, added), data.PhotometricInterpretation, data.BitsStored)
+    for name in ("SmallestImagePixelValue", "LargestImagePixelValue"):
+        if name in data:
+            delattr(data, name)
+    if not identity:
+        remove_identity(data)
+    _say_derived(data, pydicom.dcmread(source, stop_before_pixels=True), note, str if identity else pseudonym)
+    data.save_as(path, enforce_file_format=True)
+
+
+def _say_derived(data: Any, original: Any, note: str, named: Callable[[str], str]) -> None:
+    """Tags of a derived image (DICOM PS3.3, C.7.6.1.1.2): another series of the same study, its source as ``named``."""
+    data.ImageType = ["DERIVED", "SECONDARY", *list(original.get("ImageType") or [])[2:]]
+    data.SeriesInstanceUID = generate_uid(entropy_srcs=[str(original.get("SeriesInstanceUID", generate_uid())), note])
+    data.SeriesDescription = "Counterfactual (synthetic)"
+    data.DerivationDescription = note[:1024]
+    if "SOPInstanceUID" in original:
+        item = Dataset()
+        item.ReferencedSOPClassUID = original.SOPClassUID
+        item.ReferencedSOPInstanceUID = named(original.SOPInstanceUID)
+        data.SourceImageSequence = [item]
+
+
+def _inverse(stored: Pixels, levels: Pixels) -> Callable[[Pixels], Pixels]:
+    """From levels to what is stored; where a window cuts, to its edge. Steps of 8-bit levels become slopes."""
+    turns = np.flatnonzero(np.diff(levels.astype(np.float64)))
+    if not len(turns):
+        raise ValueError("all that the file could store looks the same: give another window")
+    kept = np.union1d(turns, turns + 1)
+    known, place = np.unique(levels[kept].astype(np.float64), return_inverse=True)
+    mean = np.bincount(place, stored[kept].astype(np.float64)) / np.bincount(place)
+    slopes = np.diff(mean) / np.diff(known)
+    if np.ptp(slopes) < 1e-9 * abs(slopes[0]):  # one straight line, mostly: quicker than to look it up
+        return lambda wanted: mean[0] + slopes[0] * (np.clip(wanted, known[0], known[-1]) - known[0])
+    return lambda wanted: np.interp(wanted, known, mean)
+
+
+def _nifti(source: Path, change: Change, path: Path, window: Window | None, note: str, identity: bool) -> None:
+    image: Any = nibabel.load(source)
+    stored, slope = np.array(image.dataobj.get_unscaled(), order="C"), float(image.dataobj.slope)
+    places = _places(image)
+    flat = stored.reshape(-1)
+    flat[places] = _added(flat[places], change / np.float32(slope))
+    changed = type(image)(stored, image.affine, image.header)
+    changed.header.set_slope_inter(slope, float(image.dataobj.inter))  # said aloud, voxels are stored as they are
+    if not identity:
+        changed.header["db_name"] = b""
+        changed.header.extensions.clear()  # they may hold the DICOM tags
+    changed.header["descrip"] = note.encode("ascii", "replace")[:79]
+    content = changed.to_bytes()
+    path.write_bytes(gzip.compress(content, mtime=0) if suffix(source) == ".nii.gz" else content)
+
+
+def _places(image: Any) -> Pixels:
+    """Where each pixel of ``read_picture`` lies among the voxels of a NIfTI, counted in C order, (*S)."""
+    shape = (*image.shape, 1, 1)[:3]
+    return shown(np.arange(np.prod(shape)).reshape(shape), image.affine)
+
+
+def _added(pixels: Pixels, change: Change) -> Pixels:
+    """Pixels plus their change, rounded and cut to what their type holds; none where the change is 0."""
+    result = pixels + change.astype(np.float64)
+    if pixels.dtype.kind in "ui":
+        limits = np.iinfo(pixels.dtype)
+        result = np.rint(result).clip(limits.min, limits.max)
+    return np.where(change == 0, pixels, result.astype(pixels.dtype))

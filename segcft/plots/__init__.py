@@ -1,0 +1,1 @@
+"""Figures of tensors, and panels of one answer."""

@@ -1,0 +1,1 @@
+"""Grids and deformations: resizing, the model's frame in an image, flows."""

@@ -1,0 +1,1 @@
+"""The variables of the causal graph: names, units, measurements on masks, requests."""

@@ -1,0 +1,73 @@
+"""What users write, and what they are told when it cannot be."""
+
+import pytest
+import torch
+
+from segcft.variables.requests import beyond, once, parse, sweep, targets
+from segcft.variables.variables import Parents, Variable
+
+PARENTS = Parents(
+    {
+        "area": Variable(unit="mm^2", structure="lung", low=50.0, high=200.0, quantiles=(50.0, 80.0, 200.0)),
+        "shift": Variable(unit="mm", low=-9.0, high=9.0),
+        "sex": Variable(kind="binary"),
+        "view": Variable(kind="categorical", categories=("AP", "PA"), low=0, high=1),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *(("area=+20%", 120), ("area=-20%", 80), ("area=+0%", 100), ("area=12000", 12000), (" area = 1.5e2 ", 150)),
+        *(("area=+5", 105), ("area=-5", 95), ("shift=-5", 95), ("shift==-5", -5), ("shift==5", 5), ("sex=1", 1)),
+        *(("view=PA", 1), ("area=q0", 50), ("area=q0.25", 65), ("area=q.5", 80), ("area=q1", 200)),
+        *(("area=120..150", 120), ("area=20..1e2", 100), ("area=60..90.5", 90.5), ("shift=-9..-3", -3)),
+    ],
+)
+def test_requests_become_targets(text, expected):
+    assert parse(text, PARENTS).target(torch.full((2,), 100.0)).tolist() == pytest.approx([expected] * 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("liver=+20%", "'liver=\\+20%': unknown variable 'liver'; this model knows area"),
+        *(("area", "no request"), ("=5", "no request"), ("area=", "no request"), ("area=large", "write area=\\+20%")),
+        ("area=20%", "a share needs a sign \\(area=\\+20%\\)"),
+        *(("area==+20%", "a share needs a sign"), ("area=+-5", "write area"), ("area=nan", "write area")),
+        *(("area=1e999", "too large"), ("area=-100%", "nothing would be left")),
+        *(("area=q1.5", "'area=q1.5': a quantile lies between 0 and 1"), ("shift=q0.5", "not to older checkpoints")),
+        *(("area=9..5", "from the smaller"), ("area=5..", "write area"), ("sex=0..1", "one of 0, 1")),
+        *(("sex=+20%", "one of 0, 1 is needed"), ("sex=0.5", "one of 0, 1"), ("view=lateral", "one of AP, PA")),
+    ],
+)
+def test_wrong_requests_are_quoted(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(text, PARENTS)
+
+
+def test_sweeps_go_from_one_factor_to_the_other():
+    found = sweep("area=0.8:1.2:5", PARENTS)
+    assert [float(request.target(torch.tensor(100.0))) for request in found] == pytest.approx([80, 90, 100, 110, 120])
+    for wrong in ("area=0.8:1.2", "area=0.8:1.2:1", "area=0.8:1.2:9999999", "sex=0:1:2", "area=+1:2:3", "area=0:1:3"):
+        with pytest.raises(ValueError, match=f"'{wrong}|nothing would be left".replace("+", "\\+")):
+            sweep(wrong, PARENTS)
+
+
+def test_an_intervention_takes_text_numbers_and_tensors():
+    factual = {"area": torch.tensor([100.0, 120.0]), "shift": torch.zeros(2)}
+    found = targets({"area": "+10%", "shift": torch.tensor([torch.nan, 2.0])}, factual, PARENTS)
+    assert found["area"].tolist() == pytest.approx([110, 132])
+    assert found["shift"].isnan().tolist() == [True, False]
+    assert targets({"shift": -5}, factual, PARENTS)["shift"].tolist() == [-5, -5]
+    with pytest.raises(ValueError, match="unknown variable 'liver'"):
+        targets({"liver": 5.0}, factual, PARENTS)
+    with pytest.raises(ValueError, match="'area=3' contradicts 'area=\\+20%'"):
+        once([parse("area=+20%", PARENTS), parse("area=3", PARENTS)])
+
+
+def test_values_beyond_the_training_range_are_named():
+    assert beyond({"area": torch.tensor([40.0]), "shift": torch.tensor([1.0])}, PARENTS) == [
+        "area = 40, but in training area lay between 50 and 200 mm^2"
+    ]
