@@ -21,6 +21,7 @@ from segcft.counterfactual.edits import Edit
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.counterfactual.prediction import Warped
 from segcft.evaluation import detectability, metrics, native_resolution
+from segcft.evaluation.bootstrap import Estimate
 from segcft.evaluation.command import _resized
 from segcft.evaluation.detectability import JITTER, MARGIN, Crops, auc, compared, crop, lateral, others, resampled
 from segcft.evaluation.protocol import Contender, Method
@@ -225,6 +226,23 @@ def test_classifiers_see_every_method_and_both_controls(balls):
     films = next(studio.films(people[1]))
     moved = resampled(films, 0)
     assert 0 < (moved - films.canvas.image).abs().mean() < 0.1
+
+
+def test_the_control_is_the_mean_of_several_halvings_of_the_untouched(monkeypatch, balls):
+    data, studio, _ = balls
+    people = tuple(others(studio.dataset, ["left_size"], data.description, 8, seed=0) for _ in range(2))
+    seen = []
+
+    def compared(train, test, steps, seed):
+        seen.append((len(seen), frozenset(test[1].people.tolist())))
+        return {"auc": Estimate(len(seen) / 10, 0.0, 1.0)}
+
+    monkeypatch.setattr(detectability, "compared", compared)
+    found = detectability.detect((studio, studio), people, data.description, steps=1)
+    assert found["untouched"]["left_size"]["auc"].value == pytest.approx(0.25), "of .1, .2, .3 and .4"
+    halves = {half for _, half in seen[:4]}
+    assert len(halves) > 1, "not always the same people"
+    assert {len(half) for half in halves} == {4}
 
 
 def test_phantoms_are_the_same_subjects_at_any_size():
