@@ -11,8 +11,9 @@ import pandas as pd
 from benchmarks.plan import Study
 from segcft.core.atomic_files import write_text
 from segcft.core.provenance import hardware
-from segcft.evaluation import Method, result_tables
+from segcft.evaluation import result_tables
 from segcft.evaluation.bootstrap import Estimate
+from segcft.evaluation.protocol import Method
 from segcft.evaluation.summary import Estimates, health, summarise
 
 FIGURE = {

@@ -60,7 +60,7 @@ Texture = Literal["fixed", "carried"]
 def all_variables() -> dict[str, Variable]:
     """Every variable the phantom offers: sex, age and the three areas."""
     areas = {f"{name}_area": Variable(unit="mm^2", structure=name) for name in STRUCTURES}
-    return {"sex": Variable(kind="binary"), "age": Variable(unit="years"), **areas}
+    return {"sex": Variable(kind="binary", categories=("female", "male")), "age": Variable(unit="years"), **areas}
 
 
 class ChestPhantomDataset(PhantomDataset):

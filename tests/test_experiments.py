@@ -174,7 +174,7 @@ def test_prepare_makes_what_training_reads(tmp_path, monkeypatch, capsys):
     refused(capsys, [*prepare, "--frame=[32, 32]", "--out=other"], "manifest.csv, row 5", "3.png", "on_error=skip")
     assert main([*prepare, "--frame=[32, 32]", "--out=other", "--on-error", "skip"]) == 0
     assert "1 left out" in capsys.readouterr().out
-    assert main(["inspect", "other", "--verify=true", "--out=seen"]) == 0
+    assert main(["inspect", "other", "--verify", "--out=seen"]) == 0
     assert (tmp_path / "seen/inspection.png").is_file()
     refused(capsys, ["prepare", "folders", "--out=x"], "unknown data set 'folders'", "chexpert, mimic_cxr")
     refused(capsys, ["inspect", "nowhere"], "nowhere is not a prepared data set")

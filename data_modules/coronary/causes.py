@@ -77,7 +77,12 @@ class CoronaryCauses:
             self.whole(name): Variable(unit=self.unit, structure=name, carries=CARRIED[name]) for name in STRUCTURES
         }
         thirds = {part: Variable(unit=self.unit) for name in STRUCTURES for part in self.thirds(name)}
-        return {"sex": Variable(kind="binary"), "age": Variable(unit="years"), **whole, **thirds}
+        return {
+            "sex": Variable(kind="binary", categories=("female", "male")),
+            "age": Variable(unit="years"),
+            **whole,
+            **thirds,
+        }
 
     def whole(self, structure: str) -> str:
         """Name of a structure's size."""

@@ -18,13 +18,9 @@ from data_modules.common.loaders import TrainingLoader
 from segcft.callbacks.resume import LAST, MARK, PREVIOUS, Run
 from segcft.core import distributed
 from segcft.core.atomic_files import staged
+from segcft.core.interruption import Interrupted
 
-AGAIN = 75  # exit code of a run that was asked to stop and can go on: EX_TEMPFAIL
 log = logging.getLogger(__name__)
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; it has saved."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):

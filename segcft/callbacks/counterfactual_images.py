@@ -9,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from segcft.callbacks.judge_overfitting import witness
 from segcft.callbacks.tensorboard import writer
+from segcft.core.formatting import number
 from segcft.counterfactual.model import Counterfactual, CounterfactualModel
 from segcft.guidance.judges import Judge, SegmentationModel
 from segcft.hvae.latents import Abduction
@@ -56,7 +57,7 @@ class CounterfactualImages(FirstLook):
             values = {"was": look.batch[name], "asked": target} | ({"measured": found[name]} if name in found else {})
             title = _titled(name, look.model)
             captions = [
-                "\n".join([title, *(f"{key} {figures.number(float(values[key][subject]))}" for key in values)])
+                "\n".join([title, *(f"{key} {number(float(values[key][subject]))}" for key in values)])
                 for subject in asked
             ]
             shown = (look.batch["image"], look.answer.abduction.pixels.loc, look.answer.image)

@@ -3,8 +3,3 @@
 Flow: subjects -> table of do() -> counterfactuals of every method -> an evaluator that guided nothing -> one row a
 method, question and subject -> numbers with intervals, tables and a picture.
 """
-
-from segcft.evaluation.command import evaluate
-from segcft.evaluation.protocol import Method
-
-__all__ = ["Method", "evaluate"]

@@ -24,14 +24,16 @@ from segcft.evaluation.protocol import (
     Subjects,
     answer,
     gather,
+    interventions,
     opened,
     perfect,
     unchanged,
 )
 from segcft.evaluation.realism import features, frechet, kernel_distance
 from segcft.evaluation.rows import rows
-from segcft.evaluation.summary import Estimates, health, off_target, summarise
-from segcft.evaluation.traversals import FILE, Sweeps, sweep
+from segcft.evaluation.summary import NATIVE_COLUMNS, Estimates, health, off_target, summarise
+from segcft.evaluation.traversal_file import FILE, Sweeps
+from segcft.evaluation.traversals import sweep
 from segcft.guidance.judges import SegmentationModel
 from segcft.plots import figures
 
@@ -176,7 +178,7 @@ def _at_size(
     studio = native_resolution.Studio(contenders, films.dataset(split), judge, frame, TRUTH)
     with torch.no_grad():
         table, pictures = native_resolution.rows(studio, native_resolution.Asked.of(people), about, refinement)
-    summary = summarise(table, columns=native_resolution.COLUMNS, prepare=native_resolution.moments)
+    summary = summarise(table, columns=NATIVE_COLUMNS, prepare=native_resolution.moments)
     if detect:
         teacher = native_resolution.Studio(contenders, films.dataset("train"), judge, frame, TRUTH)
         names, after = list(people.do), len(image) if split == "train" else 0
@@ -328,7 +330,7 @@ def _write(
     write_text(out / "subjects.csv", frame.to_csv(index=False, float_format="%.6g"))
     write_text(out / "table.csv", result_tables.table(metrics, refinement, floor).to_csv(index=False))
     write_text(out / "table.md", text)
-    write_text(out / "interventions.csv", result_tables.interventions(people).to_csv(index=False))
+    write_text(out / "interventions.csv", interventions(people).to_csv(index=False))
     result_tables.write_figure(out / "figure.png", figure)
     print(text)
     for line in warnings:

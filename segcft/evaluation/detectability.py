@@ -111,7 +111,7 @@ def detect(
             rounds = range(seed, seed + (HALVINGS if method == UNTOUCHED else 1))
             pairs = [[_pair(every[name], method, each) for every in (trains, tests)] for each in rounds]
             if all(len(crops.images) for pair in pairs[0] for crops in pair):
-                parts = [compared(*pair, steps, each) for pair, each in zip(pairs, rounds, strict=True)]
+                parts = [compared(pair[0], pair[1], steps, each) for pair, each in zip(pairs, rounds, strict=True)]
                 found.setdefault(method, {})[name] = {key: _mean([part[key] for part in parts]) for key in parts[0]}
     return found
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from data_modules.common.data_module import ImageDataset, Rerenderable
 from segcft.counterfactual.edits import Canvas, Edit, carry
 from segcft.evaluation import metrics
-from segcft.evaluation.bootstrap import Array, mean, ratio
+from segcft.evaluation.bootstrap import Array
 from segcft.evaluation.protocol import Contender, Subjects, Values
-from segcft.evaluation.summary import TEXT, Column
+from segcft.evaluation.summary import PAINTED, TEXT
 from segcft.guidance.judges import SegmentationModel
 from segcft.spatial.geometry import Geometry
 from segcft.variables.mask_measurements import located
@@ -28,22 +28,6 @@ from segcft.variables.variables import DataDescription
 SHARP = 512  # pixels along the longest side up to which a border is a pixel to either side of it
 AT_ONCE = 2**20  # pixels of films that are held at a time, of each image
 SMOOTH = 1.5  # pixels: the detector's grain is nobody's anatomy
-PAINTED = "_painted"  # ending of the row of today's form of an answer
-COLUMNS = {
-    "old_edge": Column("old edge", "{:.2f}", ratio("old_edge", "old_edge_before")),
-    "new_edge": Column("new edge", "{:.2f}", ratio("new_edge", "new_edge_there")),
-    "detail": Column("old detail", "{:.2f}", mean("detail")),
-    "energy": Column("energy", "{:.2f}", ratio("energy", "energy_before")),
-    "energy_changed": Column("where changed", "{:.2f}", ratio("energy_changed", "energy_changed_before")),
-    "folded": Column("folded %", "{:.3f}", mean("folded")),
-    "strain": Column("strain", "{:.3f}", mean("strain")),
-    "painted": Column("painted %", "{:.1f}", ratio("painted", "altered")),
-    "truth_ratio": Column("truth ratio", "{:.2f}", ratio("error", "error_unchanged")),
-    "truth_near": Column("near", "{:.2f}", ratio("error_near", "error_near_unchanged")),
-    "truth_smooth": Column("blurred", "{:.2f}", ratio("smooth", "smooth_unchanged")),
-    "truth_smooth_near": Column("blurred, near", "{:.2f}", ratio("smooth_near", "smooth_near_unchanged")),
-    "edge_error": Column("edge error", "{:.2f}", ratio("edge_error", "edge_error_unchanged")),
-}
 
 
 @dataclass(frozen=True)

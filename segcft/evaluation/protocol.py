@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -222,3 +223,13 @@ def measure(
     """Values (N,) each and hard masks (N, K, *S); regions lie in the factual masks, the same for every method."""
     soft = torch.cat([judge.probabilities(part) for part in torch.split(image, size)])
     return measure_masks(soft, image, judge.description, factual_masks), soft > 0.5
+
+
+def interventions(people: Subjects) -> pd.DataFrame:
+    """The questions that were asked, so that another method can be asked the same."""
+    frames = []
+    for name, target in people.do.items():
+        unit = people.description.parents[name].unit
+        columns = {"subject": people.batch["index"].tolist(), "variable": name, "unit": unit}
+        frames.append(pd.DataFrame({**columns, "factual": people.batch[name].tolist(), "target": target.tolist()}))
+    return pd.concat(frames)

@@ -11,11 +11,9 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from segcft.core.atomic_files import staged, write_text
-from segcft.evaluation import native_resolution
+from segcft.core.formatting import number
 from segcft.evaluation.bootstrap import Estimate
-from segcft.evaluation.protocol import Subjects
-from segcft.evaluation.summary import COLUMNS, Estimates
-from segcft.plots.figures import number
+from segcft.evaluation.summary import COLUMNS, NATIVE_COLUMNS, PAINTED, Estimates
 
 REALISM = {"frechet": ("Fréchet", "{:.2f}"), "kernel": ("kernel", "{:.3f}")}
 TABLES = {
@@ -73,7 +71,7 @@ def markdown(
 
 def native_markdown(size: int, metrics: Estimates, differences: Estimates, refinement: Mapping[str, str]) -> str:
     """What was measured on the final images; rows and columns that hold nothing are left out."""
-    refined = dict(refinement) | {f"{name}{native_resolution.PAINTED}": text for name, text in refinement.items()}
+    refined = dict(refinement) | {f"{name}{PAINTED}": text for name, text in refinement.items()}
     parts = [f"Images of {size} pixels, as they are handed out; intervals are 95 %.\n"]
     for title, names in NATIVE_TABLES.items():
         known = {
@@ -98,11 +96,11 @@ def cell(estimate: Estimate, style: str) -> str:
 
 
 def _signless(text: str) -> str:
-    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
+    return text.removeprefix("-") if not text.strip("-0.,%") else text
 
 
 def _style(name: str) -> tuple[str, str]:
-    own = REALISM | DETECTION | {key: column[:2] for key, column in (native_resolution.COLUMNS | COLUMNS).items()}
+    own = REALISM | DETECTION | {key: column[:2] for key, column in (NATIVE_COLUMNS | COLUMNS).items()}
     return own[name]
 
 
@@ -123,16 +121,6 @@ def _grid(metrics: Estimates, refinement: Mapping[str, str], names: tuple[str, .
             ]
             lines.append("| " + " | ".join([*cells, *([f"{floor[do]:.1f}"] if floor else [])]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def interventions(people: Subjects) -> pd.DataFrame:
-    """The questions that were asked, so that another method can be asked the same."""
-    frames = []
-    for name, target in people.do.items():
-        unit = people.description.parents[name].unit
-        columns = {"subject": people.batch["index"].tolist(), "variable": name, "unit": unit}
-        frames.append(pd.DataFrame({**columns, "factual": people.batch[name].tolist(), "target": target.tolist()}))
-    return pd.concat(frames)
 
 
 def plain(value: Any) -> Any:

@@ -97,6 +97,22 @@ COLUMNS = {
     "truth_ssim": Column("SSIM", "{:.3f}", mean("truth_ssim")),
     "old_edge": Column("old edge", "{:.2f}", ratio("edge_after", "edge_before")),
 }
+NATIVE_COLUMNS = {  # of the final images, see ``native_resolution``
+    "old_edge": Column("old edge", "{:.2f}", ratio("old_edge", "old_edge_before")),
+    "new_edge": Column("new edge", "{:.2f}", ratio("new_edge", "new_edge_there")),
+    "detail": Column("old detail", "{:.2f}", mean("detail")),
+    "energy": Column("energy", "{:.2f}", ratio("energy", "energy_before")),
+    "energy_changed": Column("where changed", "{:.2f}", ratio("energy_changed", "energy_changed_before")),
+    "folded": Column("folded %", "{:.3f}", mean("folded")),
+    "strain": Column("strain", "{:.3f}", mean("strain")),
+    "painted": Column("painted %", "{:.1f}", ratio("painted", "altered")),
+    "truth_ratio": Column("truth ratio", "{:.2f}", ratio("error", "error_unchanged")),
+    "truth_near": Column("near", "{:.2f}", ratio("error_near", "error_near_unchanged")),
+    "truth_smooth": Column("blurred", "{:.2f}", ratio("smooth", "smooth_unchanged")),
+    "truth_smooth_near": Column("blurred, near", "{:.2f}", ratio("smooth_near", "smooth_near_unchanged")),
+    "edge_error": Column("edge error", "{:.2f}", ratio("edge_error", "edge_error_unchanged")),
+}
+PAINTED = "_painted"  # ending of the row of an answer that paints the enlarged change instead of moving pixels
 
 
 def moments(frame: pd.DataFrame) -> dict[str, Array]:

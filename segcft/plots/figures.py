@@ -1,7 +1,6 @@
 """Tensors to figures: images, signed differences and contours."""
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segcft.core.formatting import question
 from segcft.guidance.judges import SegmentationModel
 
 _COLOURS = ("#e8553d", "#3d8be8", "#f2c14e", "#58b368", "#b05cc6")
@@ -49,18 +49,6 @@ def comparison(
     names = [f"{name} by the evaluator".replace("_", " ") for name in judge.description.structures]
     figure.legend(lines, names, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=9)
     return figure
-
-
-def question(name: str, before: float, target: float, unit: str) -> str:
-    """What a row of images was asked, in lines no longer than the row is high.
-
-    >>> print(question("proximal_calcified_plaque_area", 3.21, 2.02, "mm^2"))
-    do(proximal calcified
-    plaque area)
-    3.21 to 2.02 mm^2
-    """
-    asked = textwrap.fill(f"do({name.replace('_', ' ')})", 26)
-    return f"{asked}\n{number(before)} to {number(target)} {unit}".rstrip()
 
 
 def _draw_row(row: Any, factual: Tensor, answers: list[Tensor], judge: SegmentationModel) -> Any:
@@ -219,12 +207,3 @@ def draw_difference(axis: Any, difference: Tensor, limit: float = 0.8) -> Any:
 def _slice(values: Tensor) -> Any:
     middle = values if values.dim() == 2 else values[values.shape[0] // 2]
     return middle.float().cpu().numpy()
-
-
-def number(value: float) -> str:
-    """Three digits and no exponent.
-
-    >>> number(17712.4), number(0.21349), number(-3.0)
-    ('17,712', '0.213', '-3')
-    """
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -2,8 +2,3 @@
 
 Flow: folder -> ``load_results.Run`` -> ``findings`` (who is best, by how much, may one trust it) -> page or Markdown.
 """
-
-from segcft.reporting.figure import figure
-from segcft.reporting.report import report
-
-__all__ = ["figure", "report"]

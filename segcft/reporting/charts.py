@@ -6,8 +6,8 @@ from html import escape
 
 import pandas as pd
 
+from segcft.core.formatting import number
 from segcft.evaluation.bootstrap import Estimate
-from segcft.plots.figures import number
 from segcft.reporting.html import MINUS, label, plain
 from segcft.reporting.load_results import TRUTH, UNCHANGED
 from segcft.reporting.tables import NOTHING, SHOWN

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from segcft.core.formatting import printed_unit
 from segcft.reporting.findings import duration
-from segcft.reporting.html import unit_text
 from segcft.reporting.load_results import Run
 
 
@@ -27,7 +27,7 @@ def _configuration(run: Run) -> str:
 def facts(run: Run) -> dict[str, str]:
     """By name; what is not known is left out."""
     content, settings = run.content, run.content.get("settings") or {}
-    units = {do: unit_text(run.units.get(do, "")) for do in run.questions}
+    units = {do: printed_unit(run.units.get(do, "")) for do in run.questions}
     found = {
         "experiment": run.name,
         "data": settings.get("data"),

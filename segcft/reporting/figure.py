@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segcft.core.atomic_files import staged
-from segcft.evaluation.traversals import FILE, Sweeps
-from segcft.plots.figures import number, question
+from segcft.core.formatting import number, printed_unit, question
+from segcft.evaluation.traversal_file import FILE, Sweeps
 from segcft.plots.panels import COLOURS
-from segcft.reporting.html import MINUS, plain, unit_text
+from segcft.reporting.html import MINUS, plain
 from segcft.reporting.load_results import TRUTH, read
 
 LIMIT = 40  # % of the grey range: where the colours of a difference end
@@ -128,7 +128,7 @@ def draw(sweeps: Sweeps, columns: list[str], rows: list[Row]) -> Any:
 
 def _draw_row(line: Any, sweeps: Sweeps, columns: list[str], row: Row) -> Any:
     """One intervention; returns what the colour bar belongs to."""
-    known, unit = [str(name) for name in sweeps.methods], unit_text(str(sweeps.units[row.variable]))
+    known, unit = [str(name) for name in sweeps.methods], printed_unit(str(sweeps.units[row.variable]))
     target, before = (
         float(sweeps.targets[row.variable, row.step]),
         float(sweeps.values[row.variable, row.subject]),

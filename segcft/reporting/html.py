@@ -28,15 +28,6 @@ def plain(name: str) -> str:
     return REFERENCES.get(name, name.replace("_", " "))
 
 
-def unit_text(unit: str) -> str:
-    """Exponents as they are printed.
-
-    >>> unit_text("mm^2")
-    'mm²'
-    """
-    return unit.replace("^2", "²").replace("^3", "³")
-
-
 def sentence(text: str) -> str:
     """Escaped text whose names between backquotes are bold."""
     parts = text.split("`")

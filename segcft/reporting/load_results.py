@@ -11,7 +11,7 @@ import pandas as pd
 
 from segcft.evaluation.bootstrap import Estimate
 from segcft.evaluation.summary import TEXT, Estimates
-from segcft.evaluation.traversals import FILE, Sweeps
+from segcft.evaluation.traversal_file import FILE, Sweeps
 
 UNCHANGED, TRUTH = "identity", "true_counterfactual"
 COLUMNS = ("method", "do", "subject", "factual", "target", "measured", "judged", "error_percent", "error_sd")

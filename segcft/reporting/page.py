@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 
+from segcft.core.formatting import printed_unit
 from segcft.evaluation.bootstrap import Estimate
 from segcft.reporting.charts import forest, scatter
 from segcft.reporting.comparison import comparison
 from segcft.reporting.data_card import card
 from segcft.reporting.findings import Check, Findings, headline, verdict
-from segcft.reporting.html import DASH, MINUS, embedded, label, sentence, unit_text
+from segcft.reporting.html import DASH, MINUS, embedded, label, sentence
 from segcft.reporting.load_results import Run
 from segcft.reporting.tables import NOTHING, table
 from segcft.reporting.traversal_viewer import viewer
@@ -110,7 +111,7 @@ def _scatters(findings: Findings) -> str:
         ends = float(shown["target"].min()), float(shown["target"].max())
         space = 0.06 * (ends[1] - ends[0]) or 1.0
         ends = (ends[0] - space, ends[1] + space)
-        unit = unit_text(run.units.get(do, ""))
+        unit = printed_unit(run.units.get(do, ""))
         panels = "".join(
             scatter(rows[rows["method"] == name], label(name), unit, ends, _quality(run.metrics[name][do]))
             for name in order

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import NamedTuple
 
+from segcft.core.formatting import number
 from segcft.evaluation.bootstrap import Estimate
 from segcft.evaluation.result_tables import REALISM
 from segcft.evaluation.summary import COLUMNS
-from segcft.plots.figures import number
 from segcft.reporting.findings import Findings, duration
 from segcft.reporting.html import DASH, MINUS, label
 from segcft.reporting.load_results import TRUTH, UNCHANGED

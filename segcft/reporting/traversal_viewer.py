@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from segcft.evaluation.traversals import Sweeps
-from segcft.plots.figures import number
+from segcft.core.formatting import number, printed_unit
+from segcft.evaluation.traversal_file import Sweeps
 from segcft.plots.panels import COLOURS
-from segcft.reporting.html import label, png, unit_text
+from segcft.reporting.html import label, png
 from segcft.reporting.load_results import TRUTH
 
 LIMIT = 0.8  # of the image's range of 2: where the colours of a difference end
@@ -50,7 +50,7 @@ def _buttons(kind: str, names: list[str]) -> str:
 
 def _block(sweeps: Sweeps, methods: list[str], v: int, n: int) -> str:
     """One subject and variable: factual image, then every method's film and its change."""
-    unit, factual = unit_text(str(sweeps.units[v])), sweeps.factual[n]
+    unit, factual = printed_unit(str(sweeps.units[v])), sweeps.factual[n]
     targets, last = sweeps.targets[v], sweeps.targets.shape[1] - 1
     known = [str(name) for name in sweeps.methods]
     shown = [name for name in (TRUTH, *methods) if name in known]

@@ -2,7 +2,3 @@
 
 ``search_space``: what is searched; ``storage``: trials, results and their locks; ``workers`` train; ``table``: results.
 """
-
-from segcft.sweeping.command import sweep
-
-__all__ = ["sweep"]

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from segcft.callbacks.checkpointing import AGAIN, Interrupted
 from segcft.callbacks.run_record import RECORD
+from segcft.core.interruption import AGAIN, Interrupted
 from segcft.sweeping.storage import Book, Trial
 
 HOPELESS = 3  # trials that all failed

@@ -7,7 +7,7 @@
 | ``+20%``, ``-20%`` | the factual value and that share of it | ``20%`` is refused: it could be a value in % |
 | ``q0.9`` | the value that nine of ten training subjects do not exceed | absolute |
 | ``9000..12000`` | the factual value, moved into this range by as little as possible | a soft target |
-| ``race=asian``, ``sex=1`` | a category by name, a binary variable by number | no changes |
+| ``race=asian``, ``sex=male``, ``sex=1`` | a category by name, a binary variable by name or number | no changes |
 | ``0.8:1.2:9`` | nine factors from 0.8 to 1.2 of the factual value | sweeps only |
 """
 
@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from segcft.core.formatting import meant
 from segcft.variables.variables import Parents, Values, Variable
 
 NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
@@ -136,7 +137,7 @@ def targets(do: Mapping[str, Request | str | float | Tensor], factual: Values, p
 def beyond(values: Values, parents: Parents) -> list[str]:
     """One sentence for every value that leaves the training range."""
     return [
-        f"{name} = {float(value[0]):.4g}, but {_range(name, parents[name])}"
+        f"{name} = {parents[name].shown(float(value[0]))}, but in training it lay between {_range(parents[name])}"
         for name, value in values.items()
         if ((value < parents[name].low) | (value > parents[name].high)).any()
     ]
@@ -157,7 +158,9 @@ def _level(text: str, value: str, variable: Variable) -> float:
     names = variable.categories or ("0", "1")
     if value in names:
         return float(names.index(value))
-    raise ValueError(f"{text!r}: one of {', '.join(names)} is needed")
+    if variable.kind == "binary" and value in ("0", "1"):
+        return float(value)
+    raise ValueError(f"{text!r}: one of {', '.join(names)} is needed{meant(value, names)}")
 
 
 def _factor(text: str, name: str, factor: float) -> Request:
@@ -186,8 +189,8 @@ def _finite(text: str, digits: str) -> float:
     return number
 
 
-def _range(name: str, variable: Variable) -> str:
-    return f"in training {name} lay between {variable.low:.4g} and {variable.high:.4g} {variable.unit}".rstrip()
+def _range(variable: Variable) -> str:
+    return f"{variable.shown(variable.low)} and {variable.shown(variable.high)}"
 
 
 def _unit(variable: Variable) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from segcft.core.formatting import meant, quantity
 from segcft.core.recipes import Recorded
 from segcft.variables.measurements import AXES, MEASUREMENTS
 from segcft.variables.regions import Region
@@ -29,7 +30,7 @@ class Variable:
         unit: Unit of the values in tables and results, for instance ``mm^2``.
         structure: Structure that this variable measures, or the union of several: ``left_lung+right_lung``; empty for
             sex, age and the like.
-        categories: Names of the categories, in the order of their indices.
+        categories: Names of the categories, in the order of their indices; of a binary variable, of 0 and 1.
         low: Smallest value in the training split.
         high: Largest value in the training split.
         mean: Mean over the training split.
@@ -62,6 +63,8 @@ class Variable:
     def __post_init__(self) -> None:
         object.__setattr__(self, "categories", tuple(self.categories))
         object.__setattr__(self, "quantiles", tuple(self.quantiles))
+        if self.kind == "binary" and self.categories and len(self.categories) != 2:
+            raise ValueError(f"a binary variable has two categories or none, got {self.categories}")
         if self.kind == "categorical" and len(self.categories) < 2:
             raise ValueError(f"a categorical variable needs at least two categories, got {self.categories}")
         if self.structure and self.measure not in MEASUREMENTS:
@@ -94,6 +97,21 @@ class Variable:
         where = f" from {part.low:g} to {part.high:g} of the {part.of}, {part.axis}" if part else ""
         within = f" within {part.within}" if part and part.within else ""
         return f"{self.measure} of {self.structure}{where}{within}" + (f" over {self.over}" if self.over else "")
+
+    def shown(self, value: float) -> str:
+        """A value as people read it: a category's name, or a number and its unit.
+
+        >>> Variable("binary", categories=("female", "male")).shown(1.0)
+        'male'
+        """
+        if self.categories and value in range(len(self.categories)):
+            return self.categories[int(value)]
+        return quantity(value, self.unit)
+
+    @property
+    def range(self) -> str:
+        """Smallest and largest value in training, as people read them."""
+        return f"{self.shown(self.low)} to {self.shown(self.high)}"
 
     @property
     def dim(self) -> int:
@@ -164,7 +182,8 @@ class Parents(Recorded):
 
     def __getitem__(self, name: str) -> Variable:
         if name not in self.variables:
-            raise ValueError(f"unknown variable {name!r}; this model knows {', '.join(self.variables)}")
+            near = meant(name, self.variables)
+            raise ValueError(f"unknown variable {name!r}{near or '; this model knows ' + ', '.join(self.variables)}")
         return self.variables[name]
 
     def __eq__(self, other: object) -> bool:
@@ -224,10 +243,7 @@ class Parents(Recorded):
             outside = asked[(asked < variable.low) | (asked > variable.high)]
             if not len(outside):
                 continue
-            message = (
-                f"do({name} = {float(outside[0]):g}) leaves the training range "
-                f"[{variable.low:g}, {variable.high:g}] {variable.unit}".rstrip()
-            )
+            message = f"do({name} = {variable.shown(float(outside[0]))}) leaves the training range, {variable.range}"
             if strict or variable.kind != "continuous":
                 raise ValueError(message)
             warnings.warn(message, stacklevel=2)

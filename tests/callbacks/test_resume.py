@@ -19,8 +19,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segcft.callbacks import resume
-from segcft.callbacks.checkpointing import AGAIN, Keep, WholeCheckpoints
+from segcft.callbacks.checkpointing import Keep, WholeCheckpoints
 from segcft.cli.main import main
+from segcft.core.interruption import AGAIN
 from tests.cli.test_launch import environment
 from tests.tasks.test_tasks import CONFIG, STAGES, UNET, run
 

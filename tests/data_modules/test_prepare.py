@@ -347,7 +347,7 @@ def test_nobody_is_named_in_the_log(tmp_path, monkeypatch, caplog, capfd):
     inspect("cache")
     variables = {"age": {"unit": "years"}, "left_area": {"structure": "left", "unit": "mm^2"}}
     configuration = {
-        "data": {"class_path": "data_modules.preparation.Prepared", "init_args": {
+        "data": {"class_path": "data_modules.preparation.prepared.Prepared", "init_args": {
             "source": {"class_path": "tests.discs.Discs", "init_args": {"root": str(root)}}, "cache": "cache",
             "batch_size": 8, "variables": variables}},
         "model": {"class_path": "segcft.tasks.TrainRegressor", "init_args": {"widths": [4, 8]}},

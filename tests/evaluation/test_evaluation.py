@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from segcft.evaluation import Method
 from segcft.evaluation.bootstrap import Estimate
 from segcft.evaluation.command import conclusions
-from segcft.evaluation.protocol import Answers, gather, perfect, predict, unchanged
+from segcft.evaluation.protocol import Answers, Method, gather, perfect, predict, unchanged
 from segcft.evaluation.result_tables import cell, markdown, plain
 from segcft.evaluation.rows import is_size, rows
 from segcft.evaluation.summary import health, off_target, summarise
@@ -187,7 +186,7 @@ def test_cells_and_json_hold_no_nonsense():
     assert cell(Estimate(0.0, -0.1, 0.1), "{:.1f}") == "0.0 (-0.1 to 0.1)"
     assert cell(Estimate(-0.01, -0.01, -0.01), "{:.1f}") == "0.0"
     assert cell(Estimate(math.nan, math.nan, math.nan), "{:.1f}") == "-"
-    assert cell(Estimate(17712.4, 0.2134, 1e5), "") == "17,712 (0.213-100,000)"
+    assert cell(Estimate(17712.4, 0.2134, 1e5), "") == "17\N{NO-BREAK SPACE}712 (0.213-100\N{NO-BREAK SPACE}000)"
     assert plain({"a": [math.nan, Estimate(1.0, 0.0, math.inf)]}) == {"a": [None, {"value": 1, "low": 0, "high": None}]}
     assert Method("x.ckpt").refinement == "off"
     assert Method("x.ckpt", 2, True).refinement == "2 rounds, confined"

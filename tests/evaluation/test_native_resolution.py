@@ -25,7 +25,7 @@ from segcft.evaluation.bootstrap import Estimate
 from segcft.evaluation.command import _resized
 from segcft.evaluation.detectability import JITTER, MARGIN, Crops, auc, compared, crop, lateral, others, resampled
 from segcft.evaluation.protocol import Contender, Method
-from segcft.evaluation.summary import summarise
+from segcft.evaluation.summary import NATIVE_COLUMNS, summarise
 from segcft.guidance.guidance import SegmentorGuidance
 from segcft.guidance.judges import Segmentor
 from segcft.hvae.hvae import HVAE, Stage
@@ -78,7 +78,7 @@ def found(balls):
     data, studio, asked = balls
     with torch.no_grad():
         frame, pictures = native_resolution.rows(studio, asked, data.description, {"mover": "off"})
-    how = {"columns": native_resolution.COLUMNS, "prepare": native_resolution.moments}
+    how = {"columns": NATIVE_COLUMNS, "prepare": native_resolution.moments}
     summary = summarise(frame, count=100, **how)["metrics"]
     return frame, pictures, {method: every["left_size"] for method, every in summary.items()}
 
@@ -135,7 +135,7 @@ def test_without_a_truth_edges_are_compared_with_the_factual_ones(balls):
     blind = native_resolution.Asked(asked.index, asked.values, asked.do)
     with torch.no_grad():
         frame, _ = native_resolution.rows(studio, blind, data.description, {})
-    found = summarise(frame, count=50, columns=native_resolution.COLUMNS, prepare=native_resolution.moments)["metrics"]
+    found = summarise(frame, count=50, columns=NATIVE_COLUMNS, prepare=native_resolution.moments)["metrics"]
     assert list(found) == ["identity", "mover_painted", "mover"]
     assert math.isnan(found["identity"]["left_size"]["old_edge"].value), "it has left no border"
     assert found["mover"]["left_size"]["old_edge"].value == pytest.approx(0, abs=0.1)

@@ -13,12 +13,12 @@ import torch
 
 from segcft.cli.main import main
 from segcft.core.provenance import commit, hardware
-from segcft.evaluation import Method
 from segcft.evaluation.command import conclusions
-from segcft.evaluation.protocol import Answers, Contender, gather, perfect, unchanged
-from segcft.evaluation.result_tables import interventions, write_json
+from segcft.evaluation.protocol import Answers, Contender, Method, gather, interventions, perfect, unchanged
+from segcft.evaluation.result_tables import write_json
 from segcft.evaluation.rows import rows
-from segcft.evaluation.traversals import STEPS, Sweeps, sweep
+from segcft.evaluation.traversal_file import Sweeps
+from segcft.evaluation.traversals import STEPS, sweep
 from segcft.reporting.findings import Findings, headline
 from segcft.reporting.load_results import read
 from segcft.reporting.report import report
@@ -279,7 +279,7 @@ def test_the_same_as_markdown(folder, tmp_path):
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_a_figure_for_a_paper(folder, tmp_path, ending):
     out = tmp_path / f"figure.{ending}"
-    options = ["--methods=[lazy]", "--variables=[left_size]", "--dpi=60"]
+    options = ["--methods=lazy", "--variables=left_size", "--dpi=60"]
     assert main(["figure", str(folder), f"--out={out}", *options]) == 0
     assert out.read_bytes().startswith({"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[ending])
     once = out.read_bytes()
@@ -290,10 +290,10 @@ def test_a_figure_for_a_paper(folder, tmp_path, ending):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--methods=[nobody]"], "no pictures of nobody"),
-        (["--variables=[age]"], "no pictures of age"),
+        (["--methods=nobody"], "no pictures of nobody"),
+        (["--variables=age"], "no pictures of age"),
         (["--subjects=9"], "subjects = 9"),
-        (["--steps=[7]"], "from 0 to 6"),
+        (["--steps=7"], "from 0 to 6"),
         (["--out=figure.gif"], "figure.gif"),
     ],
 )

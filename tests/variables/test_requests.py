@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from segcft.core.formatting import NO_BREAK
 from segcft.variables.requests import beyond, once, parse, sweep, targets
 from segcft.variables.variables import Parents, Variable
 
@@ -68,6 +69,19 @@ def test_an_intervention_takes_text_numbers_and_tensors():
 
 
 def test_values_beyond_the_training_range_are_named():
-    assert beyond({"area": torch.tensor([40.0]), "shift": torch.tensor([1.0])}, PARENTS) == [
-        "area = 40, but in training area lay between 50 and 200 mm^2"
-    ]
+    (sentence,) = beyond({"area": torch.tensor([40.0]), "shift": torch.tensor([1.0])}, PARENTS)
+    assert sentence.replace(NO_BREAK, " ") == "area = 40 mm², but in training it lay between 50 mm² and 200 mm²"
+
+
+def test_a_binary_variable_with_names_takes_names_and_numbers():
+    parents = Parents({"sex": Variable("binary", categories=("female", "male"))})
+    assert [parse(f"sex={word}", parents).number for word in ("female", "male", "0", "1")] == [0, 1, 0, 1]
+    with pytest.raises(ValueError, match="did you mean male"):
+        parse("sex=mail", parents)
+    with pytest.raises(ValueError, match="two categories"):
+        Variable("binary", categories=("female", "male", "other"))
+
+
+def test_a_near_name_of_a_variable_is_suggested():
+    with pytest.raises(ValueError, match="unknown variable 'aera'; did you mean area"):
+        parse("aera=5", PARENTS)

@@ -1,0 +1,152 @@
+"""``segcft fit | validate | test | predict``: Lightning's command line over the tasks and data modules."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionYesNo
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from data_modules.common.data_module import DataModule
+from segcft.callbacks.checkpointing import Keep, WholeCheckpoints
+from segcft.callbacks.counterfactual_images import CounterfactualImages
+from segcft.callbacks.prediction_files import PredictionFiles
+from segcft.callbacks.progress import StepProgress
+from segcft.callbacks.resume import Start, begin, facts
+from segcft.callbacks.run_record import Record
+from segcft.callbacks.tensorboard import Pace
+from segcft.callbacks.tensorboard_overview import FrontPage
+from segcft.callbacks.training_health import DataStall, Latents, Response, Setback, StepGuard
+from segcft.callbacks.validation_metrics import Watch
+from segcft.cli.launch import settle, told
+from segcft.core.atomic_files import try_out
+from segcft.core.parsing import Failing
+from segcft.tasks import Task
+
+# what does not decide what a run learns, or is told to the Trainer
+UNTOLD = ("config", "ckpt_path", "weights_only", "save_every", "resume", "deterministic")
+
+
+class OneLineParser(Failing, LightningArgumentParser):  # type: ignore[misc]
+    """Lightning's parser without a page of usage at every mistake."""
+
+
+class SegCFTCLI(LightningCLI):
+    """LightningCLI that tells the task what the data measure, and where a run keeps its files.
+
+    Args:
+        command: The one that is asked for; options of the others are not put together.
+        settings: Of ``LightningCLI``.
+    """
+
+    def __init__(self, command: str, **settings: Any) -> None:
+        self.command = command
+        super().__init__(Task, DataModule, **settings)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """All of them only if an unknown one is asked for."""
+        every = LightningCLI.subcommands()
+        return {name: skipped for name, skipped in every.items() if name == self.command} or every
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One link, the experiment's name, and when to save and go on."""
+        parser.add_argument("--experiment", type=str, default="default", help="folder under checkpoints/ and logs/")
+        parser.add_argument("--resume", type=str, default="auto", help="fit: auto, never or a checkpoint")
+        parser.add_argument("--save_every", type=float, default=10.0, help="fit: minutes between two checkpoints")
+        parser.add_argument("--deterministic", action=ActionYesNo, default=False, help="the same bits on a GPU, too")
+        parser.link_arguments("data.description", "model.init_args.description", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Keep checkpoints under checkpoints/EXPERIMENT/STAGE and TensorBoard logs under logs/EXPERIMENT/STAGE."""
+        config = self.config[self.subcommand]
+        assert isinstance(self.model, Task)
+        for name, value in told(os.environ).items():
+            if config.trainer[name] in (None, "auto", 1 if name == "num_nodes" else "auto"):  # the user left it open
+                kwargs[name] = value
+        if config.deterministic:
+            kwargs["deterministic"] = True
+        callbacks: list[Callback] = [StepProgress()]
+        if not config.trainer.fast_dev_run:
+            folder = os.path.join(config.experiment, self.model.stage)
+            callbacks.append(PredictionFiles(os.path.join("predictions", folder)))
+            self.start = self._start(os.path.join("checkpoints", folder), kwargs)
+            callbacks += [StepGuard(os.path.join("checkpoints", folder)), Latents(), Response(), Setback(), DataStall()]
+            callbacks.append(Keep(os.path.join("checkpoints", folder), config.save_every, self.start.run))
+            kwargs["plugins"] = [*_listed(self._get(self.config_init, "trainer").plugins), WholeCheckpoints()]
+            if config.trainer.logger is None:
+                place: dict[str, Any] = {"name": self.model.stage, "version": self.start.run.version}
+                if self.start.run.version is not None:  # the same folder, without what was logged after the checkpoint
+                    place["purge_step"] = self.start.step
+                kwargs["logger"] = TensorBoardLogger(os.path.join("logs", config.experiment), **place)
+            text = self._parser(self.subcommand).dump(config, skip_none=True)
+            callbacks.append(Record(os.path.join("checkpoints", folder), yaml.safe_load(text)))
+            if config.trainer.logger is False:
+                self.save_config_callback = None  # it would write where the command was typed; run.json has it all
+            else:
+                callbacks += [LearningRateMonitor("step"), Pace(), CounterfactualImages(), Watch()]
+                callbacks.append(FrontPage(text, yaml.safe_load(text)))
+        self.trainer_defaults = {"callbacks": callbacks}
+        trainer = super().instantiate_trainer(**kwargs)
+        settle(trainer, os.environ)
+        return trainer
+
+    def _start(self, folder: str, told: dict[str, Any]) -> Start:
+        """Where the run begins; of a configuration, all counts but how it is started and when it is saved."""
+        config = self.config[self.subcommand]
+        text = self._parser(self.subcommand).dump(config, skip_none=False)
+        plain = yaml.safe_load(text)
+        plain["trainer"] |= told
+        configuration = facts({key: value for key, value in plain.items() if key not in UNTOLD})
+        fresh = self.subcommand != "fit" or config.get("ckpt_path") is not None
+        return begin(Path(folder), configuration, "never" if fresh else config.resume)
+
+    def before_fit(self) -> None:
+        """See that the run can be kept, and go on by hand: given to the parser, a checkpoint would override the rest.
+
+        Raises:
+            ValueError: If checkpoints or logs cannot be written.
+        """
+        start = getattr(self, "start", None)
+        if start is not None and self.trainer.is_global_zero:
+            assert isinstance(self.model, Task)
+            try_out(Path("checkpoints", self.config[self.subcommand].experiment, self.model.stage))
+            if isinstance(self.trainer.logger, TensorBoardLogger):
+                try_out(Path(self.trainer.logger.root_dir))
+        if start is not None and start.checkpoint is not None:
+            self.config_init[self.subcommand].ckpt_path = str(start.checkpoint)
+
+
+def train(arguments: list[str]) -> None:
+    """Run one of Lightning's commands.
+
+    Args:
+        arguments: The command first.
+
+    Raises:
+        Interrupted: If training was asked to stop by a signal; it has saved.
+        ValueError: If something given is wrong.
+    """
+    SegCFTCLI(
+        arguments[0],
+        parser_class=OneLineParser,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 10,
+            "use_distributed_sampler": False,  # data modules share subjects out themselves
+        },
+        args=arguments if arguments != sys.argv[1:] else None,  # Lightning warns when both are there
+    )
+
+
+def _listed(given: Any) -> list[Any]:
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]

@@ -1,0 +1,71 @@
+"""Parsers whose errors are one sentence, with what the user may have meant."""
+
+import re
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import jsonargparse
+
+from segcft.core.formatting import meant
+
+UNKNOWN = re.compile(r"(?:[Uu]nrecognized arguments:|No action for (?:destination )?key|Option|Key) *['\"]?([-\w.]+)")
+UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - (.*?) - Expected a .*")
+HELP = re.compile(r" \([^()]* --help lists all options\)")  # of a parser within
+
+
+def simplified(message: str) -> str:
+    """An error that jsonargparse wraps in the types it has tried, as the one that the user can do something about."""
+    return UNION.sub(r"\1", " ".join(message.split())) if "Union subtypes" in message else message
+
+
+def explained(message: str, program: str, known: Iterable[str]) -> str:
+    """An error of a parser as one sentence that names a near option and where help is.
+
+    Args:
+        message: Of the parser.
+        program: For instance ``segcft fit``.
+        known: Options that there are, with or without ``--``.
+    """
+    text = simplified(HELP.sub("", " ".join(message.split())))
+    found = UNKNOWN.search(text)
+    near = meant(found[1].lstrip("-").partition("=")[0], [name.lstrip("-") for name in known]) if found else ""
+    near = "" if "did you mean" in text else near.replace("mean ", "mean --")
+    return f"{text.rstrip('.')}{near} ({program.replace(' [options]', '')} --help lists all options)"
+
+
+class PlainParser(ArgumentParser):
+    """argparse without a page of usage at every mistake.
+
+    Args:
+        command: Of segcft.
+        description: What it does.
+    """
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"segcft {command}", description=description)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of leaving.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(explained(message, self.prog, self._option_string_actions))
+
+
+class Failing:
+    """Mixin of jsonargparse's parsers, as ``PlainParser``."""
+
+    def error(self, message: str, *_: Any, **__: Any) -> NoReturn:
+        """Raise instead of leaving.
+
+        Raises:
+            ValueError: Always.
+        """
+        known, program = getattr(self, "_option_string_actions", {}), str(getattr(self, "prog", ""))
+        raise ValueError(explained(message, program if program.startswith("segcft") else "segcft COMMAND", known))
+
+
+class Parser(Failing, jsonargparse.ArgumentParser):  # type: ignore[misc]
+    """jsonargparse without a page of usage at every mistake."""
