@@ -32,6 +32,7 @@ from segcft.cli import cpu
 from segcft.cli.main import main as segcft
 from segcft.core.recipes import build
 from segcft.hvae.hvae import HVAE
+from segcft.study.plan import configuration, single
 from segcft.tasks import PretrainHVAE
 from segcft.tasks.base import Optimisation
 
@@ -162,7 +163,9 @@ class Runs:
         limits = {"trainer": {"max_steps": self.steps, "limit_val_batches": 0, "accelerator": "cpu"}}
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             Path("here.yaml").write_text(yaml.safe_dump({"data": {"init_args": given}, **shape, **limits}))
-            names = [str(EXPERIMENT / "data.yaml"), str(EXPERIMENT / "pretrain.yaml"), "here.yaml"]
+            config, _ = configuration(single(EXPERIMENT, ("pretrain",), (), "test", Path("results")), None, "pretrain")
+            Path("stage.yaml").write_text(yaml.safe_dump(config))
+            names = ["stage.yaml", "here.yaml"]
             laps = "--trainer.callbacks+=benchmarks.overhead.Laps"
             status = segcft(["fit", *(f"--config={name}" for name in names), laps, "--resume=never"])
         if status:

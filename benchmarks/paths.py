@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from benchmarks.clock import Step
@@ -19,6 +18,7 @@ from segcft.guidance.judges import Regressor, Segmentor
 from segcft.hvae.causal_gen import ParityHVAE
 from segcft.hvae.hvae import HVAE, Stage
 from segcft.hvae.likelihoods import Gaussian, Likelihood
+from segcft.study.experiment import read
 from segcft.tasks import CounterfactualFineTuning
 from segcft.tasks.base import Optimisation, compiled
 from segcft.variables.variables import DataDescription, Variable
@@ -233,7 +233,10 @@ def build(preset: Preset, setting: Setting, path: str, device: torch.device) -> 
 
 def _default(preset: Preset) -> tuple[list[Stage], Likelihood]:
     """Of the experiment of this preset, as its YAML says, brought to its size."""
-    name = "chexpert/pretrain_192.yaml" if preset.name == "chest192" else "chest_phantom/pretrain.yaml"
-    stages = yaml.safe_load((EXPERIMENTS / name).read_text())["model"]["init_args"]["hvae"]["init_args"]["stages"]
+    if preset.name == "chest192":
+        config = read(EXPERIMENTS / "chexpert/size_192.yaml")["variations"]["pretrain"]
+    else:
+        config = read(EXPERIMENTS / "chest_phantom/pretrain.yaml")
+    stages = config["model"]["init_args"]["hvae"]["init_args"]["stages"]
     scale = preset.size / stages[0]["resolution"]
     return [Stage(**{**stage, "resolution": int(scale * stage["resolution"])}) for stage in stages], Gaussian(0.1)

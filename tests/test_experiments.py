@@ -11,15 +11,15 @@ from PIL import Image
 from data_modules.coronary.volumes import write_volumes
 from segcft.cli.main import main
 from tests import trees
+from tests.experiments import configuration
 
 ROOT = Path(__file__).parents[1] / "experiments"
 STAGES = ["segmentor", "evaluator", "regressor", "pretrain", "nocft", "regcft", "segcft"]
 ALL = ["attributes", *STAGES]
 CONFOUNDED = ["segmentor_confounded", "regressor_confounded", "regcft_confounded", "segcft_confounded"]  # chest phantom
-LARGER = ["data_192", "pretrain_192", "finetune_192"]  # chexpert
 DECLARATIONS = {  # of benchmarks
     "chest_phantom": ["ablations", "carried", "guides", "location"],
-    "chexpert": ["size_128", "smaller"],
+    "chexpert": ["size_128", "size_192", "smaller"],
     "coronary_phantom": ["regions"],
     "cxr_heart": ["ctr"],
 }
@@ -33,10 +33,8 @@ QUICK = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
 ONE_STEP = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1"]
 
 
-def configs(experiment, stage):
-    """As the Makefile reads them: X_confounded.yaml says only in what it differs from X.yaml."""
-    names = ["data", stage.removesuffix("_confounded"), stage]
-    return [f"--config={ROOT / experiment / name}.yaml" for name in dict.fromkeys(names)]
+def configs(experiment, stage, **changes):
+    return [configuration(experiment, stage, **changes)]
 
 
 SMALL = ["--data.init_args.subjects={train: 24, val: 8, test: 8}", "--data.init_args.batch_size=8"]
@@ -113,10 +111,9 @@ def test_the_recipe_for_larger_films_runs(chexpert_tree, tmp_path, monkeypatch):
         "--data.num_workers=0",
         "--data.batch_size=4",
     ]
-    for stage, overlay in (("segmentor", ""), ("pretrain", "pretrain_192"), ("segcft", "finetune_192")):
-        overlays = [f"--config={ROOT / 'chexpert' / name}.yaml" for name in ("data_192", overlay) if name]
-        options = [*configs("chexpert", stage), *overlays, *where, *QUICK, *ONE_STEP, "--trainer.logger=false"]
-        assert main(["fit", *options]) == 0, stage
+    for stage in ("segmentor", "pretrain", "segcft"):
+        options = [*configs("chexpert", stage, declaration="size_192"), *where, *QUICK, *ONE_STEP]
+        assert main(["fit", *options, "--trainer.logger=false"]) == 0, stage
 
 
 @pytest.mark.slow
@@ -144,11 +141,10 @@ def test_phantoms_on_disk_pass_every_stage_of_coronary_cta(tmp_path, monkeypatch
     assert Path("seen/inspection.png").is_file()
 
 
-@pytest.mark.parametrize("experiment", ["mimic_cxr", "padchest", "folder"])
-def test_chest_experiments_differ_in_their_data_alone(experiment):
-    for stage in (*STAGES, "evaluate"):
-        theirs = (ROOT / experiment / f"{stage}.yaml").read_text()
-        assert theirs.replace(experiment, "chexpert") == (ROOT / "chexpert" / f"{stage}.yaml").read_text()
+def test_chest_experiments_differ_in_their_data_alone():
+    assert {path.name for path in (ROOT / "mimic_cxr").iterdir()} == {"data.yaml"}
+    assert {path.name for path in (ROOT / "folder").iterdir()} == {"data.yaml"}
+    assert {path.name for path in (ROOT / "padchest").iterdir()} == {"data.yaml", "attributes.yaml"}
 
 
 @pytest.mark.parametrize(("experiment", "tree"), OTHER_CHEST_SETS)
@@ -227,11 +223,16 @@ def test_every_stage_of_morphomnist_runs_from_its_yaml(tmp_path, monkeypatch):
 
 
 def test_no_yaml_is_forgotten():
-    assert {path.stem for path in (ROOT / "morphomnist").glob("*.yaml")} == {"data", *MORPHOMNIST}
-    for folder in set(ROOT.iterdir()) - {ROOT / "slurm", ROOT / "morphomnist"}:
-        own = {"chest_phantom": CONFOUNDED, "chexpert": LARGER}.get(folder.name, [])
-        more = {"data", "evaluate", *ALL, *own, *DECLARATIONS.get(folder.name, [])}
-        assert {path.stem for path in folder.glob("*.yaml")} - {"benchmark"} == more, folder
+    from segcft.study.experiment import offered, read
+
+    known = {"chest_phantom": {*ALL, *CONFOUNDED}, "morphomnist": set(MORPHOMNIST)}
+    for folder in sorted(path.parent for path in ROOT.glob("*/data.yaml")):
+        stages = known.get(folder.name, set(ALL))
+        assert {name for name in offered(folder) if name != "evaluate"} == stages, folder
+        others = {"data", "evaluate", "benchmark", *DECLARATIONS.get(folder.name, [])}
+        assert {path.stem for path in folder.glob("*.yaml")} <= stages | others, folder
+    recipes = {read(path).get("recipe") for path in ROOT.glob("*/data.yaml")} - {None}
+    assert {path.name for path in (ROOT / "recipes").iterdir()} == recipes
 
 
 @pytest.mark.slow

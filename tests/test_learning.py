@@ -6,22 +6,21 @@ from pathlib import Path
 import pytest
 
 from segcft.cli.main import main
+from tests.experiments import configuration
 
-ROOT = Path(__file__).parents[1] / "experiments"
 STAGES = ("segmentor", "evaluator", "pretrain", "nocft", "segcft")
 UNET = '{"channels": [16, 32, 64, 96], "strides": [2, 2, 2], "norm": "batch", "act": "relu"}'
 
 
 def chain(experiment, options, *more):
     """Train every stage of Seg-CFT for a few steps, ``options`` stage by stage, and evaluate; returns metrics.json."""
-    shared = [f"--config={ROOT / experiment}/data.yaml", "--trainer.accelerator=cpu", "--trainer.logger=false", *more]
+    shared = ["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.limit_val_batches=0"]
     for stage in STAGES:
-        config = [f"--config={ROOT / experiment / stage}.yaml", "--trainer.limit_val_batches=0", *options[stage]]
-        assert main(["fit", *shared[:1], *config, *shared[1:]]) == 0, stage
+        assert main(["fit", configuration(experiment, stage), *shared, *options[stage], *more]) == 0, stage
     methods = {"no_cft": "nocft", "seg_cft": "segcft"}
     paths = {name: f"checkpoints/{experiment}/{stage}/last.ckpt" for name, stage in methods.items()}
-    table = [f"--config={ROOT / experiment}/evaluate.yaml", f"--methods={json.dumps(paths)}", "--out=out"]
-    assert main(["evaluate", *shared[:1], *table, *more, "--subjects=64", "--split=val"]) == 0
+    table = [configuration(experiment, "evaluate"), f"--methods={json.dumps(paths)}", "--out=out"]
+    assert main(["evaluate", *table, *more, "--subjects=64", "--split=val"]) == 0
     return json.loads(Path("out/metrics.json").read_text())
 
 

@@ -3,8 +3,6 @@
 import subprocess
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -14,26 +12,12 @@ def make(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(
-    ("target", "missing"),
-    [
-        ("segcft", "pretrain"),
-        ("regcft", "pretrain"),
-        ("nocft", "pretrain"),
-        ("regcft_confounded", "pretrain"),
-        ("evaluate", "evaluator"),
-    ],
-)
-def test_a_missing_checkpoint_names_the_command_that_makes_it(target, missing, tmp_path):
-    done = make(target, f"RUNS={tmp_path}")
-    assert done.returncode == 2
-    assert f"run 'make {missing} EXPERIMENT=chest_phantom' first" in done.stderr
-
-
-def test_a_confounded_stage_is_read_after_the_one_it_differs_from():
-    assert "/data.yaml --config" in (line := make("-n", "regressor_confounded").stdout)
-    assert line.index("/regressor.yaml") < line.index("/regressor_confounded.yaml")
-    assert make("-n", "regressor").stdout.count("--config") == 2
+def test_stages_and_all_of_an_experiment_are_left_to_segcft_study():
+    assert (
+        make("-n", "regressor_confounded").stdout.strip().endswith("study chest_phantom --stages regressor_confounded")
+    )
+    assert make("-n", "all", "EXPERIMENT=folder").stdout.strip().endswith("study folder")
+    assert "--seeds 0 1" in make("-n", "benchmark", "SEEDS=0 1").stdout
 
 
 def test_help_lists_every_target():

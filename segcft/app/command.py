@@ -113,6 +113,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="segcft serve", description="A page on which images are pulled by sliders.")
     parser.add_argument("model", type=str, help="bundle or checkpoint, of Seg-CFT to have answers measured")
     parser.add_argument("--config", action="config", help="data.yaml of an experiment: its test subjects can be picked")
+    parser.add_argument("--recipe", type=str, help="as data.yaml says it; unused")
     parser.add_argument("--cases", type=int, default=6, help="how many of them")
     parser.add_argument(
         "--host", type=str, default="127.0.0.1", help="another address than this computer's own needs a token"

@@ -34,6 +34,10 @@ class Command(NamedTuple):
 
 TRAINING = "segcft.cli.training:train"
 COMMANDS = {
+    "init": Command("segcft.study.command:init", "begin an experiment of your own: one file to edit", heavy=False),
+    "study": Command(
+        "segcft.study.command:study", "train and compare all of an experiment, or some stages, or seeds", heavy=False
+    ),
     "prepare": Command("segcft.cli.data_commands:prepare", "read a data set once and keep it for fast reading"),
     "inspect": Command(
         "segcft.cli.report_commands:inspect", "one page that shows what a prepared data set holds", heavy=False

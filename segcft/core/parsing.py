@@ -1,7 +1,7 @@
 """Parsers whose errors are one sentence, with what the user may have meant."""
 
 import re
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -40,10 +40,16 @@ class PlainParser(ArgumentParser):
     Args:
         command: Of segcft.
         description: What it does.
+        allow_abbrev: Whether options may be cut short.
     """
 
-    def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"segcft {command}", description=description)
+    def __init__(self, command: str, description: str, allow_abbrev: bool = True) -> None:
+        super().__init__(
+            prog=f"segcft {command}",
+            description=description,
+            formatter_class=RawDescriptionHelpFormatter,
+            allow_abbrev=allow_abbrev,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of leaving.

@@ -27,10 +27,10 @@ from segcft.hvae.hvae import HVAE, Stage
 from segcft.variables.variables import DataDescription, Variable
 from tests.balls import Balls
 from tests.evaluation.test_evaluation import Seeing
+from tests.experiments import configuration
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:do\\(")]
 SIZE, WAIT = 32, 60_000  # pixels; ms
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LEFT = ".variable[data-variable=left_size]"
 
 
@@ -282,8 +282,9 @@ def test_latency(size, limit, one_thread):
     """Of the networks of experiments/chexpert with untrained weights; processor time, for others use this machine."""
     from segcft.app.responses import show
 
-    plan = "pretrain.yaml" if size == 64 else "pretrain_192.yaml"
-    stages = yaml.safe_load((EXPERIMENTS / "chexpert" / plan).read_text())["model"]["init_args"]["hvae"]["init_args"]
+    declaration = {} if size == 64 else {"declaration": "size_192"}
+    file = configuration("chexpert", "pretrain", **declaration).removeprefix("--config=")
+    stages = yaml.safe_load(Path(file).read_text())["model"]["init_args"]["hvae"]["init_args"]
     areas = {f"{name}_area": Variable(unit="% of image", structure=name, mean=20, std=5) for name in ("left", "right")}
     about = DataDescription(areas, ["left", "right"], [100 / size**2, 1.0])
     torch.manual_seed(0)
