@@ -44,7 +44,8 @@ def study(arguments: list[str]) -> int:
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="folder of the experiments")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of results.md")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    options, passed = parser.parse_known_args(arguments)
+    passed = tuple(word for word in arguments if word.startswith(plan.OPTIONS))
+    options = parser.parse_args([word for word in arguments if word not in passed])
     several = options.seeds is not None or options.declaration is not None or bool(options.methods)
     if several and options.stages:
         raise ValueError("--stages trains stages once; --seeds, --declaration and --methods compare: one of both")
@@ -53,9 +54,9 @@ def study(arguments: list[str]) -> int:
     folder = located(options.experiment, options.experiments)
     if several:
         seeds, methods = tuple(options.seeds or ()), tuple(options.methods)
-        chosen = plan.study(folder, seeds, tuple(passed), options.split, out, methods, declaration)
+        chosen = plan.study(folder, seeds, passed, options.split, out, methods, declaration)
     else:
-        chosen = plan.single(folder, tuple(options.stages), tuple(passed), options.split, out)
+        chosen = plan.single(folder, tuple(options.stages), passed, options.split, out)
     return _run(options, chosen, f"segcft study {shlex.join(arguments)}")
 
 

@@ -149,6 +149,15 @@ def test_time_left_follows_what_was_said_and_what_took_place(tmp_path):
     assert queue(tmp_path).expected["a"] == 12.5
 
 
+def test_options_of_stages_may_hold_blanks_and_others_must_exist(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    few = "--data.init_args.subjects={train: 16, val: 8, test: 8}"
+    assert main(["study", "chest_phantom", "--stages", "segmentor", few, "--dry-run"]) == 0
+    assert capsys.readouterr().out == "run  segmentor\n"
+    assert main(["study", "chest_phantom", "--stage", "segmentor"]) == 2
+    assert "did you mean --stages?" in capsys.readouterr().err
+
+
 def test_init_writes_one_file_that_can_be_planned(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["init", "mine", "--like", "chest_phantom"]) == 0
