@@ -63,7 +63,7 @@ def _nifti(reply: Reply) -> tuple[str, bytes]:
     subject = reply.subject
     if subject.file is not None and suffix(subject.file) in NIFTI:
         return _own(reply)
-    about = subject.model.description
+    about = subject.opened.model.description
     levels, steps = _changed(reply), list(subject.picture.spacing or about.spacing)
     if levels.ndim == 2:  # as ``readers.shown`` turns them, back
         levels, steps = levels.T[::-1, ::-1, None], [*steps[::-1], 1.0]
@@ -76,7 +76,7 @@ def _own(reply: Reply) -> tuple[str, bytes]:
     """A file of the kind that was uploaded."""
     subject = reply.subject
     assert subject.file is not None
-    change = subject.change(reply.answer.edit)
+    change = subject.change(reply.answer)
     with tempfile.TemporaryDirectory(prefix="segcft-") as folder:
         target = Path(folder) / f"answer{suffix(subject.file)}"
         write_changed(subject.file, change, target, subject.window, NOTE + reply.question.text)
@@ -89,7 +89,7 @@ def _csv(reply: Reply) -> tuple[str, bytes]:
 
 def _changed(reply: Reply) -> Levels:
     """Grey levels on the picture's own grid, (*S); those of 8 bits stay within them."""
-    change = reply.subject.change(reply.answer.edit)
+    change = reply.subject.change(reply.answer)
     levels = np.asarray(reply.subject.picture.levels + change, np.float32)
     return levels if reply.subject.window is not None else levels.clip(0, 255)
 

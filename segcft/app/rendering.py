@@ -1,14 +1,15 @@
 """Replies as pictures for a browser: PNG, and contours as lines."""
 
 import io
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from contourpy import contour_generator
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
 from segcft.app.opened_image import Levels, Reply, Subject
 from segcft.plots.panels import LIMIT
@@ -58,10 +59,10 @@ def deviation(subject: Subject, values: Plane, limit: float) -> bytes:
     return _png(_tinted((_enlarged(values) / max(limit, 1e-6)).clip(0, 1), UNSURE))
 
 
-def contours(subject: Subject, masks: Mapping[str, Any], index: int | None) -> dict[str, list[list[list[float]]]]:
-    """Structure -> outlines where its probability is 1/2, as lines of (x, y) in shares of width and height."""
+def contours(subject: Subject, masks: Tensor, index: int | None) -> dict[str, list[list[list[float]]]]:
+    """Structure -> outlines where its mask (1, K, *frame) is 1/2, as lines of (x, y) in shares of width and height."""
     found = {}
-    for name, mask in masks.items():
+    for name, mask in zip(subject.opened.structures, torch.split(masks, 1, 1), strict=False):
         flat = plane(subject.enlarge(mask), index)
         fine = _enlarged(flat, FINE)
         factor = fine.shape[1] / flat.shape[1]

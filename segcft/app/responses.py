@@ -8,6 +8,7 @@ from segcft.app import rendering
 from segcft.app.downloads import kinds
 from segcft.app.opened_image import Reply, Subject
 from segcft.app.service import Desk
+from segcft.inference.answer_file import unusual
 from segcft.io.readers import DICOM, FILMS, NIFTI
 from segcft.plots.panels import COLOURS, LIMIT
 
@@ -55,15 +56,15 @@ def thumbnail(desk: Desk, name: str) -> bytes:
 
 def introduce(subject: Subject) -> dict[str, Any]:
     """An opened image, unasked; its pictures come with the first question."""
-    values = {name: _finite(value) for name, value in subject.values.items()}
+    values = {name: _finite(value) for name, value in subject.opened.values.items()}
     return {
         "name": subject.name,
         "values": values,
-        "given": sorted(subject.given),
+        "given": sorted(subject.opened.given),
         "depth": subject.shown.geometry.shape[-1] if len(subject.shown.geometry.shape) == 3 else 1,
         "downloads": kinds(subject),
         "uploaded": subject.file is not None,
-        "reasons": subject.reasons,
+        "reasons": unusual(subject.opened),
         "shape": list(subject.picture.levels.shape),
     }
 
@@ -85,14 +86,14 @@ def show(reply: Reply, index: Any = None, seen: Any = False) -> dict[str, Any]:
         "change": _address(rendering.change(subject, changed)),
         "size": [factual.shape[1], factual.shape[0]],
         "slice": index,
-        "after": rendering.contours(subject, reply.masks, index),
+        "after": rendering.contours(subject, reply.answer.masks, index),
         "rows": [{key: _finite(value) for key, value in row.items()} for row in reply.rows],
         "reasons": reply.reasons,
         "refined": reply.question.refined,
     }
     if seen is False or seen != index:
         told["factual"] = _address(rendering.grey(subject, factual))
-        told["before"] = rendering.contours(subject, subject.masks, index)
+        told["before"] = rendering.contours(subject, subject.opened.masks, index)
     if reply.answer.posterior_deviation is not None:
         deep = subject.enlarge(reply.answer.posterior_deviation)
         limit = max(float(deep.max()), 0.02)

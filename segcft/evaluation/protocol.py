@@ -9,10 +9,9 @@ from torch import Tensor
 from data_modules.common.data_module import Batch, DataModule, ImageDataset, Rerenderable
 from segcft.causal.structural_causal_model import Mechanism
 from segcft.core import checkpoints
-from segcft.counterfactual.edits import Canvas
 from segcft.counterfactual.model import CounterfactualModel
+from segcft.counterfactual.subject import Answer, OpenedSubject
 from segcft.guidance.judges import Judge, SegmentationModel
-from segcft.spatial.geometry import Geometry
 from segcft.variables.mask_measurements import measure_masks
 from segcft.variables.requests import parse
 from segcft.variables.variables import DataDescription
@@ -55,6 +54,10 @@ class Contender:
     model: CounterfactualModel
     guide: Judge | None
     asked: Method
+
+    def answer(self, subject: OpenedSubject, cf_values: Values) -> Answer:
+        """Of subjects that its model has opened; ``cf_values`` in real units, (B,) each."""
+        return subject.answer(cf_values, corrections=self.asked.corrections, confined=self.asked.confined)
 
 
 @dataclass
@@ -202,18 +205,11 @@ def predict(
     means = []
     for start in range(0, len(image), size):
         few = slice(start, start + size)
-        abduction = model.abduct(image[few], {k: v[few] for k, v in values.items()}, temperature=0.0)
-        means.append(abduction.pixels.loc)
+        subject = model.open(image[few], {name: value[few] for name, value in values.items()})
+        means.append(subject.abduction().pixels.loc)
         for place, asked in enumerate(cf_values):
-            found = model.answer(
-                image[few],
-                abduction,
-                {k: v[few] for k, v in asked.items()},
-                corrections=contender.asked.corrections,
-                confined=contender.asked.confined,
-                canvas=Canvas(image[few], Geometry.of(image.shape[2:], image.shape[2:])),
-            )
-            images[place].append(found.image)
+            found = contender.answer(subject, {name: value[few] for name, value in asked.items()})
+            images[place].append(found.seen)
     return [torch.cat(parts) for parts in images], torch.cat(means)
 
 

@@ -111,12 +111,12 @@ def test_effects_follow_their_causes_unless_held():
     subject = desk.open_case("test 1")
     for effect, same in (("total", False), ("direct", True)):
         values = desk.ask(subject, Question(("age=+10",), effect)).answer.values
-        assert torch.equal(values["left_size"], subject.values["left_size"]) == same
+        assert torch.equal(values["left_size"], subject.opened.values["left_size"]) == same
 
 
 def test_a_file_comes_back_as_the_command_line_writes_it(desk, film, tmp_path):
     subject = desk.open_file(film, "me.png", {"age": 40.0})
-    assert subject.given == {"age"}
+    assert subject.opened.given == {"age"}
     reply = desk.ask(subject, Question(PLUS))
     name, content = download(reply, "png")
     assert name == "me_counterfactual.png"
