@@ -131,10 +131,6 @@ class Canvas:
         """The edited image as the model sees it, (B, C, *S)."""
         return Canvas(self.draw(edit), self.geometry).frame
 
-    def to(self, device: str | torch.device) -> "Canvas":
-        """The same on another device."""
-        return Canvas(self.image.to(device), self.geometry)
-
     def repeated(self, samples: int) -> "Canvas":
         """Each image ``samples`` times."""
         return Canvas(self.image.repeat_interleave(samples, 0), self.geometry) if samples > 1 else self

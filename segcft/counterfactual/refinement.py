@@ -45,23 +45,20 @@ class Refinement:
             turns: Corrections; 0 for none.
             confined: See ``confine``.
         """
-        first, masks = draw(self.wanted), None
-        if confined and not first.only_moves:
-            masks, lacks = self._judged(first)
+        first = draw(self.wanted)
+        judged = self._judged(first) if confined and not first.only_moves else None
 
-        def drawn(pa: Tensor) -> Edit:
-            edit = first if pa is self.wanted else draw(pa)
+        def held(edit: Edit) -> Edit:
             if not confined:
                 return edit
-            return self.confine(edit, edit.carry(self.anatomy) if masks is None else masks)
+            return self.confine(edit, edit.carry(self.anatomy) if judged is None else judged[0])
 
-        best = drawn(self.wanted)
+        best = held(first)
         if not turns:
             return best
-        if masks is not None:
-            return self._corrected(drawn, best, lacks, torch.full_like(lacks[:, 0], torch.inf), turns)
-        _, lacks = self._judged(best)
-        return self._corrected(drawn, best, lacks, lacks.abs().sum(1), turns)
+        _, left = judged or self._judged(best)
+        least = left.abs().sum(1) if judged is None else torch.full_like(left[:, 0], torch.inf)
+        return self._corrected(lambda pa: held(draw(pa)), best, left, least, turns)
 
     def _corrected(self, draw: Callable[[Tensor], Edit], best: Edit, left: Tensor, least: Tensor, turns: int) -> Edit:
         """Ask again for what an answer lacks; of every image the best answer by the segmentor is kept.

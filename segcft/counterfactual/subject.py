@@ -132,14 +132,13 @@ class OpenedSubject:
 
         Args:
             cf_values: Counterfactual parents, for instance of ``act``.
-            mediation: Whether the image follows them itself, through its latents or both; see ``HVAE.predict``. Of the
-                exogenous prior, ``total`` is ``direct`` and ``indirect`` changes nothing.
+            mediation: Whether the image follows them itself, through its latents or both; see ``HVAE.predict``.
             samples: Particles of the posterior.
-            temperature: Of the latents; by default 1, and 0, the posterior's mean, of a single particle.
+            temperature: Of the latents, see ``abduction``.
             corrections: Times to measure the answer by the segmentor and ask again for what is missing; by default 2
-                where there is a segmentor, 0 where there is none.
-            confined: Leave the image as it is beyond the neighbourhood of what moves, by the segmentor's masks before
-                and after; by default where there is a segmentor.
+                where there is a segmentor.
+            confined: Leave the image as it is beyond the neighbourhood of what moves; by default where there is a
+                segmentor.
 
         Raises:
             ValueError: If one of the last two is wanted of a model without a segmentor.

@@ -17,6 +17,7 @@ from segcft.variables.requests import parse
 from segcft.variables.variables import DataDescription
 
 Values = dict[str, Tensor]
+AT_ONCE = 32  # subjects that a model answers at a time
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def perfect(people: Subjects) -> Answers:
 
 
 def predict(
-    contender: Contender, image: Tensor, values: Values, cf_values: list[Values], size: int = 32
+    contender: Contender, image: Tensor, values: Values, cf_values: list[Values]
 ) -> tuple[list[Tensor], Tensor]:
     """Images under every set of parents and factual means, (N, C, *S) each; one deterministic abduction for all.
 
@@ -198,13 +199,12 @@ def predict(
         image: Factual images, (N, C, *S).
         values: Their parents in real units, (N,) each.
         cf_values: Counterfactual parents, question by question.
-        size: Subjects at a time.
     """
     model = contender.model
     images: list[list[Tensor]] = [[] for _ in cf_values]
     means = []
-    for start in range(0, len(image), size):
-        few = slice(start, start + size)
+    for start in range(0, len(image), AT_ONCE):
+        few = slice(start, start + AT_ONCE)
         subject = model.open(image[few], {name: value[few] for name, value in values.items()})
         means.append(subject.abduction().pixels.loc)
         for place, asked in enumerate(cf_values):
