@@ -11,11 +11,9 @@ import pandas as pd
 from PIL import Image
 
 from segcft.app.opened_image import Levels, Reply, Subject
-from segcft.app.rendering import busiest, plane
+from segcft.inference.answer_file import NOTE, busiest, plane
 from segcft.io.readers import NIFTI
 from segcft.io.writers import suffix, write_changed
-
-NOTE = "Synthetic counterfactual by segcft, not acquired: "
 
 
 def kinds(subject: Subject) -> list[str]:
@@ -96,7 +94,7 @@ def _changed(reply: Reply) -> Levels:
 
 def _slice(reply: Reply) -> int | None:
     """The busiest slice on the picture's own grid."""
-    shown = busiest(reply)
+    shown = busiest([reply.change])
     if shown is None:
         return None
     return int((shown + 0.5) * reply.subject.picture.levels.shape[-1] / reply.change.shape[-1])

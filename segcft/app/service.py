@@ -48,12 +48,6 @@ class Desk:
         """Variable -> its causes, causes first."""
         return dict(self.model.mechanism.graph) or {name: [] for name in self.model.parents.names}
 
-    @property
-    def hidden(self) -> list[str]:
-        """Variables that must be told about an upload, for nothing can measure them."""
-        seen = self.model.parents.structural if self.model.segmentor is not None else {}
-        return [name for name in self.model.parents.names if name not in seen]
-
     @torch.no_grad()
     def open_case(self, name: str) -> Subject:
         """Abduct a case.

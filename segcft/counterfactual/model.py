@@ -190,6 +190,12 @@ class CounterfactualModel(nn.Module, Recorded):
         return self.open(image, parents, geometry).ask(questions, **options)
 
     @property
+    def hidden(self) -> list[str]:
+        """Parents that must be told of an image, for nothing can measure them."""
+        seen = self.parents.structural if self.segmentor is not None else {}
+        return [name for name in self.parents.names if name not in seen]
+
+    @property
     def frame(self) -> tuple[int, ...]:
         """Shape S of the images that the HVAE reads."""
         return self.hvae.stages[0].size(self.hvae.spatial_dims)

@@ -2,7 +2,7 @@
 
 import warnings
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from segcft.spatial.geometry import Geometry
 from segcft.variables.requests import Request, beyond
 
 Row = dict[str, Any]
+NOTE = "Synthetic counterfactual by segcft, not acquired: "
 MISSED = 0.25  # share of a request: an answer that is further off is warned of
 
 
@@ -70,8 +71,7 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
         changes.append(framing.levels(answer.difference))
         target = folder / f"{name}{suffix(file)}"
         asked = " ".join(request.text for request in question.values())
-        note = f"Synthetic counterfactual by segcft, not acquired: {asked}"
-        write_changed(file, changes[-1], target, job.window, note, job.options.keep_identity)
+        write_changed(file, changes[-1], target, job.window, NOTE + asked, job.options.keep_identity)
         if job.options.manifest:
             for structure, mask in zip(subject.structures, answer.large_masks[0].cpu().numpy(), strict=True):
                 write_mask(file, mask > 0.5, mask_path(target, structure))
@@ -134,16 +134,16 @@ def _draw(
 ) -> None:
     """Panel of the only answer, or strip and animation of a sweep."""
     levels = picture.levels.astype(np.float32)
-    busiest, subject = _busiest(changes), answers[0].subject
+    index, subject = busiest(changes), answers[0].subject
     small = Framing(framing.geometry.reduced(panels.LARGEST), framing.window)
     smaller = Geometry.of(levels.shape, small.geometry.shape)
 
     def fitted(values: Any) -> Any:
         mean = F.interpolate(torch.from_numpy(values)[None, None], smaller.frame, mode="area")
-        return _plane(mean[0, 0].numpy(), _at(busiest, smaller))
+        return plane(mean[0, 0].numpy(), _at(index, smaller))
 
     def spread(values: Tensor) -> Any:
-        return _plane(small.enlarge(values), _at(busiest, smaller))
+        return plane(small.enlarge(values), _at(index, smaller))
 
     def view(masks: Tensor, change: Any, deviation: Tensor | None = None) -> View:
         outlines = {
@@ -175,11 +175,12 @@ def _numbers(job: Plan, answer: Answer) -> str:
     return "\n".join(lines)
 
 
-def _busiest(changes: list[Any]) -> int | None:
-    """Of volumes, the axial slice that changes most; None of images."""
+def busiest(changes: Sequence[Any]) -> int | None:
+    """Of volumes (*S), the axial slice that changes most, or the middle one if none does; None of images."""
     if changes[0].ndim == 2:
         return None
-    return int(sum(np.abs(change).sum((0, 1)) for change in changes).argmax())
+    amount = sum(np.abs(change).sum((0, 1)) for change in changes)
+    return int(amount.argmax()) if amount.any() else len(amount) // 2
 
 
 def _at(index: int | None, smaller: Geometry) -> int | None:
@@ -187,6 +188,6 @@ def _at(index: int | None, smaller: Geometry) -> int | None:
     return None if index is None else min(int((index + 0.5) / smaller.steps[-1]), smaller.frame[-1] - 1)
 
 
-def _plane(values: Any, index: int | None) -> Any:
+def plane(values: Any, index: int | None) -> Any:
     """What is shown of an image or a RAS+ volume: rows from anterior down, columns from the patient's right."""
     return values if index is None else values[::-1, ::-1, index].T
