@@ -8,7 +8,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
 
 from segcft.io.resampling import Pixels
@@ -18,11 +17,6 @@ def to_signed(image: Tensor, window: Sequence[float] = (0, 255)) -> Tensor:
     """Levels -> float32 in [-1, 1] by the window that becomes -1 and 1, same shape; levels beyond it are clipped."""
     low, high = window
     return image.float().sub(low).mul_(2 / (high - low)).sub_(1).clamp_(-1, 1)
-
-
-def to_uint8(image: Tensor) -> Tensor:
-    """Floats in [-1, 1] -> uint8 in 0..255, same shape; values beyond are clipped."""
-    return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)

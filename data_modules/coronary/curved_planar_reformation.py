@@ -77,7 +77,7 @@ class Frames:
     binormals: Floats
 
     @classmethod
-    def along(cls, curve: Centreline, s: ArrayLike, normal: Sequence[float] | None = None) -> "Frames":
+    def along(cls, curve: Centreline, s: ArrayLike) -> "Frames":
         """Rotation-minimising frames at arc lengths ``s`` (L,) by double reflection.
 
         The cross-section turns about the vessel no more than the vessel's course makes it (Wang et al., 2008,
@@ -86,15 +86,10 @@ class Frames:
         Args:
             curve: The centreline.
             s: Arc lengths in order, mm, close enough that the curve bends little between two of them.
-            normal: Direction that the first normal comes closest to; by default the world's axis that the vessel
-                follows least at its beginning.
-
-        Raises:
-            ValueError: If ``normal`` is along the vessel.
         """
         points, tangents = curve.at(s), curve.tangents(s)
         normals = np.empty_like(points)
-        normals[0] = _first_normal(tangents[0], normal)
+        normals[0] = _first_normal(tangents[0])
         for i in range(len(points) - 1):
             chord = points[i + 1] - points[i]
             reflected = _reflect(normals[i], chord)
@@ -226,12 +221,10 @@ def _distinct(points: Floats) -> Floats:
     return kept
 
 
-def _first_normal(tangent: Floats, towards: Sequence[float] | None) -> Floats:
-    direction = np.eye(3)[np.abs(tangent).argmin()] if towards is None else np.asarray(towards, np.float64)
-    across = direction - (direction @ tangent) * tangent
-    if np.linalg.norm(across) < 1e-6 * np.linalg.norm(direction):
-        raise ValueError(f"the normal {direction.tolist()} is along the vessel")
-    return _unit(across)
+def _first_normal(tangent: Floats) -> Floats:
+    """Across the vessel, closest to the world's axis that it follows least."""
+    direction = np.eye(3)[np.abs(tangent).argmin()]
+    return _unit(direction - (direction @ tangent) * tangent)
 
 
 def _reflect(vector: Floats, across: Floats) -> Floats:

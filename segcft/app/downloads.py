@@ -11,11 +11,9 @@ import pandas as pd
 from PIL import Image
 
 from segcft.app.opened_image import Levels, Reply, Subject
-from segcft.app.rendering import busiest, plane
+from segcft.inference.answer_file import NOTE, busiest, plane
 from segcft.io.readers import NIFTI
 from segcft.io.writers import suffix, write_changed
-
-NOTE = "Synthetic counterfactual by segcft, not acquired: "
 
 
 def kinds(subject: Subject) -> list[str]:
@@ -63,7 +61,7 @@ def _nifti(reply: Reply) -> tuple[str, bytes]:
     subject = reply.subject
     if subject.file is not None and suffix(subject.file) in NIFTI:
         return _own(reply)
-    about = subject.model.description
+    about = subject.opened.model.description
     levels, steps = _changed(reply), list(subject.picture.spacing or about.spacing)
     if levels.ndim == 2:  # as ``readers.shown`` turns them, back
         levels, steps = levels.T[::-1, ::-1, None], [*steps[::-1], 1.0]
@@ -76,7 +74,7 @@ def _own(reply: Reply) -> tuple[str, bytes]:
     """A file of the kind that was uploaded."""
     subject = reply.subject
     assert subject.file is not None
-    change = subject.change(reply.answer.edit)
+    change = subject.change(reply.answer)
     with tempfile.TemporaryDirectory(prefix="segcft-") as folder:
         target = Path(folder) / f"answer{suffix(subject.file)}"
         write_changed(subject.file, change, target, subject.window, NOTE + reply.question.text)
@@ -89,14 +87,14 @@ def _csv(reply: Reply) -> tuple[str, bytes]:
 
 def _changed(reply: Reply) -> Levels:
     """Grey levels on the picture's own grid, (*S); those of 8 bits stay within them."""
-    change = reply.subject.change(reply.answer.edit)
+    change = reply.subject.change(reply.answer)
     levels = np.asarray(reply.subject.picture.levels + change, np.float32)
     return levels if reply.subject.window is not None else levels.clip(0, 255)
 
 
 def _slice(reply: Reply) -> int | None:
     """The busiest slice on the picture's own grid."""
-    shown = busiest(reply)
+    shown = busiest([reply.change])
     if shown is None:
         return None
     return int((shown + 0.5) * reply.subject.picture.levels.shape[-1] / reply.change.shape[-1])

@@ -1,16 +1,18 @@
 """Replies as pictures for a browser: PNG, and contours as lines."""
 
 import io
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from contourpy import contour_generator
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
-from segcft.app.opened_image import Levels, Reply, Subject
+from segcft.app.opened_image import Subject
+from segcft.inference.answer_file import plane
 from segcft.plots.panels import LIMIT
 
 LARGE = 448  # pixels: what is smaller is enlarged, smoothly
@@ -18,19 +20,6 @@ FINE = 192  # of contours
 BRIGHTER, DARKER = (255, 122, 69), (64, 150, 255)  # colours of a change, which becomes opaque at LIMIT
 UNSURE = (255, 214, 102)
 Plane = NDArray[Any]  # (H, W)
-
-
-def plane(values: Levels, index: int | None) -> Plane:
-    """An image as it is, or the axial slice of a RAS+ volume: rows from anterior down, columns from the right."""
-    return values if values.ndim == 2 else values[::-1, ::-1, index].T
-
-
-def busiest(reply: Reply) -> int | None:
-    """Of a volume, the axial slice that changes most, or its middle if none does; None of an image."""
-    if reply.change.ndim == 2:
-        return None
-    amount = np.abs(reply.change).sum((0, 1))
-    return int(amount.argmax()) if amount.any() else len(amount) // 2
 
 
 def grey(subject: Subject, levels: Plane) -> bytes:
@@ -58,10 +47,10 @@ def deviation(subject: Subject, values: Plane, limit: float) -> bytes:
     return _png(_tinted((_enlarged(values) / max(limit, 1e-6)).clip(0, 1), UNSURE))
 
 
-def contours(subject: Subject, masks: Mapping[str, Any], index: int | None) -> dict[str, list[list[list[float]]]]:
-    """Structure -> outlines where its probability is 1/2, as lines of (x, y) in shares of width and height."""
+def contours(subject: Subject, masks: Tensor, index: int | None) -> dict[str, list[list[list[float]]]]:
+    """Structure -> outlines where its mask (1, K, *frame) is 1/2, as lines of (x, y) in shares of width and height."""
     found = {}
-    for name, mask in masks.items():
+    for name, mask in zip(subject.opened.structures, torch.split(masks, 1, 1), strict=False):
         flat = plane(subject.enlarge(mask), index)
         fine = _enlarged(flat, FINE)
         factor = fine.shape[1] / flat.shape[1]

@@ -8,6 +8,7 @@ from segcft.app import rendering
 from segcft.app.downloads import kinds
 from segcft.app.opened_image import Reply, Subject
 from segcft.app.service import Desk
+from segcft.inference.answer_file import busiest, plane, unusual
 from segcft.io.readers import DICOM, FILMS, NIFTI
 from segcft.plots.panels import COLOURS, LIMIT
 
@@ -38,7 +39,7 @@ def describe(desk: Desk, title: str, upload_limit: int) -> dict[str, Any]:
         "variables": variables,
         "colours": colours if model.segmentor is not None else {},
         "cases": cases,
-        "needed": desk.hidden,
+        "needed": model.hidden,
         "kinds": [*FILMS, *DICOM, *NIFTI],
         "upload_limit": upload_limit,
         "limit": LIMIT,
@@ -49,21 +50,21 @@ def describe(desk: Desk, title: str, upload_limit: int) -> dict[str, Any]:
 def thumbnail(desk: Desk, name: str) -> bytes:
     """A case, small, as PNG."""
     image = desk.cases[name].image[0, 0].float().numpy()
-    flat = rendering.plane(image, None if image.ndim == 2 else image.shape[-1] // 2)
+    flat = plane(image, None if image.ndim == 2 else image.shape[-1] // 2)
     return rendering.small((flat + 1) * 127.5)
 
 
 def introduce(subject: Subject) -> dict[str, Any]:
     """An opened image, unasked; its pictures come with the first question."""
-    values = {name: _finite(value) for name, value in subject.values.items()}
+    values = {name: _finite(value) for name, value in subject.opened.values.items()}
     return {
         "name": subject.name,
         "values": values,
-        "given": sorted(subject.given),
+        "given": sorted(subject.opened.given),
         "depth": subject.shown.geometry.shape[-1] if len(subject.shown.geometry.shape) == 3 else 1,
         "downloads": kinds(subject),
         "uploaded": subject.file is not None,
-        "reasons": subject.reasons,
+        "reasons": unusual(subject.opened),
         "shape": list(subject.picture.levels.shape),
     }
 
@@ -78,25 +79,25 @@ def show(reply: Reply, index: Any = None, seen: Any = False) -> dict[str, Any]:
     """
     subject, depth = reply.subject, reply.change.shape[-1]
     if not isinstance(index, int) or not 0 <= index < depth or reply.change.ndim == 2:
-        index = rendering.busiest(reply)
-    factual, changed = (rendering.plane(each, index) for each in (subject.levels, reply.change))
+        index = busiest([reply.change])
+    factual, changed = (plane(each, index) for each in (subject.levels, reply.change))
     told = {
         "image": _address(rendering.grey(subject, factual + changed)),
         "change": _address(rendering.change(subject, changed)),
         "size": [factual.shape[1], factual.shape[0]],
         "slice": index,
-        "after": rendering.contours(subject, reply.masks, index),
+        "after": rendering.contours(subject, reply.answer.masks, index),
         "rows": [{key: _finite(value) for key, value in row.items()} for row in reply.rows],
         "reasons": reply.reasons,
         "refined": reply.question.refined,
     }
     if seen is False or seen != index:
         told["factual"] = _address(rendering.grey(subject, factual))
-        told["before"] = rendering.contours(subject, subject.masks, index)
+        told["before"] = rendering.contours(subject, subject.opened.masks, index)
     if reply.answer.posterior_deviation is not None:
         deep = subject.enlarge(reply.answer.posterior_deviation)
         limit = max(float(deep.max()), 0.02)
-        told["deviation"] = _address(rendering.deviation(subject, rendering.plane(deep, index), limit))
+        told["deviation"] = _address(rendering.deviation(subject, plane(deep, index), limit))
         told["deviation_limit"] = limit / 2  # share of the window
     return told
 

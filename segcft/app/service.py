@@ -2,22 +2,23 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from segcft.app.opened_image import PARTICLES, Case, Question, Reply, Subject
-from segcft.counterfactual.edits import Canvas
-from segcft.counterfactual.model import CORRECTIONS, Answer, CounterfactualModel
-from segcft.inference.answer_file import measured_in, missed, outlines
+from segcft.app.opened_image import Case, Question, Reply, Subject
+from segcft.counterfactual.model import CounterfactualModel
+from segcft.counterfactual.subject import Do, OpenedSubject
 from segcft.inference.file_geometry import Framing
 from segcft.io.readers import Picture, Window, read_picture
 from segcft.spatial.geometry import Geometry
-from segcft.variables.requests import beyond, once, parse, targets
+from segcft.variables.requests import once, parse
 
 MOST = 2**26  # pixels or voxels of an upload
+PARTICLES = 8  # of the posterior, where their deviation is asked for
 Result = TypeVar("Result")
 
 
@@ -47,12 +48,6 @@ class Desk:
         """Variable -> its causes, causes first."""
         return dict(self.model.mechanism.graph) or {name: [] for name in self.model.parents.names}
 
-    @property
-    def hidden(self) -> list[str]:
-        """Variables that must be told about an upload, for nothing can measure them."""
-        seen = self.model.parents.structural if self.model.segmentor is not None else {}
-        return [name for name in self.model.parents.names if name not in seen]
-
     @torch.no_grad()
     def open_case(self, name: str) -> Subject:
         """Abduct a case.
@@ -63,12 +58,9 @@ class Desk:
         if name not in self.cases:
             raise ValueError(f"there is no case {name!r}; there are {', '.join(self.cases) or 'none'}")
         case = self.cases[name]
-        image = case.image.to(self.device)
-        values = self.model.complete(image, case.values)
         picture = Picture((case.image[0, 0].float().numpy() + 1) * 127.5)
         framing = Framing(Geometry.of(self.frame, self.frame), (0.0, 255.0))
-        masks = outlines(self.model, image)
-        return _abducted(Subject(self.model, name, picture, framing, image, values, frozenset(values), masks))
+        return Subject(name, picture, framing, self._opened(case.image, case.values, framing))
 
     @torch.no_grad()
     def open_file(
@@ -100,12 +92,14 @@ class Desk:
             framing = Framing.of(picture, self.model, window, spacing)
         except ValueError as error:
             raise ValueError(_for_people(str(error).replace(str(file), name))) from error
-        image = framing.image(picture.levels).to(self.device)
-        values = self.model.complete(image, given)
-        masks, told = outlines(self.model, image), frozenset(given)
-        return _abducted(Subject(self.model, name, picture, framing, image, values, told, masks, file, window))
+        opened = self._opened(framing.canvas(picture.levels).image, given, framing)
+        return Subject(name, picture, framing, opened, file, window)
 
-    @torch.no_grad()
+    def _opened(self, image: Tensor, given: Mapping[str, Tensor | float], framing: Framing) -> OpenedSubject:
+        opened = self.model.open(image.to(self.device), given, framing.geometry)
+        _alike(opened.abduction)
+        return opened
+
     def ask(self, subject: Subject, question: Question) -> Reply:
         """Answer one question; the same question gets the same answer.
 
@@ -113,43 +107,17 @@ class Desk:
             ValueError: If a request is malformed, or asks for a category that does not exist.
         """
         requests = once([parse(text, self.model.parents) for text in question.do])
-        return _alike(lambda: self._answered(subject, question, requests))
+        return _alike(lambda: self._answered(subject.opened, subject, question, requests))
 
-    def _answered(self, subject: Subject, question: Question, requests: Mapping[str, Any]) -> Reply:
-        model = self.model
-        do = targets(requests, subject.values, model.parents)
+    def _answered(self, opened: OpenedSubject, subject: Subject, question: Question, requests: Do) -> Reply:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they become reasons
-            model.parents.check(do)
-        values = model.act(subject.values, do, question.effect)
-        judged = model.segmentor is not None
-        turns = CORRECTIONS if judged and question.refined else 0
-        canvas = subject.canvas
-        edit = model.answer(
-            subject.image, subject.abduction, values, corrections=turns, confined=judged, canvas=canvas
-        ).edit
-        deviation = self._deviation(subject, values) if question.particles else None
-        image = canvas.draw(edit)
-        change = subject.shown.levels(image - canvas.image)
-        seen = (subject.image + Canvas(image, canvas.geometry).frame - canvas.frame).clamp(-1, 1)
-        masks = outlines(model, seen)
-        found = measured_in(model, masks, seen, subject.masks)
-        answer = Answer(image, values, found, deviation, canvas.image, subject.values, edit, seen)
-        reasons = subject.reasons + beyond(do, model.parents) + missed(answer, requests)
-        return Reply(subject, question, answer, change, masks, reasons, frozenset(requests))
-
-    def _deviation(self, subject: Subject, values: dict[str, Tensor]) -> Tensor:
-        """Over the particles, (1, 1, *frame)."""
-        everyone = subject.image.expand(PARTICLES, *subject.image.shape[1:])
-        repeated = {name: value.expand(PARTICLES) for name, value in values.items()}
-        confined = self.model.segmentor is not None
-        drawn = self.model.answer(everyone, subject.particles, repeated, confined=confined).image
-        return drawn.std(0, keepdim=True)
-
-
-def _abducted(subject: Subject) -> Subject:
-    _alike(lambda: subject.abduction)
-    return subject
+            values = opened.act(requests, question.effect)
+        answer = replace(opened.answer(values, corrections=None if question.refined else 0), canvas=opened.preview)
+        if question.particles:
+            particles = opened.answer(values, samples=PARTICLES, corrections=0)
+            answer = replace(answer, posterior_deviation=particles.posterior_deviation)
+        return Reply(subject, question, answer, frozenset(requests))
 
 
 def _alike(work: Callable[[], Result]) -> Result:

@@ -43,6 +43,11 @@ class Edit(NamedTuple):
         return self.velocity is not None and self.gate is None
 
     @property
+    def only_moves(self) -> bool:
+        """Whether the flow carries the whole image and nothing is painted on it."""
+        return self.carries_all and not self.paint.any()
+
+    @property
     def displacement(self) -> Tensor | None:
         """Of the flow, (B, D, *S) in pixels of the frame; None if nothing moves."""
         return None if self.velocity is None else exponential(self.velocity)
@@ -90,7 +95,7 @@ class Canvas:
     image: Tensor
     geometry: Geometry
 
-    @property
+    @cached_property
     def frame(self) -> Tensor:
         """What the model sees, (B, C, *S) in [-1, 1]."""
         return (self.geometry.shrink(self.image + 1) - 1).clamp(-1, 1)  # black beyond the image
@@ -125,10 +130,6 @@ class Canvas:
     def seen(self, edit: Edit) -> Tensor:
         """The edited image as the model sees it, (B, C, *S)."""
         return Canvas(self.draw(edit), self.geometry).frame
-
-    def to(self, device: str | torch.device) -> "Canvas":
-        """The same on another device."""
-        return Canvas(self.image.to(device), self.geometry)
 
     def repeated(self, samples: int) -> "Canvas":
         """Each image ``samples`` times."""

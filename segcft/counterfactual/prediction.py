@@ -52,6 +52,9 @@ class Prediction(nn.Module, Recorded, ABC):
         Raises:
             ValueError: If it needs a stage that is not there.
         """
+        for part in self.children():
+            if isinstance(part, VelocityField):
+                part.attach(widths, spatial_dims)
 
     def anneal(self, share: float) -> None:
         """Be as strict as ``share`` of what it will be, in (0, 1]; fine-tuning says so before a step."""
@@ -186,10 +189,6 @@ class Transported(Gated):
         super().__init__(threshold, reach)
         self.velocity, self.smooth, self.agree = VelocityField(stage, gain), smooth, agree
 
-    def attach(self, widths: Sequence[int], spatial_dims: int) -> None:
-        """Make the velocity field."""
-        self.velocity.attach(widths, spatial_dims)
-
     def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
         """Gate towards the counterfactual mean plus the residual carried along."""
         velocity = self.velocity(factual, counterfactual)
@@ -228,10 +227,6 @@ class Warped(Prediction):
         super().__init__()
         self.velocity, self.fade = VelocityField(stage, gain), fade
         self.smooth, self.still, self.agree = smooth, still, agree
-
-    def attach(self, widths: Sequence[int], spatial_dims: int) -> None:
-        """Make the velocity field."""
-        self.velocity.attach(widths, spatial_dims)
 
     def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
         """Carry the image along."""

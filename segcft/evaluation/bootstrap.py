@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-def resamples(levels: Sequence[npt.ArrayLike], count: int = 2000, seed: int = 0) -> Array:
+def resamples(levels: Sequence[npt.ArrayLike], count: int = 2000) -> Array:
     """How often each row appears in each bootstrap resample; the first one is the data themselves.
 
     With several factors their levels are drawn independently and a row counts by the product of its levels' counts
@@ -32,12 +32,11 @@ def resamples(levels: Sequence[npt.ArrayLike], count: int = 2000, seed: int = 0)
     Args:
         levels: Level of every row by factor, N each: ``[subjects]``, or ``[seeds, subjects]``.
         count: Number of resamples.
-        seed: Of the draws.
 
     Returns:
         (count + 1, N) weights.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     weights: Array = np.ones((count + 1, len(np.asarray(levels[0]))))
     for factor in levels:
         names, place = np.unique(np.asarray(factor), return_inverse=True)

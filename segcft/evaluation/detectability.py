@@ -152,17 +152,16 @@ def compared(train: tuple[Crops, Crops], test: tuple[Crops, Crops], steps: int, 
     }
 
 
-def auc(untouched: Tensor, answers: Tensor, people: tuple[Tensor, Tensor], count: int = 2000) -> Estimate:
+def auc(untouched: Tensor, answers: Tensor, people: tuple[Tensor, Tensor]) -> Estimate:
     """Share of pairs in which the answer scores higher, ties count half; its interval resamples people.
 
     Args:
         untouched: Scores, (N,).
         answers: Scores, (M,).
         people: Who is seen in them, (N,) and (M,).
-        count: Number of resamples.
     """
     above = (answers[:, None] > untouched).double() + 0.5 * (answers[:, None] == untouched).double()
-    weights: Array = resamples([torch.cat(people).cpu().numpy()], count)
+    weights: Array = resamples([torch.cat(people).cpu().numpy()])
     first, second = weights[:, : len(untouched)], weights[:, len(untouched) :]
     total = first.sum(1) * second.sum(1)
     pairs = (second @ above.cpu().numpy() * first).sum(1)

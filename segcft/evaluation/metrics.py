@@ -13,6 +13,8 @@ from torch import Tensor
 from segcft.spatial.diffeomorphism import jacobian
 from segcft.variables.regions import dilate
 
+OWN = 2  # pixels around a border that belong to it
+
 
 def percent(difference: Tensor, reference: Tensor) -> Tensor:
     """|difference| in percent of |reference|, (N,) each."""
@@ -60,28 +62,27 @@ def mask_difference(mask: Tensor, other: Tensor) -> Tensor:
     return (mask ^ other).flatten(1).float().sum(1)
 
 
-def old_border(image: Tensor, mask: Tensor, cf_mask: Tensor, reach: int = 2) -> Tensor:
+def old_border(image: Tensor, mask: Tensor, cf_mask: Tensor) -> Tensor:
     """How sharp that part of a structure's former border is which the counterfactual's structure has left, (B,).
 
-    The derivative of ``image`` along the inward normal of ``mask`` (the gradient of the mask, blurred), on the border
-    minus beside it, outside ``cf_mask`` grown by ``reach``. Texture and ribs cross a border either way and average out,
-    what brightens steadily is as steep beside the border; an edge remains. Of the factual image this is the edge that
-    was there, of a counterfactual what is left of it: their ratio is 1 where the old outline still shows through as a
-    veil or ghost, and 0 where it is gone.
+    The derivative of ``image`` along the inward normal of ``mask`` (the gradient of the mask, blurred), on the
+    border minus beside it, outside ``cf_mask`` grown by two pixels, which belong to its own border. Texture and
+    ribs cross a border either way and average out, what brightens steadily is as steep beside the border; an edge
+    remains. Of the factual image this is the edge that was there, of a counterfactual what is left of it: their
+    ratio is 1 where the old outline still shows through as a veil or ghost, and 0 where it is gone.
 
     Args:
         image: (B, C, *S).
         mask: Structure in the factual image, (B, *S), bool.
         cf_mask: Structure in the counterfactual, (B, *S), bool.
-        reach: Pixels around ``cf_mask`` that belong to its own border.
 
     Returns:
         In image units a pixel; NaN where the structure has left no border.
     """
-    return _steepness(image, mask, ~dilate(cf_mask, reach), 1.0)
+    return _steepness(image, mask, ~dilate(cf_mask, OWN), 1.0)
 
 
-def moved_border(image: Tensor, mask: Tensor, other: Tensor, scale: float = 1.0, reach: int = 2) -> Tensor:
+def moved_border(image: Tensor, mask: Tensor, other: Tensor, scale: float = 1.0) -> Tensor:
     """How sharp an image is across that part of a structure's border which is not the other mask's, (B,).
 
     As ``old_border``, of images of any size, and of borders on either side of the other one. With the factual mask and
@@ -93,12 +94,11 @@ def moved_border(image: Tensor, mask: Tensor, other: Tensor, scale: float = 1.0,
         other: The same structure elsewhere, (B, *S), bool.
         scale: How many times wider than ``old_border``'s the bands beside the border are, and all other distances; the
             band of the border itself stays a pixel to either side.
-        reach: Distance from the other's border that belongs to it, times ``scale``.
 
     Returns:
         In image units a pixel of this image; NaN where both borders are one.
     """
-    pixels = max(1, round(reach * scale))
+    pixels = max(1, round(OWN * scale))
     return _steepness(image, mask, ~(dilate(other, pixels) & dilate(~other, pixels)), scale)
 
 
@@ -150,14 +150,14 @@ def edge_error(cf_image: Tensor, truth: Tensor, near: Tensor) -> Tensor:
     return masked_mean(torch.stack(slopes).square().sum(0).sqrt(), near)
 
 
-def detail_correlation(image: Tensor, cf_image: Tensor, sigma: float = 2.0, least: float = 0.1) -> Tensor:
+def detail_correlation(image: Tensor, cf_image: Tensor) -> Tensor:
     """Correlation of both images' fine detail where they differ, (B,): 1 if the old detail stayed in its place.
 
-    Fine is what a Gaussian of ``sigma`` pixels removes, and images (B, C, *S) differ where what it leaves does by
-    ``least`` image units. NaN where that is hardly anywhere, less than 32 pixels.
+    Fine is what a Gaussian of two pixels removes, and images (B, C, *S) differ where what it leaves does by 0.1 image
+    units. NaN where that is hardly anywhere, less than 32 pixels.
     """
-    coarse, cf_coarse = (gaussian(shown, sigma) for shown in (image, cf_image))
-    there = ((cf_coarse - coarse).abs() > least).flatten(1).double()
+    coarse, cf_coarse = (gaussian(shown, 2.0) for shown in (image, cf_image))
+    there = ((cf_coarse - coarse).abs() > 0.1).flatten(1).double()
     count = there.sum(1, keepdim=True)
     fine, cf_fine = ((shown - smooth).flatten(1) for shown, smooth in ((image, coarse), (cf_image, cf_coarse)))
 
@@ -180,14 +180,14 @@ def fine_energy(image: Tensor, where: Tensor) -> Tensor:
     return (laplacian.square().sum(1) * where).flatten(1).sum(1)
 
 
-def flow_shape(displacement: Tensor, least: float = 1e-3) -> dict[str, Tensor]:
-    """What a flow (B, D, *S) in pixels does to where it moves something, by more than ``least`` pixels, (B,) each.
+def flow_shape(displacement: Tensor) -> dict[str, Tensor]:
+    """What a flow (B, D, *S) in pixels does to where it moves something, by more than 0.001, (B,) each.
 
     Returns:
         ``folded``: share of these pixels at which the determinant of d phi / dx is not positive; ``strain``: mean of
         |d u / dx| there, with u the displacement and the root of the squares of all derivatives. 0 if nothing moves.
     """
-    moving, matrix = displacement.abs().amax(1) > least, jacobian(displacement)
+    moving, matrix = displacement.abs().amax(1) > 1e-3, jacobian(displacement)
     stretch = matrix - torch.eye(matrix.shape[-1], device=matrix.device)
     return {
         "folded": masked_mean((_determinant(matrix) <= 0).float(), moving),

@@ -138,22 +138,15 @@ class Studio:
     def answers(self, films: Films) -> Iterator[tuple[str, str, Made]]:
         """Question, method and answer, one after the other: every method, and beside it its painted form."""
         for method, contender in self.contenders.items():
-            model, asked = contender.model, films.asked
-            values, small, canvas = model.parents.take(asked.values), films.canvas.frame, films.canvas.preview()
-            abduction = model.abduct(small, values, temperature=0.0)
+            model, asked, canvas = contender.model, films.asked, films.canvas
+            values = model.parents.take(asked.values)
+            subject = model.open(canvas.image, values, canvas.geometry)
             for name, target in asked.do.items():
-                found = model.answer(
-                    small,
-                    abduction,
-                    model.act(values, {name: target}),
-                    corrections=contender.asked.corrections,
-                    confined=contender.asked.confined,
-                    canvas=canvas,
-                )
-                made = self.drawn(films, found.edit)
+                made = self.drawn(films, contender.answer(subject, model.act(values, {name: target})).edit)
                 yield name, method, made
-                if found.edit.velocity is not None:
-                    yield name, f"{method}{PAINTED}", self.drawn(films, Edit(found.image - small), made.masks)
+                if made.edit is not None and made.edit.velocity is not None:
+                    paint = Canvas(made.image, canvas.geometry).frame - canvas.frame
+                    yield name, f"{method}{PAINTED}", self.drawn(films, Edit(paint), made.masks)
 
     def drawn(self, films: Films, edit: Edit, masks: Tensor | None = None) -> Made:
         """An edit, drawn; ``masks`` (B, K, *N) are those of the answer where they are known."""

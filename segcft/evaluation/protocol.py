@@ -9,15 +9,15 @@ from torch import Tensor
 from data_modules.common.data_module import Batch, DataModule, ImageDataset, Rerenderable
 from segcft.causal.structural_causal_model import Mechanism
 from segcft.core import checkpoints
-from segcft.counterfactual.edits import Canvas
 from segcft.counterfactual.model import CounterfactualModel
+from segcft.counterfactual.subject import Answer, OpenedSubject
 from segcft.guidance.judges import Judge, SegmentationModel
-from segcft.spatial.geometry import Geometry
 from segcft.variables.mask_measurements import measure_masks
 from segcft.variables.requests import parse
 from segcft.variables.variables import DataDescription
 
 Values = dict[str, Tensor]
+AT_ONCE = 32  # subjects that a model answers at a time
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class Contender:
     model: CounterfactualModel
     guide: Judge | None
     asked: Method
+
+    def answer(self, subject: OpenedSubject, cf_values: Values) -> Answer:
+        """Of subjects that its model has opened; ``cf_values`` in real units, (B,) each."""
+        return subject.answer(cf_values, corrections=self.asked.corrections, confined=self.asked.confined)
 
 
 @dataclass
@@ -186,7 +190,7 @@ def perfect(people: Subjects) -> Answers:
 
 
 def predict(
-    contender: Contender, image: Tensor, values: Values, cf_values: list[Values], size: int = 32
+    contender: Contender, image: Tensor, values: Values, cf_values: list[Values]
 ) -> tuple[list[Tensor], Tensor]:
     """Images under every set of parents and factual means, (N, C, *S) each; one deterministic abduction for all.
 
@@ -195,25 +199,17 @@ def predict(
         image: Factual images, (N, C, *S).
         values: Their parents in real units, (N,) each.
         cf_values: Counterfactual parents, question by question.
-        size: Subjects at a time.
     """
     model = contender.model
     images: list[list[Tensor]] = [[] for _ in cf_values]
     means = []
-    for start in range(0, len(image), size):
-        few = slice(start, start + size)
-        abduction = model.abduct(image[few], {k: v[few] for k, v in values.items()}, temperature=0.0)
-        means.append(abduction.pixels.loc)
+    for start in range(0, len(image), AT_ONCE):
+        few = slice(start, start + AT_ONCE)
+        subject = model.open(image[few], {name: value[few] for name, value in values.items()})
+        means.append(subject.abduction().pixels.loc)
         for place, asked in enumerate(cf_values):
-            found = model.answer(
-                image[few],
-                abduction,
-                {k: v[few] for k, v in asked.items()},
-                corrections=contender.asked.corrections,
-                confined=contender.asked.confined,
-                canvas=Canvas(image[few], Geometry.of(image.shape[2:], image.shape[2:])),
-            )
-            images[place].append(found.image)
+            found = contender.answer(subject, {name: value[few] for name, value in asked.items()})
+            images[place].append(found.seen)
     return [torch.cat(parts) for parts in images], torch.cat(means)
 
 

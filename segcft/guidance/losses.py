@@ -12,6 +12,8 @@ from segcft.spatial.resize import spread
 from segcft.variables.regions import dilate, reach
 from segcft.variables.variables import Parents, Values
 
+MARGINS = 6  # of ``regions.reach`` from what is to move, at which the full price of a displacement is due
+
 
 def guidance_loss(
     measured: Values,
@@ -49,19 +51,18 @@ def minimality_loss(cf_image: Tensor, image: Tensor) -> Tensor:
     return (cf_image - image).abs().mean()
 
 
-def displacement_elsewhere(displacement: Tensor, mask: Tensor, margins: int = 6) -> Tensor:
+def displacement_elsewhere(displacement: Tensor, mask: Tensor) -> Tensor:
     """Mean squared displacement, weighted by the distance from the structure that is to move, a scalar.
 
     Args:
         displacement: (B, D, *S) in pixels.
         mask: Of the structure, (B, *S), bool; a subject without any is left out.
-        margins: Distance, in margins of ``regions.reach``, at which the full price is due.
     """
     with torch.no_grad():
         step, near = reach(displacement), mask
         weight = torch.zeros_like(mask, dtype=displacement.dtype)
-        for _ in range(margins):
-            weight = weight + (~near).to(weight) / margins
+        for _ in range(MARGINS):
+            weight = weight + (~near).to(weight) / MARGINS
             near = dilate(near, step)
         weight = weight * spread(mask.flatten(1).any(1)[:, None], mask[:, None])[:, 0]
     return (weight * displacement.square().sum(1)).mean()

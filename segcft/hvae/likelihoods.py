@@ -66,33 +66,6 @@ class Gaussian(Likelihood):
         return 0.5 * residual.square() + pixels.log_scale + 0.5 * math.log(2 * math.pi)
 
 
-class SplitGaussian(Gaussian):
-    """The mean learns at a scale of its own, and the scale from what the mean leaves: neither can excuse the other.
-
-    A learnt scale that grows where the mean is wrong also takes the mean's gradient there. The sum of both terms is no
-    density; NELBOs compare among models of this likelihood alone.
-
-    Args:
-        mean_scale: Deviation at which the mean is fitted.
-        min_scale: As of every likelihood.
-        initial_scale: As of every likelihood.
-
-    Raises:
-        ValueError: If a scale is not positive.
-    """
-
-    def __init__(self, mean_scale: float = 0.07, min_scale: float = 0.02, initial_scale: float = 0.25) -> None:
-        super().__init__(None, min_scale, initial_scale)
-        if mean_scale <= 0:
-            raise ValueError(f"scales must be positive, got {mean_scale}")
-        self.mean_scale = mean_scale
-
-    def nll(self, image: Tensor, pixels: Pixels) -> Tensor:
-        """0.5 ((x - loc) / mean_scale)^2, plus the Gaussian's NLL with its mean held."""
-        fit = 0.5 * ((image.float() - pixels.loc) / self.mean_scale).square()
-        return fit + super().nll(image, pixels._replace(loc=pixels.loc.detach()))
-
-
 class DiscretisedGaussian(Likelihood):
     """Probability of an 8-bit grey level: the Gaussian's mass in the bin of width 2 / 255 around it.
 

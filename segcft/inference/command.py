@@ -117,8 +117,7 @@ def _parents(options: Namespace, model: CounterfactualModel, files: list[Path]) 
         common[request.name] = request.number
     table = _table(Path(options.parents), model) if options.parents else {}
     known = set(common).union(*table.values())
-    needed = [name for name in model.parents.names if name not in known]
-    hidden = [name for name in needed if model.segmentor is None or name not in model.parents.structural]
+    hidden = [name for name in model.hidden if name not in known]
     if hidden:
         raise ValueError(f"factual {', '.join(hidden)} cannot be measured: give --parent {hidden[0]}=... or --parents")
     return {file: {**common, **table.get(file.resolve(), {})} for file in files}

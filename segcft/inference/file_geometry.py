@@ -63,10 +63,6 @@ class Framing:
         scaled = (levels.astype(np.float32) - low) * np.float32(2 / (high - low)) - 1
         return Canvas(torch.from_numpy(scaled)[None, None], self.geometry)
 
-    def image(self, levels: NDArray[Any]) -> Tensor:
-        """Grey levels (*N) as the model sees them, (1, 1, *S) in [-1, 1]; black beyond the picture."""
-        return self.canvas(levels).frame
-
     def levels(self, difference: Tensor) -> NDArray[np.float32]:
         """A difference of images (1, 1, *N) in grey levels, (*N)."""
         grey: NDArray[np.float32] = difference[0, 0].float().cpu().numpy()

@@ -29,11 +29,6 @@ def resize(image: Pixels, size: int) -> Pixels:
     return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)
 
 
-def resize_mask(mask: Pixels, size: int) -> Pixels:
-    """A square mask (S, S) in {0, 1} -> (size, size) in {0, 1}: inside where at least half of the pixel was."""
-    return (resize(mask * np.uint8(255), size) >= 128).astype(np.uint8)
-
-
 def scaled_frame(frame: Sequence[int], size: int) -> tuple[int, ...]:
     """The same frame with ``size`` pixels along its longest side.
 

@@ -13,22 +13,22 @@ from torch import Tensor
 
 POLE = 3**0.5 - 2  # of the cubic B-spline's inverse filter
 GIVEN_BACK = 0.4  # of what interpolation takes; 0.6 keeps all of white noise, and is too much for grain that is blurred
+SQUARINGS = 4  # a flow of 1/16 of the time is taken to be linear, and composed with itself
 MARGIN = 12  # pixels beyond which that filter is less than 1e-6
 
 
-def exponential(velocity: Tensor, squarings: int = 4) -> Tensor:
+def exponential(velocity: Tensor) -> Tensor:
     """Displacement of the velocity's flow after unit time, by scaling and squaring (Arsigny et al., 2006).
 
     Args:
         velocity: Stationary velocity field, (B, D, *S) in pixels.
-        squarings: The flow of 1 / 2^squarings is taken to be linear and then composed with itself.
 
     Returns:
         Displacement (B, D, *S) in pixels; 0 where the velocity vanishes around a point. The opposite velocity gives
         the inverse up to interpolation.
     """
-    displacement: Tensor = velocity / 2**squarings
-    for _ in range(squarings):
+    displacement: Tensor = velocity / 2**SQUARINGS
+    for _ in range(SQUARINGS):
         displacement = displacement + _looked_up(displacement, _points(displacement))
     return displacement
 

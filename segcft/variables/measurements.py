@@ -93,24 +93,19 @@ def orientation(mask: Tensor, image: Tensor, spacing: Sequence[float]) -> Tensor
     return torch.rad2deg(torch.atan2(mixed, along_x)) / 2
 
 
-def intensity(
-    mask: Tensor, image: Tensor, spacing: Sequence[float], window: tuple[float, float] = (-1.0, 1.0)
-) -> Tensor:
+def intensity(mask: Tensor, image: Tensor, spacing: Sequence[float]) -> Tensor:
     """Mean of the image over a structure, (B, K), differentiable in mask and image; channels are averaged.
 
     Args:
         mask: Probability of each structure, (B, K, *S), in [0, 1].
         image: (B, C, *S) in [-1, 1].
         spacing: Edge lengths, mm.
-        window: What -1 and 1 stand for, for instance HU; image levels unless given.
 
     Raises:
         ValueError: If ``spacing`` does not have one entry per spatial axis.
     """
-    low, high = window
     level = image.float().mean(1, keepdim=True)  # (B, 1, *S)
-    mean = (mask.float() * level).flatten(2).sum(2) / _pixels(mask, spacing).clamp(min=1)
-    return low + (mean + 1) * (high - low) / 2
+    return (mask.float() * level).flatten(2).sum(2) / _pixels(mask, spacing).clamp(min=1)
 
 
 def texture(mask: Tensor, image: Tensor, spacing: Sequence[float]) -> Tensor:

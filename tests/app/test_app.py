@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from segcft.app import rendering
 from segcft.app.command import cases, is_local, title
 from segcft.app.downloads import download, kinds
 from segcft.app.opened_image import Case, Question
@@ -23,6 +22,7 @@ from segcft.app.service import Desk
 from segcft.causal.structural_causal_model import StructuralCausalModel
 from segcft.cli.main import main
 from segcft.counterfactual.model import CounterfactualModel
+from segcft.inference.answer_file import busiest, plane
 from segcft.io.readers import read_picture
 from tests.balls import Balls
 from tests.dicoms import write_dicom
@@ -111,12 +111,12 @@ def test_effects_follow_their_causes_unless_held():
     subject = desk.open_case("test 1")
     for effect, same in (("total", False), ("direct", True)):
         values = desk.ask(subject, Question(("age=+10",), effect)).answer.values
-        assert torch.equal(values["left_size"], subject.values["left_size"]) == same
+        assert torch.equal(values["left_size"], subject.opened.values["left_size"]) == same
 
 
 def test_a_file_comes_back_as_the_command_line_writes_it(desk, film, tmp_path):
     subject = desk.open_file(film, "me.png", {"age": 40.0})
-    assert subject.given == {"age"}
+    assert subject.opened.given == {"age"}
     reply = desk.ask(subject, Question(PLUS))
     name, content = download(reply, "png")
     assert name == "me_counterfactual.png"
@@ -152,9 +152,9 @@ def test_dicom_and_volumes(desk, tmp_path):
     model = make(description(3))
     deep = Desk(model, cases_of(model, 3))
     reply = deep.ask(deep.open_case("test 1"), Question(PLUS, particles=True))
-    index = rendering.busiest(reply)
+    index = busiest([reply.change])
     assert 0 <= index < 16
-    assert rendering.plane(reply.change, index).shape == (16, 16)
+    assert plane(reply.change, index).shape == (16, 16)
     (tmp_path / "v.nii.gz").write_bytes(download(reply, "nifti")[1])
     assert nibabel.load(tmp_path / "v.nii.gz").shape == (16, 16, 16)
     assert Image.open(io.BytesIO(download(reply, "png")[1])).size == (16, 16)
@@ -373,6 +373,6 @@ def test_idle_images_and_too_many_are_closed(desk):
 def test_a_bundle_or_checkpoint_without_a_segmentor_is_served_too(tmp_path):
     model = CounterfactualModel.load(save(tmp_path / "a.ckpt", make(description(2)), judged=False))
     desk = Desk(model, cases_of(model))
-    assert desk.hidden == ["left_size", "right_size"]
+    assert desk.model.hidden == ["left_size", "right_size"]
     reply = desk.ask(desk.open_case("test 1"), Question(PLUS))
     assert reply.rows[0]["measured"] is None

@@ -37,7 +37,7 @@ LEFT = ".variable[data-variable=left_size]"
 class Redrawn(CounterfactualModel):
     """Balls, whose image mechanism is known: the discs are drawn anew, and the noise stays."""
 
-    def _draw(self, image, abduction, pa, mediation):
+    def draw(self, image, abduction, pa, mediation="total"):
         def discs(encoded):
             shape = torch.zeros(len(encoded), SIZE, SIZE, dtype=torch.bool)
             for column, (name, centre) in enumerate((("left_size", 0.7), ("right_size", 0.3))):

@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from torch.utils.data import DistributedSampler
 
 from data_modules.common.transforms import Augmentation
 from data_modules.preparation.cache import open_cache, stale
@@ -279,13 +278,6 @@ def test_the_default_cache_is_made_once_and_differs_by_options(root, tmp_path, m
     assert len(folders) == 1
     assert folders.pop().parts[:2] == ("data", "cache")
     assert Prepared(Discs(str(root), size=20), VARIABLES).folder.name != next(Path("data/cache").iterdir()).name
-
-
-def test_ranks_share_a_split_without_overlap(root, tmp_path):
-    dataset = data(root, tmp_path).dataset("val")
-    shares = [set(DistributedSampler(dataset, 2, rank, shuffle=True)) for rank in range(2)]
-    assert not shares[0] & shares[1] or len(dataset) % 2
-    assert shares[0] | shares[1] == set(range(len(dataset)))
 
 
 def test_the_fingerprint_names_versions_and_files(root, tmp_path):

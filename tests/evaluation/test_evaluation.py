@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from segcft.evaluation.bootstrap import Estimate
 from segcft.evaluation.command import conclusions
-from segcft.evaluation.protocol import Answers, Method, gather, perfect, predict, unchanged
+from segcft.evaluation.protocol import Answers, Contender, Method, gather, perfect, predict, unchanged
 from segcft.evaluation.result_tables import cell, markdown, plain
 from segcft.evaluation.rows import is_size, rows
 from segcft.evaluation.summary import health, off_target, summarise
@@ -162,17 +163,11 @@ def test_the_loop_is_asked_for_only_where_it_is_on(people):
     people, _ = people
 
     class Model:
-        def abduct(self, image, values, temperature):
-            from types import SimpleNamespace
+        def open(self, image, values):
+            def answer(cf_values, corrections, confined):
+                return SimpleNamespace(seen=image + corrections)
 
-            return SimpleNamespace(pixels=SimpleNamespace(loc=image))
-
-        def answer(self, image, abduction, values, **options):
-            from types import SimpleNamespace
-
-            return SimpleNamespace(image=image + options.get("corrections", 0))
-
-    from segcft.evaluation.protocol import Contender
+            return SimpleNamespace(answer=answer, abduction=lambda: SimpleNamespace(pixels=SimpleNamespace(loc=image)))
 
     image = people.batch["image"]
     for rounds in (0, 2):

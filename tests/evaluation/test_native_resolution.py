@@ -20,6 +20,7 @@ from segcft.core.checkpoints import describe
 from segcft.counterfactual.edits import Edit
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.counterfactual.prediction import Warped
+from segcft.counterfactual.subject import OpenedSubject
 from segcft.evaluation import detectability, metrics, native_resolution
 from segcft.evaluation.bootstrap import Estimate
 from segcft.evaluation.command import _resized
@@ -40,24 +41,29 @@ class Mover:
     """Shrinks the left ball by a flow around its centre, as it would be known from the label."""
 
     def __init__(self, data):
-        self.parents = data.description.parents
+        self.parents, self.segmentor, self.frame = data.description.parents, None, (FRAME, FRAME)
 
-    def abduct(self, image, values, temperature):
-        return values
+    def open(self, image, values, geometry):
+        return OpenedSubject(self, image, values, geometry)
+
+    def abduct(self, image, values, temperature, samples):
+        return SimpleNamespace(values=values)
 
     def act(self, values, do):
         return {**values, **do}
 
-    def answer(self, image, values, cf_values, corrections, confined, canvas):
-        unit = SIZE / FRAME
-        radius = (values["left_size"] / math.pi).sqrt() / unit
-        log = 0.5 * (cf_values["left_size"] / values["left_size"]).log()
+    def draw(self, image, abduction, pa, mediation):
+        unit, variable = SIZE / FRAME, self.parents["left_size"]
+        factual = abduction.values["left_size"]
+        asked = pa[:, list(self.parents.variables).index("left_size")] * variable.std + variable.mean
+        radius = (factual / math.pi).sqrt() / unit
+        log = 0.5 * (asked / factual).log()
         axes = [torch.arange(FRAME) + 0.5 - FRAME * centre for centre in (0.7, 0.5)]
         place = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]  # (1, 2, S, S)
         distance = place.square().sum(1, keepdim=True).sqrt() / radius.view(-1, 1, 1, 1)
         window = ((1.9 - distance) / 0.7).clamp(0, 1)
         edit = Edit(torch.zeros_like(image), -place * log.view(-1, 1, 1, 1) * window * window * (3 - 2 * window))
-        return SimpleNamespace(image=canvas.seen(edit), edit=edit)
+        return SimpleNamespace(edit=edit)
 
 
 @pytest.fixture(scope="module")

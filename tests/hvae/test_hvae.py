@@ -8,7 +8,7 @@ import torch
 from segcft.core.recipes import build
 from segcft.hvae.hvae import HVAE, Stage
 from segcft.hvae.latents import Belief, Normal
-from segcft.hvae.likelihoods import DiscretisedGaussian, Gaussian, SplitGaussian
+from segcft.hvae.likelihoods import DiscretisedGaussian, Gaussian
 
 STAGES = [Stage(16, 8, 0), Stage(8, 16, 1, 2), Stage(4, 16, 1), Stage(1, 16, 2, 4)]
 
@@ -245,20 +245,3 @@ def test_gaussian_matches_torch_and_respects_its_floor():
     image = torch.randn(2, 1, 4)
     reference = -torch.distributions.Normal(pixels.loc, pixels.log_scale.exp()).log_prob(image)
     torch.testing.assert_close(likelihood.nll(image, pixels), reference)
-
-
-def test_split_gaussian_lets_neither_the_scale_excuse_the_mean_nor_the_mean_the_scale():
-    image, likelihood = torch.randn(2, 1, 4), SplitGaussian(mean_scale=0.1)
-    grown = []
-    for raw in (-1.0, 3.0):
-        loc, scale = torch.zeros(2, 1, 4, requires_grad=True), torch.full((2, 1, 4), raw, requires_grad=True)
-        likelihood.nll(image, likelihood.pixels(loc, scale)).sum().backward()
-        torch.testing.assert_close(loc.grad, -image / 0.1**2)
-        plain = torch.full((2, 1, 4), raw, requires_grad=True)
-        usual = Gaussian()
-        usual.nll(image, usual.pixels(torch.zeros(2, 1, 4), plain)).sum().backward()
-        torch.testing.assert_close(scale.grad, plain.grad)
-        grown.append(loc.grad)
-    assert torch.equal(*grown), "the scale does not touch the mean's gradient"
-    with pytest.raises(ValueError, match="scales must be positive, got 0"):
-        SplitGaussian(mean_scale=0.0)

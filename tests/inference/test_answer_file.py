@@ -11,12 +11,16 @@ import torch
 from PIL import Image
 
 from data_modules.folder import Folder
+from segcft.app.opened_image import Question
+from segcft.app.responses import show
+from segcft.app.service import Desk
 from segcft.causal.structural_causal_model import Mechanism, intervene
 from segcft.cli.main import main
 from segcft.core.checkpoints import describe
 from segcft.counterfactual.model import CounterfactualModel
-from segcft.counterfactual.prediction import painted
-from segcft.counterfactual.refinement import correct
+from segcft.counterfactual.prediction import Gated, Warped, painted
+from segcft.counterfactual.refinement import Refinement
+from segcft.evaluation.protocol import Contender, Method, predict
 from segcft.guidance.guidance import SegmentorGuidance
 from segcft.guidance.judges import Segmentor
 from segcft.hvae.hvae import HVAE, Stage
@@ -52,18 +56,18 @@ def description(dims, percent=True, age=False):
     return DataDescription(variables, about.structures, about.spacing)
 
 
-def make(about, mechanism=None):
+def make(about, mechanism=None, prediction=None):
     torch.manual_seed(0)
     hvae = HVAE(about.spatial_dims, 1, about.parents.dim, [Stage(16, 8, 0), Stage(4, 16, 2, 4)])
     for weight in hvae.parameters():
         weight.data += 0.05 * torch.randn_like(weight)
-    model = CounterfactualModel(about, hvae, mechanism=mechanism).eval()
+    model = CounterfactualModel(about, hvae, prediction, mechanism).eval()
     model.segmentor = Segmentor(about, "monai.UNet", UNET).eval()
     return model
 
 
 def save(path, model, judged=True):
-    parts = {"model": CounterfactualModel(model.description, model.hvae)}
+    parts = {"model": CounterfactualModel(model.description, model.hvae, model.prediction)}
     if judged:
         parts["guidance"] = SegmentorGuidance(model.segmentor)
     state = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
@@ -84,7 +88,7 @@ def test_one_encoder_pass_however_much_is_asked(dims):
     answers = model.counterfactuals(batch["image"], {"age": 63}, questions, samples=5)
     assert passes == [2]
     assert [answer.image.shape for answer in answers] == [batch["image"].shape] * 3
-    assert torch.allclose(answers[2].values["left_size"], 1.2 * answers[2].factual_values["left_size"])
+    assert torch.allclose(answers[2].values["left_size"], 1.2 * answers[2].subject.values["left_size"])
     assert answers[2].posterior_deviation.shape == batch["image"].shape
     assert answers[2].posterior_deviation.max() > 0
     assert set(answers[2].measured) == {"left_size", "right_size"}
@@ -94,7 +98,7 @@ def test_one_encoder_pass_however_much_is_asked(dims):
 
 def test_particles_of_one_image_are_its_own():
     model, batch = make(description(2)), films(2)
-    values = model.complete(batch["image"], {})
+    values = model.open(batch["image"]).values
     one = model.abduct(batch["image"], values, 0.0)
     many = model.abduct(batch["image"], values, 0.0, samples=3)
     for few, all_of_them in zip(one.latents, many.latents, strict=True):
@@ -104,32 +108,70 @@ def test_particles_of_one_image_are_its_own():
 
 def test_a_question_agrees_with_training_and_evaluation():
     model, batch = make(description(2)), films(2)
-    values = model.complete(batch["image"], {})
-    asked = {"left_size": 1.2 * values["left_size"]}
+    values = model.open(batch["image"]).values
     with torch.no_grad():
-        expected = model(batch["image"], values, asked, temperature=0.0)
+        expected = model(batch["image"], values, {"left_size": 1.2 * values["left_size"]}, temperature=0.0)
     found = model.counterfactual(batch["image"], do={"left_size": "+20%"}, corrections=0, confined=False)
     torch.testing.assert_close(found.image, expected.image, atol=1e-4, rtol=0)
     assert found.posterior_deviation is None
-    with torch.no_grad():
-        abduction = model.abduct(batch["image"], values, temperature=0.0)
-        refined = model.answer(batch["image"], abduction, model.act(values, asked), corrections=2, confined=True)
+    contender = Contender(model, None, Method("", corrections=2, confined=True))
+    (evaluated,), _ = predict(contender, batch["image"], values, [expected.values])
     by_default = model.counterfactual(batch["image"], do={"left_size": "+20%"})
-    torch.testing.assert_close(by_default.image, refined.image, atol=1e-4, rtol=0)
+    torch.testing.assert_close(by_default.image, evaluated, atol=1e-6, rtol=0)
     assert not torch.allclose(by_default.image, found.image)
+
+
+class Counted:
+    """How many images the segmentors of this process outline, call by call."""
+
+    def __init__(self, monkeypatch):
+        self.calls, forward = [], Segmentor.forward
+        monkeypatch.setattr(
+            Segmentor, "forward", lambda judge, image: self.calls.append(len(image)) or forward(judge, image)
+        )
+
+
+@pytest.mark.parametrize("prediction", [Gated, lambda: Warped(stage=1)], ids=["painted", "moved"])
+@pytest.mark.parametrize("size", [(16, 16), (1000, 700)], ids=["frame", "large"])
+def test_one_question_with_two_corrections_outlines_five_images(tmp_path, monkeypatch, prediction, size):
+    """By command line, Python and app; the factual image once."""
+    model, count = make(description(2), prediction=prediction()), Counted(monkeypatch)
+    levels = np.random.default_rng(0).integers(0, 255, size).astype(np.uint8)
+    Image.fromarray(levels).save(tmp_path / "film.png")
+    save(tmp_path / "a.ckpt", model)
+    assert ask(tmp_path, "--do=left_size=+20%", "--manifest", image="film.png") == 0
+    assert count.calls == [1] * 5, "command line"
+    count.calls.clear()
+    image = torch.from_numpy(levels / np.float32(127.5) - 1)[None, None]
+    one, other = model.counterfactuals(image, {}, [{"left_size": "+20%"}, {"right_size": "-20%"}])
+    assert one.measured.keys() == other.measured.keys() == {"left_size", "right_size"}
+    assert count.calls == [1] * 9, "Python: of the second question all but the factual image"
+    count.calls.clear()
+    desk = Desk(model)
+    reply = desk.ask(desk.open_file(tmp_path / "film.png", "film.png", {}), Question(("left_size=+20%",)))
+    show(reply)
+    assert [row["measured"] for row in reply.rows]
+    assert count.calls == [1] * 5, "app"
+
+
+def refined(model, image, wanted, draw, turns):
+    subject = model.open(image)
+    pa = model.parents.encode(subject.values)
+    refinement = Refinement(model.segmentor, subject.canvas, subject.masks, model.parents, pa, wanted)
+    return refinement.edit(draw, turns, confined=False)
 
 
 @pytest.mark.parametrize("change", [0.0, 1e-3, 10.0])
 def test_a_correction_is_at_most_half_of_what_was_asked_and_undone_where_it_does_not_help(change):
     model, batch = make(description(2)), films(2)
-    values, image, asked = model.complete(batch["image"], {}), batch["image"], []
+    values, image, asked = model.open(batch["image"]).values, batch["image"], []
     pa, wanted = model.parents.encode(values), values | {"left_size": values["left_size"] * (1 + change)}
 
     def draw(parents):
         asked.append(parents)
-        return painted(image, image)  # whatever is asked, nothing happens
+        return painted(image, image).edit  # whatever is asked, nothing happens
 
-    correct(draw, image, wanted, pa, model.parents, model.segmentor, turns=2)
+    refined(model, image, wanted, draw, turns=2)
     most = (0.5 * (asked[0] - pa).abs()).clamp(max=1)
     torch.testing.assert_close((asked[1] - asked[0]).abs(), most, msg=f"an unchanged image lacks all of {change}")
     torch.testing.assert_close((asked[2] - asked[0]).abs(), most / 2)
@@ -137,17 +179,16 @@ def test_a_correction_is_at_most_half_of_what_was_asked_and_undone_where_it_does
 
 def test_no_correction_leaves_an_answer_worse_by_the_segmentor():
     model, batch = make(description(2)), films(2)
-    values, image = model.complete(batch["image"], {}), batch["image"]
+    values, image = model.open(batch["image"]).values, batch["image"]
     wanted = values | {"left_size": values["left_size"] * 1.3}
     answers = iter([image, image.roll(3, -1), image.flip(-1), -image, 0.5 * image])
     drawn = []
 
     def draw(parents):
         drawn.append(next(answers))
-        return painted(image, drawn[-1])
+        return painted(image, drawn[-1]).edit
 
-    pa = model.parents.encode(values)
-    kept = correct(draw, image, wanted, pa, model.parents, model.segmentor, turns=4).image
+    kept = refined(model, image, wanted, draw, turns=4).apply(image)
 
     def apart(answer):
         return (model.segmentor.measure(answer, image)["left_size"] - wanted["left_size"]).abs()
@@ -176,7 +217,7 @@ def test_missing_parents_are_measured_or_asked_for(tmp_path):
     model, batch = make(description(2, age=True)), films(2)
     path = save(tmp_path / "a.ckpt", model)
     found = CounterfactualModel.load(path).counterfactual(batch["image"], {"age": 63.0}, {"left_size": "+20%"})
-    torch.testing.assert_close(found.factual_values["left_size"], model.measure(batch["image"])["left_size"])
+    torch.testing.assert_close(found.subject.values["left_size"], model.segmentor.measure(batch["image"])["left_size"])
     with pytest.raises(ValueError, match="age: not given, and cannot be measured"):
         model.counterfactual(batch["image"], {}, {"left_size": "+20%"})
     with pytest.raises(ValueError, match="age = nan is not a finite number"):

@@ -87,7 +87,7 @@ def test_a_bundle_answers_as_its_checkpoint_does(made):
             assert torch.equal(one.values[name], other.values[name])
         assert all(torch.equal(one.measured[name], other.measured[name]) for name in ("left_size", "right_size"))
     moved = answers[0][0]
-    assert not torch.equal(moved.values["left_size"], moved.factual_values["left_size"]), "the mechanism came along"
+    assert not torch.equal(moved.values["left_size"], moved.subject.values["left_size"]), "the mechanism came along"
 
 
 def test_a_bundle_holds_what_answers_need_and_no_more(made):

@@ -38,11 +38,12 @@ class Still:
     def act(self, values, do):
         return {**values, **do}
 
-    def abduct(self, image, values, temperature):
-        return SimpleNamespace(pixels=SimpleNamespace(loc=image))
-
-    def answer(self, image, abduction, values, **options):
-        return SimpleNamespace(image=image)
+    def open(self, image, values):
+        pixels = SimpleNamespace(loc=image)
+        return SimpleNamespace(
+            answer=lambda cf_values, **options: SimpleNamespace(seen=image),
+            abduction=lambda: SimpleNamespace(pixels=pixels),
+        )
 
 
 def measured(dims=2):
