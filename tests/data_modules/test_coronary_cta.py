@@ -184,8 +184,8 @@ def test_short_vessels_are_left_out(manifest, tmp_path, caplog, spoil):
     spoil(manifest, 2, "centerline", str(short))
     with caplog.at_level(logging.INFO):
         assert len(CoronaryCTA(str(manifest)).table()) == 2 * (COUNT - 1)
-    assert "1 of 2 vessels are 48 mm long" in caplog.text
-    with pytest.raises(ValueError, match="no vessel is 60 mm long; the longest: "):
+    assert "1 of 2 vessels are at least 48 mm long" in caplog.text
+    with pytest.raises(ValueError, match="no vessel is at least 60 mm long; the longest: "):
         CoronaryCTA(str(manifest), length=60).table()
 
 
