@@ -1,1 +1,1 @@
-"""Data sets: one file each."""
+"""Data modules: one file per data set."""

@@ -1,6 +1,7 @@
-"""Chest phantom: schematic frontal radiographs drawn from a known causal model, so true counterfactuals exist.
+"""Chest phantom: synthetic frontal radiographs from a known causal model, so that true counterfactuals exist.
 
-sex, age -> three areas (log-linear, each with its own noise); areas, sex, age, exogenous noise -> image and masks.
+Causal model: sex, age -> three areas (log-linear, each with its own noise); areas, sex, age, exogenous noise -> image
+and masks.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class AreaMechanism:
     noise: float
 
     def effect(self, sex: Tensor, age: Tensor) -> Tensor:
-        """What the parents add to the log area, (B,) each -> (B,)."""
+        """Contribution of sex and age to the log area, (B,) each -> (B,)."""
         return self.sex * (sex - 0.5) + self.age * (age - 55) / 20
 
 
@@ -49,8 +50,8 @@ MECHANISMS = {
 }
 NOISE_REACH = 2.2  # standard deviations
 HEART_PLACES = {"centroid_x": "heart_x", "centroid_y": "heart_y"}  # measure of the heart -> exogenous noise, both in mm
-# Of the areas' noise when fully confounded, in the order of MECHANISMS. Sex and age move all three alike, so a table of
-# areas shows .99 between the lungs and -.77 between a lung and the heart.
+# Correlation of the areas' noise at full confounding, in the order of MECHANISMS. Sex and age affect all three areas
+# alike, so the areas themselves correlate by .99 between the lungs and -.77 between a lung and the heart.
 CONFOUNDED = ((1.0, 0.99, -0.99), (0.99, 1.0, -0.99), (-0.99, -0.99, 1.0))
 
 Tissue = Literal["elastic", "sliding"]
@@ -64,20 +65,20 @@ def all_variables() -> dict[str, Variable]:
 
 
 class ChestPhantomDataset(PhantomDataset):
-    """One split; item i of a (seed, split) is always the same subject, at every size and in every batch.
+    """One split of the chest phantom; item i of a (seed, split) is the same subject at every size and in every batch.
 
     Args:
-        split: Which split; splits share no noise.
+        split: Name of the split; splits use different noise.
         size: Pixels along each side of the film, at least 16.
         subjects: Number of subjects N.
-        seed: Of the exogenous noise.
-        tissue: What lies around a structure that grows: ``elastic`` gives way, so that the film is smoothly deformed,
-            all but the spine, the other structures' outlines and the grain; ``sliding`` is covered. A heart that
-            lies elsewhere slides in either.
-        texture: What ribs, lung vessels and the lungs' slow texture do in sliding tissue when a lung grows: ``carried``
-            moves with the lung's own coordinates, ``fixed`` stays where it is. In elastic tissue they always move.
-        confounding: How far the areas' noise is correlated, from 0 (independent) to 1 (``CONFOUNDED``); what each area
-            is distributed like, given sex and age, stays the same.
+        seed: Seed of the exogenous noise.
+        tissue: How the surroundings react to a growing structure. ``elastic``: they are displaced, a smooth deformation
+            of the film except for the spine, the other structures' outlines and the grain. ``sliding``: they are
+            covered. A change of the heart's position is sliding in both.
+        texture: In sliding tissue, whether ribs, lung vessels and the lungs' slow texture move with a growing lung
+            (``carried``) or stay in place (``fixed``). In elastic tissue they always move.
+        confounding: Correlation of the areas' noise, from 0 (independent) to 1 (``CONFOUNDED``). The distribution of
+            each area given sex and age does not change.
 
     Raises:
         ValueError: If the split, ``tissue`` or ``texture`` is unknown, fixed texture is asked of elastic tissue,
@@ -104,13 +105,13 @@ class ChestPhantomDataset(PhantomDataset):
 
     @cached_property
     def _lung_fill(self) -> Tensor:
-        """Share of its box that each lung's outline fills, right then left, (N, 2) float64."""
+        """Fraction of its bounding box that each lung's outline fills, right then left, (N, 2) float64."""
         parts = torch.split(torch.arange(len(self)), 32)
         noise = [take(self._noise, part) for part in parts]
         return torch.cat([torch.stack([Lung.of(part, side).fill() for side in (0, 1)], 1) for part in noise])
 
     def draw(self, indices: Tensor, values: Values, shifts: Values) -> tuple[Tensor, Tensor]:
-        """Subjects at given values, their heart shifted -> films and masks, a bit a structure, (B, S, S) uint8 each."""
+        """Draw films and bit masks (bit k for structure k), (B, S, S) uint8 each; ``shifts`` may move the heart."""
         noise = take(self._noise, indices)
         noise |= {name: noise[name] + shift for name, shift in shifts.items()}
         noise["lung_fill"] = self._lung_fill[indices]
@@ -123,12 +124,12 @@ class ChestPhantomDataset(PhantomDataset):
         return image, bits[0] | bits[1] | bits[2]
 
     def noise_of(self, variable: Variable) -> str | None:
-        """Where the heart lies can be intervened on: its outline moves as a whole."""
+        """The heart's centroid can be intervened on, by shifting its outline as a whole."""
         plain = variable.structure == "heart" and variable.region is None and not variable.over
         return HEART_PLACES.get(variable.measure) if plain else None
 
     def _at_rest(self, noise: Values, given: Values, grid: Grid) -> tuple[Rest, Rest]:
-        """Where tissue lies at rest; and ribs, vessels and the lungs' texture, which may move on their own."""
+        """Reference positions of the tissue, and of ribs, vessels and lung texture, which may move differently."""
         names = ["right_lung_area", "left_lung_area", "heart_area"]
         areas, medians = [given[name] for name in names], [MECHANISMS[name].base for name in names]
         if self.tissue == "elastic":
@@ -148,7 +149,7 @@ class ChestPhantomDataset(PhantomDataset):
         }
 
     def intervened(self, observed: Values, do: Values) -> Values:
-        """Sex and age move the areas that they cause, unless those are intervened on; an area moves nothing else.
+        """Sex and age affect the areas unless these are intervened on; an area affects no other variable.
 
         Raises:
             ValueError: If an area is not positive.
@@ -159,7 +160,7 @@ class ChestPhantomDataset(PhantomDataset):
         values = {k: torch.where(do[k].isnan(), v, do[k].to(v)) if k in do else v for k, v in observed.items()}
         for name, mechanism in MECHANISMS.items():
             before, after = (mechanism.effect(v["sex"].double(), v["age"].double()) for v in (observed, values))
-            moved = observed[name] * (after - before).exp().float()  # the same noise; exact where no cause moved
+            moved = observed[name] * (after - before).exp().float()  # same noise; exact where no cause changed
             values[name] = torch.where(do[name].isnan(), moved, values[name]) if name in do else moved
         return values
 
@@ -169,10 +170,10 @@ def confounded(uniform: Tensor, confounding: float) -> Tensor:
 
     Args:
         uniform: (N, 3) float64, in [0, 1).
-        confounding: 0 returns the noise as it is; between 0 and 1 every correlation is that part of ``CONFOUNDED``.
+        confounding: Factor in [0, 1] on the correlations of ``CONFOUNDED``; 0 returns the noise unchanged.
 
     Returns:
-        (N, 3) float64; the first column is unchanged but for rounding.
+        (N, 3) float64; the first column is unchanged up to rounding.
     """
     if not confounding:
         return uniform
@@ -193,13 +194,13 @@ def _check(size: int, tissue: str, texture: str, confounding: float) -> None:
         if asked not in known:
             raise ValueError(f"unknown {name} {asked!r}; the phantom has {', '.join(known)}")
     if (tissue, texture) == ("elastic", "fixed"):
-        raise ValueError("elastic tissue moves its texture: ask for fixed texture with tissue sliding")
+        raise ValueError("elastic tissue always moves its texture: texture: fixed needs tissue: sliding")
     if not 0 <= confounding <= 1:
         raise ValueError(f"confounding must lie in [0, 1], got {confounding:g}")
 
 
 def _variables(uniform: Tensor) -> dict[str, Tensor]:
-    """Exogenous noise of the causal model, (N, 5) uniform -> every variable, (N,) float32."""
+    """Uniform exogenous noise (N, 5) -> all variables of the causal model, (N,) float32 each."""
     sex, age = (uniform[:, 0] < 0.5).double(), (20 + 70 * uniform[:, 1]).float().double()
     reach = torch.erf(torch.tensor(NOISE_REACH / 2**0.5, dtype=torch.float64))
     normal = 2**0.5 * torch.erfinv((2 * uniform[:, 2:] - 1) * reach)  # (N, 3), truncated
@@ -210,19 +211,19 @@ def _variables(uniform: Tensor) -> dict[str, Tensor]:
 
 
 class ChestPhantom(Phantom):
-    """Chest phantoms of 400 mm square films.
+    """Data module of the chest phantom; films are 400 mm square.
 
     Args:
-        variables: Parents of the image; all five by default. Others may be measured on the masks, see ``Variable``;
-            of those, true counterfactuals exist for the heart's ``centroid_x`` and ``centroid_y``.
+        variables: Parents of the image; by default all five. Others may be measured on the masks, see ``Variable``; of
+            these, only the heart's ``centroid_x`` and ``centroid_y`` have true counterfactuals.
         size: Pixels along each side.
-        subjects: Split -> number of subjects; 3000 train, 256 val and 256 test unless given.
-        seed: Of the exogenous noise.
-        batch_size: Images a step and a process.
-        num_workers: Loader processes, which share the films drawn here; reading is a gather, so 0 is fastest.
+        subjects: Split -> number of subjects; by default 3000 train, 256 val and 256 test.
+        seed: Seed of the exogenous noise.
+        batch_size: Images per step and process.
+        num_workers: Loader processes; films are kept in memory, so 0 is fastest.
         tissue: ``elastic`` or ``sliding``, see ``ChestPhantomDataset``.
-        texture: Of sliding tissue, ``carried`` or ``fixed``.
-        confounding: How far the areas' noise is correlated, 0 to 1, in every split.
+        texture: ``carried`` or ``fixed``, see ``ChestPhantomDataset``.
+        confounding: Correlation of the areas' noise, 0 to 1, in every split.
 
     Raises:
         ValueError: If ``size`` < 16, a split, ``tissue`` or ``texture`` is unknown, fixed texture is asked of elastic
@@ -254,7 +255,7 @@ class ChestPhantom(Phantom):
         self.spacing = [FIELD / size] * 2
 
     def make_dataset(self, split: Split) -> ChestPhantomDataset:
-        """Draw the noise of one split; its films follow when they are first read."""
+        """Draw the noise of one split; its films are drawn when first read."""
         return ChestPhantomDataset(
             split, self.size, self.subjects[split], self.seed, self.tissue, self.texture, self.confounding
         )

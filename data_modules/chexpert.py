@@ -1,4 +1,4 @@
-"""CheXpert radiographs (Irvin et al., 2019) with the anatomical masks of CheXmask."""
+"""CheXpert chest radiographs (Irvin et al., 2019) with CheXmask segmentations."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ OLDEST = 120  # years
 
 
 class CheXpert(ChestFilms):
-    """Frontal radiographs of CheXpert with lung and heart masks; see ``ChestFilms`` for arguments and geometry.
+    """Frontal radiographs of CheXpert with lung and heart masks; arguments and geometry as ``ChestFilms``.
 
     Offers ``age`` (years; 0 is unknown), ``sex`` (0 female, 1 male), ``ap`` (1 antero-posterior, 0 postero-anterior)
     and the findings by their names in lower case with underscores (``pleural_effusion``; 0 or 1, uncertain and blank

@@ -1,4 +1,4 @@
-"""Coronary CT angiography: vessels straightened along their centrelines, from a manifest of volumes and label maps."""
+"""Coronary CT angiography: vessels straightened along centrelines, from a manifest of volumes and label maps."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ CALCIUM = "calcified_plaque"
 
 
 class CoronaryCTA(Source):
-    """Vessels of coronary CT angiographies, as longitudinal sections (2-D) or straightened volumes (3-D).
+    """Vessels from coronary CT angiography, as longitudinal sections (2-D) or straightened volumes (3-D).
 
     See ``coronary_manifests`` for the manifest, ``coronary_files`` for the files. The first ``length`` mm of every
     vessel are shown; shorter vessels are left out, and counted in the log. Offers ``<structure>_area`` (mm^2) or
@@ -31,25 +31,25 @@ class CoronaryCTA(Source):
     ``distal_...``), ``angle`` (2-D), and the manifest's ``age``, ``sex`` and ``attributes``.
 
     Args:
-        manifest: CSV with a row a vessel.
-        labels: Structure -> its values in the label maps, in the order of the mask channels.
+        manifest: CSV with one row per vessel.
+        labels: Structure -> its values in the label maps; the order is that of the mask channels.
         frame: Rows along the vessel, then pixels across it along one axis (2-D) or two (3-D).
-        length: Of the vessel, mm.
-        width: Of the field of view across it, mm.
-        angles: Of the 2-D sections about the vessel, degrees; each is a subject of its own, of the same patient.
-        window: The HU that networks see as -1 and 1.
+        length: Length of vessel shown, mm.
+        width: Width of the field of view across the vessel, mm.
+        angles: Rotation of the 2-D sections about the vessel, degrees; each is a separate subject of the same patient.
+        window: The HU that are mapped to -1 and 1.
         regions: Whether to measure the thirds.
-        calcium_threshold: HU at and above which ``calcified_plaque`` is found within ``calcium_margin`` of the other
-            structures, for labels of the artery alone; these then lose what is calcium. Off unless given. It must lie
-            above the contrast in the lumen, and calcium diluted below it is missed.
-        calcium_margin: mm.
+        calcium_threshold: For label maps of the artery only: voxels of at least this many HU within ``calcium_margin``
+            of the other structures become ``calcified_plaque`` and are removed from those. Off by default. It must be
+            above the HU of the contrast-filled lumen; calcium below it (partial volume) is missed.
+        calcium_margin: Margin of that search, mm.
         centerline_frame: World frame of the centrelines' coordinates, RAS or LPS.
-        smoothing: Root-mean-square distance, mm, by which a smoothed centreline may pass its points.
+        smoothing: Root-mean-square distance, mm, of a smoothed centreline from its points.
         attributes: Further numeric columns of the manifest.
-        seed: Decides the division of patients without a split.
+        seed: Seed of the random split of patients without one.
 
     Raises:
-        ValueError: If an argument is not what it should be.
+        ValueError: If an argument is invalid.
     """
 
     name = "coronary_cta"
@@ -87,7 +87,7 @@ class CoronaryCTA(Source):
         self.unit = "mm^2" if len(self.frame) == 2 else "mm^3"
 
     def options(self) -> dict[str, Any]:
-        """Every argument but the manifest's path, and where files may lie."""
+        """All arguments except the manifest's path and ``allow_outside``."""
         names = (
             "labels", "length", "width", "angles", "regions", "calcium_threshold", "calcium_margin", "centerline_frame",
             "smoothing", "attributes", "seed",
@@ -99,11 +99,11 @@ class CoronaryCTA(Source):
         return [self.manifest, *map(Path, sorted(set(self._manifest()["centerline"])))]
 
     def table(self) -> pd.DataFrame:
-        """One row a subject, see ``Source``; headers and centrelines are read, voxels are not.
+        """One row per subject, see ``Source``; reads headers and centrelines, but no voxels.
 
         Raises:
-            ValueError: Naming file, row, field and value: a manifest's cell, a file that is missing or unreadable, a
-                label map that does not lie on its image, or a bad centreline.
+            ValueError: Naming file, row, field and value, for an invalid cell of the manifest, a missing or unreadable
+                file, a label map on another grid than its image, or an invalid centreline.
         """
         table = self._manifest()
         checked: set[tuple[str, str]] = set()
@@ -118,10 +118,10 @@ class CoronaryCTA(Source):
             except ValueError as error:
                 raise ValueError(f"{row['origin']}: {error}") from error
         long = np.array(lengths) >= self.length
-        log.info("%s: %d of %d vessels are %g mm long", self.manifest, long.sum(), len(long), self.length)
+        log.info("%s: %d of %d vessels are at least %g mm long", self.manifest, long.sum(), len(long), self.length)
         if not long.any():
             raise ValueError(
-                f"{self.manifest}: no vessel is {self.length:g} mm long; the longest: {max(lengths):.1f} mm"
+                f"{self.manifest}: no vessel is at least {self.length:g} mm long; the longest: {max(lengths):.1f} mm"
             )
         return self._with_angles(table[long]).reset_index(drop=True)
 
@@ -129,8 +129,8 @@ class CoronaryCTA(Source):
         """One subject: image (1, *S) int16 HU, masks (K, *S), its areas or volumes.
 
         Raises:
-            ValueError: Naming the vessel's row and file, and what is wrong: among others, a centreline that leaves
-                the volume or follows no structure.
+            ValueError: Naming the vessel's row and file, for instance if a centreline leaves the volume or follows no
+                structure.
         """
         try:
             return self._read(row)
@@ -144,7 +144,7 @@ class CoronaryCTA(Source):
         hu, values = (self._reformat(Path(row[name]), frames, row, name == "label") for name in ("image", "label"))
         mask = self._masks(hu, values)
         if not mask.any():
-            kinds = f"values {np.unique(values).tolist()} lie there, {self.labels} are wanted"
+            kinds = f"found the values {np.unique(values).tolist()}, labels are {self.labels}"
             raise ValueError(
                 f"{row['centerline']}: no structure along this centreline ({kinds}); are its coordinates "
                 f"{self.centerline_frame}?"
@@ -161,7 +161,7 @@ class CoronaryCTA(Source):
         return straighten(volume.data, volume.affine, frames, sides, pixels, labels)
 
     def _masks(self, hu: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
-        """Structures of a label map, (K, *S), and calcium where it is told by its attenuation."""
+        """Masks of a label map, (K, *S), with calcium found by its attenuation if a threshold is given."""
         masks = {name: np.isin(values, wanted) for name, wanted in self.labels.items()}
         if self.calcium_threshold is not None:
             artery = np.any(list(masks.values()), axis=0)
@@ -182,7 +182,7 @@ class CoronaryCTA(Source):
         return read_manifest(self.manifest, self.attributes, self.seed, self.allow_outside)
 
     def _with_angles(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Each vessel once an angle in 2-D."""
+        """Repeat each vessel for every angle (2-D)."""
         if len(self.frame) == 3:
             return table
         table = table.loc[table.index.repeat(len(self.angles))].copy()
@@ -196,9 +196,9 @@ class CoronaryCTA(Source):
         if self.length <= 0 or self.width <= 0 or self.calcium_margin < 0:
             raise ValueError(f"length {self.length:g}, width {self.width:g}, calcium_margin {self.calcium_margin:g} mm")
         if not self.window[0] < self.window[1]:
-            raise ValueError(f"a window rises, got {self.window}")
+            raise ValueError(f"window must be [low, high] with low < high, got {self.window}")
         if len(self.frame) == 2 and (not self.angles or len(set(self.angles)) < len(self.angles)):
-            raise ValueError(f"sections need different angles, got {self.angles}")
+            raise ValueError(f"angles must all be different, got {self.angles}")
         told = CALCIUM if self.calcium_threshold is not None else ""
         empty = [name for name, values in self.labels.items() if not values and name != told]
         if empty or not set(self.labels) - {told}:
@@ -206,11 +206,11 @@ class CoronaryCTA(Source):
 
 
 def _check_pair(image: Path, label: Path) -> None:
-    """See that a label map lies on its image, voxel by voxel."""
+    """Check that a label map has the grid of its image."""
     (shape, affine), (other, elsewhere) = read_header(image), read_header(label)
     if shape != other:
         raise ValueError(f"{label}: its shape {other} is not the image's {shape}")
     corners = np.array([[0, 0, 0, 1], [*shape, 1]]).T
     apart = np.linalg.norm((affine - elsewhere) @ corners, axis=0).max()
     if apart > 0.1:
-        raise ValueError(f"{label}: it lies up to {apart:.2f} mm away from the image")
+        raise ValueError(f"{label}: its voxels are up to {apart:.2f} mm away from the image's")

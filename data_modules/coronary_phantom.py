@@ -1,7 +1,8 @@
-"""Coronary phantom: straightened CT of arteries drawn from a known causal model, so true counterfactuals exist.
+"""Coronary phantom: synthetic straightened CT of arteries from a known causal model with true counterfactuals.
 
-sex, age -> calcified and non-calcified plaque -> lumen, in each third of the vessel (log-linear, each with its own
-noise); sizes and exogenous noise -> image and masks. A whole vessel's size is the sum of its thirds'.
+Causal model, in each third of the vessel: sex, age -> calcified and non-calcified plaque -> lumen (log-linear, each
+with its own noise); sizes and exogenous noise -> image and masks. The size of a whole vessel is the sum over its
+thirds.
 """
 
 from data_modules.common.phantom import Phantom, check_subjects
@@ -13,19 +14,19 @@ from segcft.variables.variables import Variable
 
 
 class CoronaryPhantom(Phantom):
-    """Coronary phantoms: 48 mm of a vessel, 12 mm across, HU of -200 to 1000 as -1 to 1.
+    """Data module of the coronary phantom: 48 mm of a vessel, 12 mm across, HU of -200 to 1000 mapped to -1 to 1.
 
     Args:
         variables: Parents of the image; by default sex, age and the sizes of the whole vessel. Sizes of thirds
             (``proximal_lumen_area``, ``mid_...``, ``distal_...``) are offered as well.
         frame: Rows along the vessel, then pixels across it along one axis (2-D) or two (3-D, for instance 48 x 32 x
-            32); (96, 48) unless given. Rows that three divides put whole rows into every third.
-        subjects: Split -> number of subjects; 3000 train, 256 val and 256 test unless given. They are kept in
-            memory, three bytes a pixel.
-        seed: Of the exogenous noise.
-        narrowing: Strength of the arrows plaque -> lumen; 0 cuts them, and then no structure's size moves another's.
-        batch_size: Images a step and a process.
-        num_workers: Loader processes, which share the images drawn here; reading is a gather, so 0 is fastest.
+            32); (96, 48) by default. Use a number of rows divisible by three, so that thirds have whole rows.
+        subjects: Split -> number of subjects; by default 3000 train, 256 val and 256 test. They are kept in memory,
+            three bytes per pixel.
+        seed: Seed of the exogenous noise.
+        narrowing: Strength of the causal effect plaque -> lumen; with 0 no structure's size affects another's.
+        batch_size: Images per step and process.
+        num_workers: Loader processes; images are kept in memory, so 0 is fastest.
 
     Raises:
         ValueError: If a side of the frame is below 12, a split is unknown or holds no subject, or ``seed`` or
@@ -52,7 +53,7 @@ class CoronaryPhantom(Phantom):
         self.spacing = [field / side for field, side in zip((LENGTH, WIDTH, WIDTH), frame, strict=False)]
 
     def make_dataset(self, split: Split) -> CoronaryPhantomDataset:
-        """Draw the noise of one split; its images follow when they are first read."""
+        """Draw the noise of one split; its images are drawn when first read."""
         return CoronaryPhantomDataset(split, self.frame, self.subjects[split], self.seed, self.narrowing)
 
 

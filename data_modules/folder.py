@@ -1,4 +1,4 @@
-"""Any images with masks, listed in a CSV: radiographs, slices or volumes."""
+"""Images and masks listed in a CSV: radiographs, slices or volumes of any data set."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,37 +21,37 @@ log = logging.getLogger(__name__)
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test"}
 SEXES = {"F": 0.0, "M": 1.0, "Female": 0.0, "Male": 1.0}
 LEVELS = (-(2**15), 2**15 - 1)  # of int16
-SLACK = 0.5  # pixels of a structure that may lie beyond the frame
+SLACK = 0.5  # pixels by which a structure may exceed the frame
 
 
 class Folder(Source):
-    """Images and masks named in a manifest, whose paths are relative to it.
+    """Images and masks listed in a manifest; paths are relative to the manifest's folder.
 
     Columns of the manifest: ``image``; either ``mask_<structure>`` for every structure (a file with two levels, the
-    lower of which is background; blank where there is no mask) or ``label`` (one label map); if there, ``id`` (the
-    image's path by default), ``patient`` (the id by default), ``split`` (train, val, test; by default a hash of (seed,
-    patient) divides 80/10/10) and ``sex`` (F or M: 0 or 1). Every other column of numbers is an attribute, blank cells
-    are unknown; columns of words are left out.
+    lower one being background; blank if there is no mask) or ``label`` (one label map). Optional: ``id`` (default: the
+    image's path), ``patient`` (default: the id), ``split`` (train, val, test; default: 80/10/10 by a hash of (seed,
+    patient)) and ``sex`` (F or M, read as 0 or 1). Every other numeric column is an attribute, with blank cells as
+    missing values; text columns are ignored.
 
-    Files are PNG, JPEG, DICOM or NIfTI, see ``readers.read_picture``. Two sides in ``frame`` are for images, three for
-    volumes. Without ``spacing``, images are centred in a black square (cube) and resized, and areas are in % of that
-    square, counted in pixels. With ``spacing``, they are resampled to it about their centre and cropped or padded to
-    the frame; areas are in mm^2 (volumes in mm^3) as counted before that, and a structure that the frame would crop is
-    refused. Reading measures ``<structure>_area`` (in 3-D ``<structure>_volume``).
+    Files are PNG, JPEG, DICOM or NIfTI, see ``readers.read_picture``. ``frame`` has two sides for images and three for
+    volumes. Without ``spacing``, images are padded with black to a centred square (cube) and resized; areas are pixel
+    counts in % of that square. With ``spacing``, images are resampled to it about their centre and cropped or padded to
+    the frame; areas in mm^2 (volumes in mm^3) are measured before resampling, and a structure that the frame would crop
+    is an error. Reading measures ``<structure>_area`` (in 3-D ``<structure>_volume``).
 
     Args:
-        manifest: The CSV.
-        structures: Mask channels, in order.
-        labels: Structure -> its labels in the label map; needed with a column ``label``.
-        frame: Sides of a prepared image, pixels.
-        spacing: Edge lengths of a prepared pixel in mm, as many as ``frame`` has sides.
-        window: Levels that become black and white; needed for more than 8 bits (HU, 16-bit PNG). The cache then holds
-            int16, without it uint8.
+        manifest: Path of the CSV.
+        structures: Names of the mask channels, in order.
+        labels: Structure -> its values in the label map; required with a column ``label``.
+        frame: Shape of a prepared image, pixels.
+        spacing: Pixel size of a prepared image in mm, one per axis of ``frame``.
+        window: Levels shown as black and as white; required for more than 8 bits (HU, 16-bit PNG). The cache stores
+            int16 with a window, and uint8 without.
         allow_outside: Accept files outside the manifest's folder.
-        seed: Decides the division of patients where the manifest has none.
+        seed: Seed of the random split of patients if the manifest has no ``split``.
 
     Raises:
-        ValueError: If frame, spacing, window or labels make no sense.
+        ValueError: If frame, spacing, window or labels are invalid.
     """
 
     name = "folder"
@@ -72,7 +72,7 @@ class Folder(Source):
         self.allow_outside, self.seed = allow_outside, seed
         _check_geometry(self.frame, spacing)
         if not structures or (labels is not None and set(labels) != set(structures)):
-            raise ValueError(f"structures {structures} need labels for each and no other, not {labels}")
+            raise ValueError(f"labels must name exactly the structures {structures}, got {labels}")
         dims = len(self.frame)
         self.measure = "area" if dims == 2 else "volume"
         self.unit = "% of image" if spacing is None else f"mm^{dims}"
@@ -98,7 +98,7 @@ class Folder(Source):
         return [self.manifest]
 
     def table(self) -> pd.DataFrame:
-        """See ``Source.table``; areas are measured by ``read``, the columns ``image``, ``label`` hold whole paths."""
+        """See ``Source.table``; areas are measured by ``read``, the columns ``image``, ``label`` hold full paths."""
         return self._table.copy(deep=False)
 
     def read(self, row: Mapping[str, Any]) -> Sample:
@@ -143,20 +143,20 @@ class Folder(Source):
         columns = {}
         for name in (name for name in map(str, frame.columns) if not name.startswith("mask_")):
             if name in (*measured, "origin"):
-                raise ValueError(f"{self.manifest}: the column {name!r} would be overwritten: call it otherwise")
+                raise ValueError(f"{self.manifest}: the column {name!r} would be overwritten: rename it")
             if name == "sex":
                 columns[name] = categories(frame, name, self.manifest, SEXES)
             elif frame[name].isna().all() or pd.to_numeric(frame[name], errors="coerce").notna().any():
                 columns[name] = numbers(frame, name, self.manifest, blank=True)
             else:
-                log.info("%s: %s holds words and is left out", self.manifest, name)
+                log.info("%s: the column %s is not numeric and is ignored", self.manifest, name)
         return {name: values.astype(np.float32) for name, values in columns.items()}
 
     def _read(self, row: Mapping[str, Any]) -> Sample:
         picture = read_picture(Path(row["image"]), self.levels)
         shape = picture.levels.shape
         if len(shape) != len(self.frame):
-            raise ValueError(f"{row['image']} has shape {shape}, the frame {self.frame}")
+            raise ValueError(f"{row['image']} has shape {shape}, which does not fit the frame {self.frame}")
         steps = self._steps(picture, row["image"])
         low = self.levels[0] if self.levels else 0.0
         image = resample(picture.levels.astype(np.float32) - low, self.frame, steps) + low
@@ -170,11 +170,11 @@ class Folder(Source):
         return Sample(self._stored(image)[None], np.stack(masks), values)
 
     def _steps(self, picture: Picture, path: str) -> list[float]:
-        """Length of a frame's pixel along each axis, in the image's pixels."""
+        """Size of a frame pixel along each axis, in image pixels."""
         if self.resolution is None:
             return [max(picture.levels.shape) / self.frame[0]] * len(self.frame)
         if picture.spacing is None:
-            raise ValueError(f"{path} does not say its spacing in mm: use spacing: null, areas are in % then")
+            raise ValueError(f"{path} does not state its spacing in mm: use spacing: null, then areas are in %")
         return [new / old for new, old in zip(self.resolution, picture.spacing, strict=True)]
 
     def _masks(self, row: Mapping[str, Any], image: Picture) -> dict[str, NDArray[np.bool_] | None]:
@@ -188,7 +188,7 @@ class Folder(Source):
             raise ValueError(f"window {list(window)}: [low, high] is needed, 1 to {LEVELS[1] - LEVELS[0]} levels apart")
         self.levels, self.dtype = (float(window[0]), float(window[1])), "int16"
         if window[0] < LEVELS[0] or window[1] > LEVELS[1]:
-            self.offset = float(np.ceil(window[0] - LEVELS[0]))  # unsigned levels, shifted to fit
+            self.offset = float(np.ceil(window[0] - LEVELS[0]))  # shift unsigned levels into int16
         self.window = (self.levels[0] - self.offset, self.levels[1] - self.offset)
 
     def _stored(self, image: NDArray[np.float32]) -> NDArray[Any]:
@@ -198,15 +198,15 @@ class Folder(Source):
 
 def _check_geometry(frame: tuple[int, ...], spacing: list[float] | None) -> None:
     if len(frame) not in (2, 3) or min(frame) < 1:
-        raise ValueError(f"frame {list(frame)}: two or three sides in pixels are needed")
+        raise ValueError(f"frame {list(frame)}: give two or three sides in pixels")
     if spacing is None and len(set(frame)) > 1:
-        raise ValueError(f"frame {list(frame)}: without spacing, all sides are alike")
+        raise ValueError(f"frame {list(frame)}: without spacing, all sides must be equal")
     if spacing is not None and (len(spacing) != len(frame) or not all(0 < side < np.inf for side in spacing)):
-        raise ValueError(f"spacing {spacing}: as many sides in mm as frame {list(frame)} has are needed")
+        raise ValueError(f"spacing {spacing}: give one value in mm per side of the frame {list(frame)}")
 
 
 def _fitting(path: str, image: Picture) -> NDArray[np.int32] | None:
-    """Labels of a file, which must lie on the image's grid; None where there is no file."""
+    """Labels of a file, which must have the image's grid; None if there is no file."""
     if not path:
         return None
     labels = read_labels(Path(path))
@@ -219,7 +219,7 @@ def _fitting(path: str, image: Picture) -> NDArray[np.int32] | None:
         and image.affine is not None
         and not np.allclose(labels.affine, image.affine, atol=0.1)
     ):
-        raise ValueError(f"{path} lies elsewhere than its image: their affines differ")
+        raise ValueError(f"{path} is not aligned with its image: their affines differ")
     return labels.levels
 
 
@@ -229,7 +229,7 @@ def _binary(path: str, image: Picture) -> NDArray[np.bool_] | None:
         return None
     found = np.unique(labels)
     if len(found) > 2 or found.min() < 0:
-        raise ValueError(f"{path} is no binary mask: it holds {len(found)} levels, {found[:5].tolist()} ...")
+        raise ValueError(f"{path} is not a binary mask: it holds {len(found)} levels, {found[:5].tolist()} ...")
     return labels > (found[0] if len(found) == 2 else 0)
 
 

@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG 2.0.0 radiographs (Johnson et al., 2019) with the anatomical masks of CheXmask."""
+"""MIMIC-CXR-JPG 2.0.0 chest radiographs (Johnson et al., 2019) with CheXmask segmentations."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from data_modules.chest.radiographs import ChestFilms
 from segcft.io.csv_tables import categories, find_table, numbers, origins, read_table, refuse, refuse_twice, years
 
 SPLITS = {"train": "train", "validate": "val", "test": "test"}
-YOUNGEST, OLDEST = 18, 90  # years; MIMIC-IV holds adults, and writes 91 for everybody older than 89
+YOUNGEST, OLDEST = 18, 90  # years; MIMIC-IV has adults only, and 91 for all older than 89
 IDS = {"dicom_id": r"[0-9a-f]{8}(-[0-9a-f]{8}){4}", "subject_id": r"1\d{7}", "study_id": r"5\d{7}"}
 
 
@@ -27,8 +27,9 @@ class MimicCXR(ChestFilms):
     study, ``anchor_age`` + year of the study - ``anchor_year`` (``anchor_age`` alone where the table has no
     ``anchor_year``), unknown where ``anchor_age`` is not 18 to 90.
 
-    Preprocessed masks were drawn on films without their black borders, so films lose them here, too. The JPEG decoder
-    may differ by a level from CheXmask's, which moves a border by a pixel at most in films that fade to black.
+    CheXmask removed black borders of the films before making its Preprocessed masks, so they are removed here as well.
+    JPEG decoders may differ by one grey level, which shifts such a border by at most a pixel in films that fade to
+    black.
 
     Args:
         root: Folder of the data set.
@@ -39,7 +40,7 @@ class MimicCXR(ChestFilms):
         size: See ``ChestFilms``.
         min_dice: See ``ChestFilms``.
         variant: See ``ChestFilms``.
-        seed: See ``ChestFilms``; without effect, the split is given.
+        seed: Unused, since the data set has an official split.
     """
 
     name = "mimic_cxr"

@@ -27,24 +27,24 @@ UNSIGNED_BYTES = 8  # type code of the IDX format
 
 
 class MorphoMNIST(DataModule):
-    """Digits with their thickness, intensity and what else the table holds; there are no structures.
+    """Data module of Morpho-MNIST: digits with thickness, intensity and other columns of the table; no structures.
 
-    With the files of ``train``, those are the training split, and the subjects of ``t10k`` are divided by chance into
-    validation and test. Without them, all but ``held_out`` subjects of ``t10k`` are for training.
+    If the ``train`` files exist they are the training split, and the ``t10k`` subjects are divided randomly into
+    validation and test. Otherwise all ``t10k`` subjects but ``held_out`` are the training split.
 
     Args:
         root: Folder of the files.
         variables: Parents of the image: ``digit``, and columns of the table; thickness (pixels), intensity (levels) and
             digit by default.
         frame: Sides of the square that the images are centred in, pixels; the margin is black.
-        augment: Put every training image at a random place of the square instead.
-        held_out: Subjects for validation and test, half each, where there are no files of ``train``.
-        seed: Decides the division and the places.
-        batch_size: Images a step and a process.
+        augment: Place training images at random positions in the square instead of the centre.
+        held_out: Number of subjects for validation and test, half each, if there are no ``train`` files.
+        seed: Seed of the split and of the positions.
+        batch_size: Images per step and process.
         num_workers: Loader processes.
 
     Raises:
-        ValueError: If a file is missing or not what it should be, the images are larger than the frame, or
+        ValueError: If a file is missing or invalid, the images are larger than the frame, or
             ``held_out`` leaves a split empty.
     """
 
@@ -77,7 +77,7 @@ class MorphoMNIST(DataModule):
         return MorphoImages(digits, self.frame, self.augment and split == "train", self.seed)
 
     def _rows(self, count: int, split: Split, training: int | None) -> NDArray[np.int64]:
-        """Subjects of a split among ``count``, ``training`` of which are for training: all but ``held_out`` if None."""
+        """Indices of a split among ``count`` subjects; ``training`` (or all but ``held_out``) are for training."""
         if training is None and not 2 <= self.held_out < count:
             raise ValueError(f"held_out = {self.held_out} of {count} subjects leaves a split empty")
         first = count - self.held_out if training is None else training
@@ -88,7 +88,7 @@ class MorphoMNIST(DataModule):
 
 
 def all_variables() -> dict[str, Variable]:
-    """Thickness and intensity, which an image shows, and the digit."""
+    """Thickness and intensity, both visible in an image, and the digit."""
     return {
         "thickness": Variable(unit="pixels", visible=True),
         "intensity": Variable(unit="levels", visible=True),
@@ -97,7 +97,7 @@ def all_variables() -> dict[str, Variable]:
 
 
 class Digits(NamedTuple):
-    """Images and what is known of them.
+    """Images with their attributes.
 
     Attributes:
         images: (N, H, W).
@@ -108,7 +108,7 @@ class Digits(NamedTuple):
     attributes: dict[str, NDArray[np.float32]]
 
     def take(self, rows: NDArray[np.int64]) -> "Digits":
-        """The same of some."""
+        """Select subjects."""
         return Digits(self.images[rows], {name: column[rows] for name, column in self.attributes.items()})
 
 
@@ -117,9 +117,9 @@ class MorphoImages(ImageDataset):
 
     Args:
         digits: The split.
-        frame: Sides of the square that they are put into.
-        augment: Put them at random places of it.
-        seed: Decides the places, together with the loader process and the order of reading.
+        frame: Side of the square they are placed in, pixels.
+        augment: Place them at random positions.
+        seed: Seed of the positions, together with the loader process and the order of reading.
 
     Raises:
         ValueError: If the images are larger than the frame.
@@ -140,7 +140,7 @@ class MorphoImages(ImageDataset):
         return self._read(indices, self.augment)
 
     def read_unchanged(self, indices: Tensor) -> Batch:
-        """In the middle of the frame."""
+        """As ``read``, with images in the centre of the frame."""
         return self._read(indices, False)
 
     def _read(self, indices: Tensor, anywhere: bool) -> Batch:

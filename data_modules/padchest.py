@@ -1,4 +1,4 @@
-"""PadChest radiographs (Bustos et al., 2020) with the anatomical masks of CheXmask."""
+"""PadChest chest radiographs (Bustos et al., 2020) with CheXmask segmentations."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ from segcft.io.readers import Pixels
 COLUMNS = ["ImageID", "PatientID", "StudyDate_DICOM", "PatientBirth", "PatientSex_DICOM", "Projection", "Labels"]
 OPTIONAL = ["ImageDir", "PhotometricInterpretation_DICOM"]
 SEXES = {"F": 0.0, "M": 1.0, "O": np.nan}
-RARE = 100  # films; rarer labels are not offered
+RARE = 100  # films; less frequent labels are not offered as variables
 OLDEST = 120  # years
 SHARES = (0.005, 0.995)
 
@@ -27,16 +27,16 @@ SHARES = (0.005, 0.995)
 class PadChest(ChestFilms):
     """Frontal radiographs of PadChest; see ``ChestFilms`` for the other arguments and the geometry.
 
-    Films are 16-bit PNGs of very different ranges: their levels from the 0.5th to the 99.5th percentile of each film
-    become 0 to 255, and films of ``PhotometricInterpretation_DICOM`` MONOCHROME1 are inverted. (By the data set's
-    description; look at ``lung_contrast``, which is negative for a film that is still inverted.)
+    Films are 16-bit PNGs with very different ranges: for each film the levels from the 0.5th to the 99.5th percentile
+    are mapped to 0 to 255, and films whose ``PhotometricInterpretation_DICOM`` is MONOCHROME1 are inverted. To check
+    this, look at ``lung_contrast``, which is negative for a film that is still inverted.
 
     Offers ``sex`` (0 female, 1 male), ``age`` (year of the study - year of birth; outside 0 to 120 it is unknown) and
     every label that at least 100 of all films have, by its name with underscores (``pleural_effusion``; 0 or 1). A hash
     of (seed, patient) divides the patients 80/10/10.
 
-    CheXmask had its Preprocessed films stripped of black borders after OpenCV had reduced them to 8 bits, so the rule
-    looks at the high byte of the levels here.
+    CheXmask removed black borders after OpenCV had reduced the films to 8 bits, so here the same rule is applied to the
+    high byte of the levels.
 
     Args:
         root: Folder of the images: ``root/ImageDir/ImageID``, or ``root/ImageID``.
@@ -98,7 +98,7 @@ class PadChest(ChestFilms):
         return table.assign(**values, **_labels(frame, path)).reset_index(drop=True)
 
     def grey(self, pixels: Pixels, row: Mapping[str, Any]) -> NDArray[np.uint8]:
-        """Pixels (H, W) to 8 bits, by percentiles and the right way round."""
+        """Convert pixels (H, W) to 8 bits by percentiles, and invert MONOCHROME1 films."""
         counts = np.bincount(pixels.ravel())
         low, high = np.searchsorted(counts.cumsum() / pixels.size, SHARES)
         if low >= high:
@@ -116,7 +116,7 @@ class PadChest(ChestFilms):
         found = sorted([*self.root.glob("PADCHEST_*.csv"), *self.root.glob("PADCHEST_*.csv.gz")])
         if len(found) != 1:
             raise ValueError(
-                f"{self.root}: one PADCHEST_*.csv or .csv.gz is needed here, found {len(found)}: say labels"
+                f"{self.root}: one PADCHEST_*.csv or .csv.gz is needed here, found {len(found)}: set labels"
             )
         return found[0]
 
@@ -135,9 +135,9 @@ def _inverted(frame: pd.DataFrame) -> NDArray[np.float32]:
 
 
 def _labels(frame: pd.DataFrame, path: Path) -> dict[str, NDArray[np.float32]]:
-    """Labels that are not rare, name -> (N,) 0 or 1, NaN where the cell is blank."""
+    """Frequent labels, name -> (N,) 0 or 1, NaN where the cell is blank."""
     codes, texts = pd.factorize(frame["Labels"])
-    rows = frame.index[~frame["Labels"].duplicated() & frame["Labels"].notna()]  # where each text is first
+    rows = frame.index[~frame["Labels"].duplicated() & frame["Labels"].notna()]  # first occurrence of each text
     parsed = [_names(text, path, int(row)) for text, row in zip(texts, rows, strict=True)]
     counts: dict[str, int] = {}
     for names, films in zip(parsed, np.bincount(codes[codes >= 0], minlength=len(texts)).tolist(), strict=True):

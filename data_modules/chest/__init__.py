@@ -1,1 +1,1 @@
-"""Parts of the chest data sets: CheXmask, films, the phantom's anatomy, tissue and film."""
+"""Shared parts of the chest data sets: CheXmask, radiographs, and the phantom's anatomy, tissue and film."""

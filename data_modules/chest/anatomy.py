@@ -1,7 +1,7 @@
-"""Outlines of the lungs and the heart of a schematic frontal chest radiograph, each of exactly the area asked for.
+"""Lung and heart outlines of the chest phantom, each with exactly the requested area.
 
-Geometry of a subject is float64; what is done at every pixel uses only +, -, *, /, min, max, rounding and square
-roots, which are alike in every batch: a subject's film never depends on its neighbours. Millimetres throughout: x
+A subject's geometry is float64. Per-pixel operations use only +, -, *, /, min, max, rounding and square roots, which
+give the same result in every batch, so a subject's film never depends on the rest of the batch. All lengths are mm: x
 from the midline, positive towards the image's right (the patient's left); y from the upper edge, downwards.
 """
 
@@ -79,7 +79,7 @@ EXOGENOUS: dict[str, tuple[float, float, int]] = {
 
 @dataclass(frozen=True)
 class Grid:
-    """Pixel centres of a square film, or where their tissue would lie in a subject of median lungs.
+    """Pixel centres of a square film, or their positions mapped to a subject with lungs of median size.
 
     Attributes:
         x: Columns, (W,) float64 or (B, W), mm from the midline of the field.
@@ -93,33 +93,33 @@ class Grid:
 
     @classmethod
     def of_size(cls, size: int) -> "Grid":
-        """Film of ``size`` x ``size`` pixels."""
+        """Grid of a film of ``size`` x ``size`` pixels."""
         centres = (torch.arange(size, dtype=torch.float64) + 0.5) * (FIELD / size)
         return cls(centres - FIELD / 2, centres, FIELD / size)
 
     def halves(self) -> "list[Grid]":
-        """The patient's right and left, which are the image's left and right."""
+        """The halves on the patient's right and left (left and right in the image)."""
         middle = len(self.x) // 2
         return [Grid(x, self.y, self.pixel) for x in (self.x[:middle], self.x[middle:])]
 
     @property
     def blur(self) -> float:
-        """Width over which an edge is spread: a pixel, and the detector's own blur, mm."""
+        """Width of an edge, mm: the pixel size and the detector's blur."""
         return float((self.pixel**2 + 2.0**2) ** 0.5) * 1.15
 
 
 def rows(values: Tensor) -> Tensor:
-    """A profile over y, (B, S) float64, as a float32 picture (B, S, 1)."""
+    """A profile over y, (B, S) float64, as a float32 image (B, S, 1)."""
     return values.float()[:, :, None]
 
 
 def columns(values: Tensor) -> Tensor:
-    """A profile over x, (B, S) float64, as a float32 picture (B, 1, S)."""
+    """A profile over x, (B, S) float64, as a float32 image (B, 1, S)."""
     return values.float()[:, None, :]
 
 
 def pixels(values: Tensor) -> Tensor:
-    """A number a subject, (B,) float64, as a float32 picture (B, 1, 1)."""
+    """One number per subject, (B,) float64, as a float32 image (B, 1, 1)."""
     return values.float()[:, None, None]
 
 
@@ -130,7 +130,7 @@ def step(depth: Tensor, width: float) -> Tensor:
 
 
 def swell(depth: Tensor, reach: float) -> Tensor:
-    """0 at the edge rising ever more slowly to 1 at ``reach``, as the chord of a round body does."""
+    """Thickness of a round body along the beam: 0 at the edge, rising ever more slowly to 1 at ``reach``."""
     t = (depth / reach).clamp_(0, 1)
     return t * (2 - t)
 
@@ -174,16 +174,16 @@ class Lung:
         return 1 - self.dome * (1 - out**2.4) + self.medial * into**2
 
     def depths(self, u: Tensor, v: Tensor, width: Tensor, height: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Signed distances to the three walls, mm, positive inside.
+        """Signed distances to the three walls of the lung, mm, positive inside.
 
         Args:
             u: Columns, (B, W).
             v: Rows, (B, H).
-            width: Of the lung, mm, (B,).
-            height: Of the lung, mm, (B,).
+            width: Width of the lung, mm, (B,).
+            height: Height of the lung, mm, (B,).
 
         Returns:
-            To the lateral, medial and lower wall, (B, H, W) float32 each.
+            Distances to the lateral, medial and lower wall, (B, H, W) float32 each.
         """
         small, w, h = 1e-3, width[:, None], height[:, None]
         norms = [
@@ -196,7 +196,7 @@ class Lung:
         return lateral, torch.minimum(medial, rows(v * h)), lower
 
     def fill(self) -> Tensor:
-        """Share of the width x height box that the outline fills, measured on a fine grid, (B,) float64."""
+        """Fraction of the width x height box that the outline fills, measured on a fine grid, (B,) float64."""
         count = 64
         at = (torch.arange(count, dtype=torch.float64) + 0.5) * (1.12 / count) - 0.03
         at = at.expand(len(self.apex), count)
@@ -207,12 +207,12 @@ class Lung:
 
 @dataclass(frozen=True)
 class Organ:
-    """One structure as drawn: its distances to its walls and what they make of it.
+    """One structure as drawn: masks and thickness.
 
     Attributes:
         inside: Hard mask, (B, S, S) bool.
         cover: Anti-aliased mask, (B, S, S).
-        thickness: Along the beam, as a share of the thickest, (B, S, S).
+        thickness: Thickness along the beam relative to its maximum, (B, S, S).
     """
 
     inside: Tensor
@@ -221,7 +221,7 @@ class Organ:
 
 
 def draw_lung(noise: Noise, area: Tensor, side: int, grid: Grid) -> Organ:
-    """One lung of exactly ``area`` mm^2 (B,); it grows away from its apex and medial wall."""
+    """Draw a lung of exactly ``area`` mm^2 (B,); its apex and medial wall stay fixed as it grows."""
     width, height = lung_box(noise, area, side)
     u, v = _lung_coordinates(noise, (width, height), side, grid)
     lateral, medial, lower = Lung.of(noise, side).depths(u, v, width, height)  # (B, S, S)
@@ -234,20 +234,20 @@ def draw_lung(noise: Noise, area: Tensor, side: int, grid: Grid) -> Organ:
 
 
 def lung_at_rest(noise: Noise, area: Tensor, median: float, side: int, grid: Grid) -> Grid:
-    """Carry pixels back from a lung of ``area`` mm^2 (B,) to the same subject's lung of ``median`` mm^2.
+    """Map pixels from a lung of ``area`` mm^2 (B,) to the same subject's lung of ``median`` mm^2.
 
-    What is drawn as a function of these columns and rows moves with the lung's own coordinates; beyond its lateral and
-    lower edge it moves along with that edge, and medially and above the apex it stays.
+    Anything drawn as a function of these columns and rows moves with the lung. Beyond the lateral and lower edge it
+    moves with that edge; medial of the lung and above the apex it stays in place.
 
     Args:
         noise: Exogenous variables and ``lung_fill``.
-        area: Of the lung, mm^2, (B,).
-        median: Area of the lung in which nothing is moved, mm^2.
+        area: Area of the lung, mm^2, (B,).
+        median: Reference area, at which nothing moves, mm^2.
         side: 0 right, 1 left.
         grid: That half of the film.
 
     Returns:
-        Columns (B, W) and rows (B, H) at rest.
+        Reference columns (B, W) and rows (B, H).
     """
     box, rest = lung_box(noise, area, side), lung_box(noise, torch.full_like(area, median), side)
     u, v = _lung_coordinates(noise, box, side, grid)
@@ -259,12 +259,12 @@ def lung_at_rest(noise: Noise, area: Tensor, median: float, side: int, grid: Gri
 def lung_box(noise: Noise, area: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Width and height of a lung of ``area`` mm^2, mm, (B,) each."""
     ratio = area / noise["lung_fill"][:, side]
-    width = (ratio / noise["lung_aspect"][:, side]) ** 0.5 * (ratio / 26000) ** -0.05  # grows downwards more
+    width = (ratio / noise["lung_aspect"][:, side]) ** 0.5 * (ratio / 26000) ** -0.05  # mostly in height
     return width, ratio / width
 
 
 def _lung_coordinates(noise: Noise, box: tuple[Tensor, Tensor], side: int, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Columns and rows in units of the lung's width and height, (B, W) and (B, H)."""
+    """Columns and rows as fractions of the lung's width and height, (B, W) and (B, H)."""
     sign = (RIGHT, LEFT)[side]
     anchor = noise["midline"] + sign * noise["hilum_gap"][:, side]
     u = sign * (grid.x - anchor[:, None]) / box[0][:, None]
@@ -272,18 +272,18 @@ def _lung_coordinates(noise: Noise, box: tuple[Tensor, Tensor], side: int, grid:
 
 
 def heart_fill(egg: Tensor) -> Tensor:
-    """Area of the heart's outline over that of its box of half axes, (B,) float64."""
+    """Ratio of the heart outline's area to that of its box of half axes, (B,) float64."""
     angle = ((torch.arange(256, dtype=torch.float64) + 0.5) / 256 - 0.5) * torch.pi
     return 2 * torch.pi * (angle.cos() ** 2 * (1 + egg[:, None] * angle.sin()).sqrt()).mean(1)
 
 
 def heart_length(noise: Noise, area: Tensor) -> Tensor:
-    """Half axis along a heart of ``area`` mm^2, mm, (B,)."""
+    """Long half axis of a heart of ``area`` mm^2, mm, (B,)."""
     return (area / (heart_fill(noise["heart_egg"]) * noise["heart_slender"])) ** 0.5
 
 
 def draw_heart(noise: Noise, area: Tensor, grid: Grid) -> Organ:
-    """The heart, of exactly ``area`` mm^2 (B,): an egg that grows from the great vessels to its apex."""
+    """Draw a heart of exactly ``area`` mm^2 (B,), egg-shaped; it grows from the great vessels towards its apex."""
     egg, slender, tilt = noise["heart_egg"], noise["heart_slender"], noise["heart_tilt"]
     long = heart_length(noise, area)
     turn, lean = tilt.cos(), tilt.sin()

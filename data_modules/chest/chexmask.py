@@ -1,10 +1,10 @@
-"""CheXmask: anatomical masks of public chest radiographs as run lengths in a CSV (Gaggion et al., 2024).
+"""CheXmask: run-length encoded masks of public chest radiographs in a CSV (Gaggion et al., 2024).
 
-Every run is a pair ``start length``: starts count from 1, pixels run row by row (C order). ``Left Lung`` is the
-patient's left, which lies on the right of the image. Areas come from the lengths; nothing is decoded for them.
+Every run is a pair ``start length``; starts count from 1 and pixels are in row-major order. ``Left Lung`` is the
+patient's left, on the right of the image. Areas are computed from the run lengths, without decoding masks.
 
 The table comes in two variants. ``OriginalResolution`` masks have the shape of the film. ``Preprocessed`` masks are
-1024 x 1024: the film was centred in a black square, then resized.
+1024 x 1024: the film was padded with black to a centred square, then resized.
 """
 
 import logging
@@ -35,7 +35,7 @@ Runs = NDArray[np.int32]  # (2R,): start, length, start, length, ...
 
 
 def parse(text: str, pixels: int) -> Runs:
-    """Run lengths as written -> checked numbers, one mask at a time; knows the reason of whatever is wrong.
+    """Parse and check the run lengths of one mask; errors state the reason.
 
     Args:
         text: ``start length start length ...``, starts from 1.
@@ -72,14 +72,14 @@ def _integer(word: str) -> int:
 
 
 def parse_many(texts: list[str], pixels: NDArray[np.int64]) -> tuple[Runs, NDArray[np.int64]] | None:
-    """What ``parse`` does, for many masks at once and some ten times faster.
+    """As ``parse``, for many masks at once and about ten times as fast.
 
     Args:
-        texts: Run lengths of T masks; empty for a mask that is not there.
+        texts: Run lengths of T masks; empty if there is no mask.
         pixels: Height x Width of each, (T,).
 
     Returns:
-        All entries one after another, (E,), and how many each mask has, (T,). None if any mask needs a closer look.
+        All entries concatenated, (E,), and their number per mask, (T,). None if any mask must be checked by ``parse``.
     """
     joined = " ".join(filter(None, texts))
     counts = np.array([text.count(" ") + 1 if text else 0 for text in texts], np.int64)
@@ -107,11 +107,11 @@ def decode(runs: Runs, shape: Sequence[int]) -> NDArray[np.uint8]:
 
 
 def coverage(runs: Runs, shape: Sequence[int], size: int) -> NDArray[np.float32]:
-    """Share of every pixel of a square frame that lies inside a mask, (size, size), without drawing the mask itself.
+    """Fraction of every pixel of a square frame inside a mask, (size, size), computed without decoding the mask.
 
     Args:
         runs: Checked runs, (2R,).
-        shape: Height and width of the mask, which is centred in a square and shrunk to the frame.
+        shape: Height and width of the mask, which is padded to a centred square and shrunk to the frame.
         size: Side of the frame.
     """
     height, width = (int(side) for side in shape)
@@ -129,7 +129,7 @@ def coverage(runs: Runs, shape: Sequence[int], size: int) -> NDArray[np.float32]
 
 
 def _overlap(starts: NDArray[np.int64], ends: NDArray[np.int64], edges: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Share of each interval between edges that each of R intervals covers, (R, len(edges) - 1)."""
+    """Fraction of each interval between edges that each of R intervals covers, (R, len(edges) - 1)."""
     low = np.maximum(starts[:, None].astype(np.float32), edges[:-1])
     high = np.minimum(ends[:, None].astype(np.float32), edges[1:])
     return np.asarray((high - low).clip(0) / edges[1], np.float32)
@@ -145,7 +145,7 @@ def encode(mask: NDArray[np.generic]) -> str:
 
 @dataclass(frozen=True)
 class Masks:
-    """Run lengths of N images, K structures each; a structure without a mask has no entries.
+    """Run lengths of N images with K structures; a structure without a mask has no entries.
 
     Attributes:
         ids: Identifier of each image, (N,).
@@ -153,7 +153,7 @@ class Masks:
         dice: Estimated quality, ``Dice RCA (Mean)``, (N,).
         counts: Entries of each mask, (N, K).
         pixels: Pixels of each mask, (N, K).
-        entries: Checked run lengths of all masks one after another, (counts.sum(),).
+        entries: Checked run lengths of all masks, concatenated, (counts.sum(),).
         preprocessed: Whether the masks are CheXmask's ``Preprocessed`` variant.
     """
 
@@ -170,7 +170,7 @@ class Masks:
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """Where the entries of each mask begin, (N, K)."""
+        """Index of the first entry of each mask, (N, K)."""
         return (self.counts.ravel().cumsum() - self.counts.ravel()).reshape(self.counts.shape)
 
     def runs(self, place: int, channel: int) -> Runs:
@@ -179,7 +179,7 @@ class Masks:
         return self.entries[start : start + self.counts[place, channel]]
 
     def areas(self) -> NDArray[np.float64]:
-        """Areas in % of the image after it was padded to a square, (N, K); NaN without a mask, nothing is decoded."""
+        """Areas in % of the image padded to a square, (N, K); NaN without a mask. No mask is decoded."""
         sides = self.shapes.max(1, keepdims=True).astype(np.float64)
         return np.where(self.counts > 0, 100 * self.pixels / sides**2, np.nan)
 
@@ -187,23 +187,23 @@ class Masks:
 def read_chexmask(
     path: Path, structures: Sequence[str], wanted: pd.Index, min_dice: float = 0.7, variant: Variant = "auto"
 ) -> Masks:
-    """Masks of the wanted images from a CheXmask table of any of its data sets.
+    """Read the masks of the wanted images from a CheXmask table.
 
     Args:
         path: The CSV, plain or ``.gz``.
-        structures: What to read, among ``left_lung``, ``right_lung`` and ``heart``; other columns may be empty.
-        wanted: Identifiers of the images that matter; other rows are not looked at.
+        structures: Structures to read, among ``left_lung``, ``right_lung`` and ``heart``; other columns may be empty.
+        wanted: Identifiers of the images to read; other rows are ignored.
         min_dice: Smallest ``Dice RCA (Mean)``, CheXmask's own estimate of quality.
-        variant: ``auto`` is ``preprocessed`` if every Height and Width that is not blank is 1024. Images without a
-            size are 1024 x 1024 there, and are left out of an ``original`` table.
+        variant: ``original`` or ``preprocessed``; ``auto`` means ``preprocessed`` if every Height and Width that is
+            not blank is 1024. Images without a size are 1024 x 1024 there, and are skipped in an ``original`` table.
 
     Returns:
-        The images found, in the table's order; rows of poor quality, without a size or without any mask are left out,
-        and counted in the log.
+        The images found, in the table's order. Rows of poor quality, without a size or without any mask are skipped and
+        counted in the log.
 
     Raises:
-        ValueError: If a cell is not what it should be (the message names file, row, field and value), if an
-            identifier occurs twice, or if nothing is left.
+        ValueError: If a cell is invalid (the message names file, row, field and value), if an identifier occurs twice,
+            or if no mask is left.
     """
     unknown = [name for name in structures if name not in COLUMNS]
     if unknown or not structures:
@@ -232,7 +232,7 @@ def read_chexmask(
 
 
 class _Reader:
-    """Collects a table part by part; entries grow in place, for two copies of them would be gigabytes."""
+    """Collects a table in chunks; the entries grow in place, since two copies would take gigabytes."""
 
     def __init__(self, path: Path, id_column: str, fields: list[str], min_dice: float, preprocessed: bool) -> None:
         self.path, self.id_column, self.fields = path, id_column, fields
@@ -246,7 +246,7 @@ class _Reader:
         self._entries = np.empty(0, np.int32)
 
     def add(self, frame: pd.DataFrame) -> None:
-        """Keep what is good of some wanted rows."""
+        """Add the valid rows of a chunk of wanted rows."""
         dice = numbers(frame, QUALITY, self.path)
         poor = dice < self.min_dice
         texts = frame[self.fields].fillna("").mask(lambda text: text.apply(lambda cell: cell.str.isspace()), "")
@@ -264,7 +264,7 @@ class _Reader:
         self._dice.append(dice[kept])
 
     def finished(self) -> Masks:
-        """All that was kept."""
+        """All collected masks."""
         ids = pd.concat(self._ids) if self._ids else pd.DataFrame({self.id_column: []})
         refuse_twice(ids, self.id_column, self.path, "image")
         return Masks(

@@ -1,4 +1,4 @@
-"""Findings as CheXpert's labeller writes them, in CheXpert and in MIMIC-CXR."""
+"""Findings of CheXpert's labeller, as used in CheXpert and MIMIC-CXR."""
 
 from pathlib import Path
 

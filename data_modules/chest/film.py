@@ -1,8 +1,8 @@
-"""The film of a schematic chest: attenuation of every tissue added up along the beam, then exposure, grain, 256 levels.
+"""Rendering of the chest phantom's film: attenuation summed along the beam, then exposure, grain and 256 levels.
 
-See ``anatomy`` for the conventions. Nothing here depends on an area except through what is handed in: the three
-organs, and where the tissue seen at every pixel lies at rest. What is drawn at a tissue's positions broadcasts: whole
-pictures where tissue gives way, single rows and columns where nothing moves. The detector's grain never moves.
+See ``anatomy`` for the conventions. The film depends on the areas only through the three organs and the reference
+position of the tissue at every pixel. Positions broadcast: full images where tissue is displaced, single rows and
+columns where nothing moves. The detector's grain never moves.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from data_modules.chest.tissue import Rest, sides
 def film(
     noise: Noise, organs: list[Organ], sex: Tensor, age: Tensor, grain: Tensor, still: Rest, moving: Rest
 ) -> Tensor:
-    """Expose one film a subject.
+    """Render one film per subject.
 
     Args:
         noise: Exogenous variables, (B,) or (B, n) float64 each.
@@ -25,14 +25,14 @@ def film(
         sex: 0 female, 1 male, (B,) float64.
         age: Years, (B,) float64.
         grain: Uniform noise in [0, 1), (B, S, S) float32.
-        still: Where tissue lies at rest.
-        moving: The same for ribs, lung vessels and what texture the lungs show; ``still`` itself if they do not differ.
+        still: Reference positions of the tissue.
+        moving: Reference positions of ribs, lung vessels and lung texture; may be ``still``.
 
     Returns:
         Grey levels, air 0 and bone bright, (B, S, S) uint8.
     """
     left, right, heart = organs
-    bare = Rest.of(Grid.of_size(grain.shape[-1]))  # the spine gives way to nothing
+    bare = Rest.of(Grid.of_size(grain.shape[-1]))  # the spine is never displaced
     calcium = 1.15 - 0.006 * (age - 20)  # bone fades with age, (B,)
     cage = noise["rib_contrast"] * calcium
     vessels = _sided(_vessels, noise, moving, grain) * pixels(noise["vessel_tone"])  # (B, S, S)
@@ -53,7 +53,7 @@ def film(
 
 
 def _sided(draw: Callable[[Noise, int, Rest], Tensor], noise: Noise, rest: Rest, grain: Tensor) -> Tensor:
-    """What lies on the right and on the left, neither across the midline, as one picture (B, S, S)."""
+    """Draw the right and the left side, neither crossing the midline, into one image (B, S, S)."""
     total = torch.zeros_like(grain)
     for side, at in enumerate(sides(grain.shape[-1])):
         total[:, :, at] += draw(noise, side, rest.window(slice(None), at))

@@ -1,4 +1,4 @@
-"""What every data set of chest films with CheXmask masks shares; a data set adds ``films``, its own tables."""
+"""Base class of chest radiograph data sets with CheXmask masks; a data set implements ``films``."""
 
 import logging
 from abc import abstractmethod
@@ -24,18 +24,18 @@ LUNGS = ("left_lung", "right_lung")
 
 
 class ChestFilms(Source):
-    """Frontal chest films with lungs and heart, padded to a square and resized.
+    """Frontal chest radiographs with lung and heart masks, padded to a square and resized.
 
-    The frame is the film centred in a black square, and areas are in % of that square: the pixel size of such films is
-    unknown. ``OriginalResolution`` masks have the film's shape, or that of a larger copy with the same sides' ratio.
-    ``Preprocessed`` masks were drawn on that very square, resized to 1024 x 1024, so they only need to be resized;
-    where CheXmask had first cut off the black borders of a film (``strips_borders``), the frame is the film without
-    them, by the same rule: the smallest rectangle that holds every level above 1.
+    Films are padded with black to a centred square. Areas are in % of that square, since the pixel size of these films
+    is unknown. ``OriginalResolution`` masks have the film's shape, or that of a larger copy with the same aspect ratio.
+    ``Preprocessed`` masks were made on the same square, resized to 1024 x 1024, so they are only resized. If CheXmask
+    first removed a film's black borders (``strips_borders``), they are removed here by the same rule: the film is
+    cropped to the smallest rectangle that contains every level above 1.
 
-    A film is listed if it has a mask of good quality; a structure without a mask has NaN as its area. Attributes of
+    A film is listed if it has a mask of sufficient quality; the area of a structure without mask is NaN. Attributes of
     all data sets: ``<structure>_area``, and ``dice_rca``, CheXmask's own estimate of quality. Reading adds
     ``image_height`` and ``image_width`` in pixels and ``lung_contrast``, the mean grey level close around the lungs
-    minus that inside: it is positive unless a film is inverted, its mask lies elsewhere or its lungs are white.
+    minus that inside: positive unless a film is inverted, its mask is misplaced or its lungs are white.
 
     Args:
         root: Folder of the data set.
@@ -43,8 +43,8 @@ class ChestFilms(Source):
         structures: Mask channels, in order, among left_lung, right_lung and heart.
         size: Side of the square frame, pixels.
         min_dice: Smallest ``Dice RCA (Mean)`` of a mask.
-        variant: Of the masks: ``original``, ``preprocessed``, or what the table's sizes say.
-        seed: Decides the division of patients where the data set has none.
+        variant: Variant of the masks: ``original``, ``preprocessed``, or ``auto`` to infer it from the table's sizes.
+        seed: Seed of the random split of patients if the data set has none.
     """
 
     strips_borders: ClassVar[bool] = False
@@ -83,23 +83,23 @@ class ChestFilms(Source):
         place = int(self._loaded[1].ids.get_indexer(pd.Index([row["id"]]))[0])
         try:
             if place < 0:
-                raise ValueError(f"{self.masks} has no good mask of {row['id']!r}")
+                raise ValueError(f"{self.masks} has no mask of sufficient quality for {row['id']!r}")
             return self._read(Path(row["image"]), place, row)
         except ValueError as error:
             raise ValueError(f"{row['origin']}: {error}") from error
 
     def grey(self, pixels: Pixels, row: Mapping[str, Any]) -> NDArray[np.uint8]:
-        """Pixels of a file, (H, W), to 8 bits.
+        """Convert the pixels of a file, (H, W), to 8 bits.
 
         Raises:
-            ValueError: If there are more, and the data set does not say what to do with them.
+            ValueError: If they have more than 8 bits and the data set does not override this method.
         """
         if pixels.dtype != np.uint8:
             raise ValueError(f"{row['image']} has {pixels.dtype} pixels; 8-bit grey is needed")
         return pixels
 
     def border(self, pixels: Pixels) -> tuple[slice, slice]:
-        """What CheXmask kept of the pixels of a film, (H, W), before padding it; rows and columns."""
+        """Rows and columns of a film (H, W) that CheXmask kept before padding it."""
         inside = pixels > 1
         rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
         if not len(rows):
@@ -139,10 +139,10 @@ class ChestFilms(Source):
 
 
 def check_shape(image: tuple[int, ...], mask: tuple[int, ...]) -> None:
-    """See that a mask (height, width) fits an image: the same shape, or the same ratio of sides within a pixel.
+    """Check that a mask (height, width) fits an image: same shape, or same aspect ratio within a pixel.
 
     Raises:
-        ValueError: If it does not, with a guess at the reason.
+        ValueError: If it does not, with the likely reason.
     """
     scale = max(image) / max(mask)
     if all(abs(side - scale * other) <= max(1, scale) for side, other in zip(image, mask, strict=True)):
@@ -151,7 +151,7 @@ def check_shape(image: tuple[int, ...], mask: tuple[int, ...]) -> None:
     if mask == (PREPROCESSED_SIDE, PREPROCESSED_SIDE):
         hint = "this looks like a row of the Preprocessed variant (padded, 1024 x 1024) among others"
     elif abs(image[0] - scale * mask[1]) <= 1 and abs(image[1] - scale * mask[0]) <= 1:
-        hint = "Height and Width look exchanged"
+        hint = "Height and Width seem to be exchanged"
     else:
         hint = "the OriginalResolution variant fits only images with the same ratio of sides"
     raise ValueError(f"{shapes}; {hint}")

@@ -1,8 +1,7 @@
-"""Where the tissue seen at every pixel of a schematic chest lies at rest: with organs of median size.
+"""Tissue model of the chest phantom: maps every pixel to its reference position, with organs of median size.
 
-Tissue slides, and then an organ that grows covers what lies around it; or it gives way, and then everything around is
-displaced smoothly, ever less with the distance and not at all at the film's border. See ``anatomy`` for the
-conventions; here positions are float32 pictures, (B or 1, H or 1, W or 1).
+Sliding tissue is covered by a growing organ. Elastic tissue is displaced smoothly, less with distance and not at all at
+the film's border. See ``anatomy`` for the conventions; positions are float32 images, (B or 1, H or 1, W or 1).
 """
 
 from dataclasses import dataclass
@@ -23,18 +22,18 @@ from data_modules.chest.anatomy import (
 )
 
 EMBEDDED = 1.3  # an ellipse around the heart moves along with it, in units of the heart's half axes
-RELEASED = 110.0  # mm beyond that ellipse, along rays from the heart's anchor, nothing moves, if the film has the room
+RELEASED = 110.0  # mm beyond that ellipse (along rays from the heart's anchor) nothing moves
 SIDES = (RIGHT, LEFT)
 
 
 @dataclass(frozen=True)
 class Rest:
-    """Positions at rest of what a film shows.
+    """Reference positions of the tissue seen at every pixel.
 
     Attributes:
         x: From the midline of the field, mm, float32.
         y: From the upper edge, mm, float32.
-        blur: Width over which an edge is spread, mm.
+        blur: Width of an edge, mm.
     """
 
     x: Tensor
@@ -43,7 +42,7 @@ class Rest:
 
     @classmethod
     def of(cls, grid: Grid) -> "Rest":
-        """Nothing has moved."""
+        """Positions of a film without displacement."""
         return cls(grid.x.float()[None, None], grid.y.float()[None, :, None], grid.blur)
 
     def window(self, rows: slice, columns: slice) -> "Rest":
@@ -58,13 +57,13 @@ def _part(picture: Tensor, rows: slice, columns: slice) -> Tensor:
 
 
 def sides(width: int) -> list[slice]:
-    """Columns of the patient's right and left of a film ``width`` pixels wide, each somewhat beyond the midline."""
+    """Columns of the patient's right and left half of a film ``width`` pixels wide, overlapping at the midline."""
     middle, beyond = width // 2, -(-width // 10)
     return [slice(0, middle + beyond), slice(middle - beyond, width)]
 
 
 def carried(noise: Noise, areas: list[Tensor], medians: list[float], grid: Grid) -> Rest:
-    """Sliding tissue of which each half of the film moves with its lung; ``areas`` (B,) right and left, mm^2."""
+    """Sliding tissue whose halves move with their lungs; ``areas`` (B,) of the right and left lung, mm^2."""
     halves = [
         lung_at_rest(noise, area, median, side, half)
         for side, (area, median, half) in enumerate(zip(areas, medians, grid.halves(), strict=True))
@@ -75,14 +74,14 @@ def carried(noise: Noise, areas: list[Tensor], medians: list[float], grid: Grid)
 
 
 def elastic(noise: Noise, areas: list[Tensor], medians: list[float], grid: Grid) -> Rest:
-    """Tissue that gives way to both lungs and the heart, (B, S, S).
+    """Elastic tissue, displaced by both lungs and the heart, (B, S, S).
 
-    The heart is undone first, then the lungs: along the rows, then along the columns. No step folds the film.
+    The heart's displacement is inverted first, then the lungs': along rows, then along columns. No step folds the film.
 
     Args:
         noise: Exogenous variables and ``lung_fill``.
-        areas: Of the right lung, the left lung and the heart, mm^2, (B,) each.
-        medians: Areas at which nothing is moved, in the same order.
+        areas: Areas of the right lung, the left lung and the heart, mm^2, (B,) each.
+        medians: Reference areas, at which nothing moves, in the same order.
         grid: The film.
     """
     tissue = _without_heart(noise, areas[2], medians[2], Rest.of(grid))
@@ -97,9 +96,9 @@ def elastic(noise: Noise, areas: list[Tensor], medians: list[float], grid: Grid)
 
 
 def _without_heart(noise: Noise, area: Tensor, median: float, film: Rest) -> Rest:
-    """Undo what the growth of a heart to ``area`` mm^2 (B,) does to the tissue in and around it, (B, S, S).
+    """Invert the displacement of tissue by a heart of ``area`` mm^2 (B,), (B, S, S).
 
-    All moves along rays from the heart's anchor, in proportion in an ellipse around the heart and smoothly less beyond.
+    Tissue moves along rays from the heart's anchor: scaled inside an ellipse around the heart, smoothly less outside.
     """
     long = heart_length(noise, area)
     grown = heart_length(noise, torch.full_like(area, median)) / long - 1
@@ -114,7 +113,7 @@ def _without_heart(noise: Noise, area: Tensor, median: float, film: Rest) -> Res
 
 
 def _heart_ellipse(noise: Noise, long: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """An ellipse around a heart of half axis ``long`` mm (B,), seen from the heart's anchor.
+    """An ellipse around a heart with half axis ``long`` mm (B,), in coordinates from the heart's anchor.
 
     Args:
         noise: Exogenous variables.
@@ -140,9 +139,9 @@ def _heart_ellipse(noise: Noise, long: Tensor, x: Tensor, y: Tensor) -> tuple[Te
 
 
 def _decay(beyond: Tensor, room: Tensor) -> Tensor:
-    """Displacement beyond what moves in proportion: 1 and still rising at 0, at rest at 1.
+    """Relative displacement outside the scaled region: 1 and still rising at 0, and 0 at 1.
 
-    ``room`` is the way from 0 to 1 over the way from where nothing moves to 0.
+    ``room`` is the length of the interval 0 to 1 divided by the length of the scaled region.
     """
     left = 1 - beyond
     return left * left * (1 + beyond * (2 + room))
@@ -150,13 +149,13 @@ def _decay(beyond: Tensor, room: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Axis:
-    """A lung's extent along one axis of the film, positive away from where it is anchored; (B, 1, 1) each, mm.
+    """A lung's extent along one axis of the film, counted from its anchor; (B, 1, 1) each, mm.
 
     Attributes:
-        start: Where it is anchored.
-        length: How far it reaches from there.
-        before: From its start back to where nothing moves.
-        after: From its end on to where nothing moves.
+        start: Position of the anchor.
+        length: Length of the lung from the anchor.
+        before: Distance before the anchor at which nothing moves.
+        after: Distance beyond the end at which nothing moves.
     """
 
     start: Tensor
@@ -165,36 +164,36 @@ class _Axis:
     after: Tensor
 
     def beyond(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions ``at`` in units of the lung, and how far before and after it: 0 inside, 1 where nothing moves."""
+        """Positions in units of the lung's length, and distances before and after it: 0 inside, 1 at rest."""
         unit = (at - self.start) * (1 / self.length)
         before = (unit * (-self.length / self.before)).clamp_(0, 1)
         after = ((unit - 1) * (self.length / self.after)).clamp_(0, 1)
         return unit, before, after
 
     def reach(self, at: Tensor) -> Tensor:
-        """Share of the lung's growth by which it moves what lies ``at``: in proportion inside, smoothly less beyond."""
+        """Fraction of the lung's growth that displaces position ``at``: proportional inside, smoothly less outside."""
         unit, before, after = self.beyond(at)
         back = 1 - before
         moved = unit.clamp_(0, 1) * _decay(after, self.after / self.length)
         return moved - before * (back * back) * (self.before / self.length)
 
     def hold(self, at: Tensor) -> Tensor:
-        """1 along the lung, smoothly less beyond, 0 where nothing moves."""
+        """1 along the lung, decreasing smoothly outside to 0 where nothing moves."""
         _, before, after = self.beyond(at)
         return _fade(before) * _fade(after)
 
 
 @dataclass(frozen=True)
 class _LungPush:
-    """What the growth of one lung does to the tissue around it.
+    """Displacement of the surrounding tissue by the growth of one lung.
 
     Attributes:
-        sign: Of x on the lung's side.
-        x: Across the film, from the mediastinum, with the lung as it is.
-        y: Down the film, from the apex, with the lung as it is.
-        resting: Across the film, with the lung at rest.
-        wider: By how much it has grown, (B, 1, 1) mm.
-        higher: By how much it has grown, (B, 1, 1) mm.
+        sign: Sign of x on the lung's side.
+        x: Horizontal extent of the lung, from the mediastinum.
+        y: Vertical extent of the lung, from the apex.
+        resting: Horizontal extent of the reference lung.
+        wider: Growth in width, (B, 1, 1) mm.
+        higher: Growth in height, (B, 1, 1) mm.
     """
 
     sign: float
@@ -210,16 +209,16 @@ class _LungPush:
         gap, top = noise["hilum_gap"][:, side], noise["apex_y"][:, side]
         start = SIDES[side] * noise["midline"] + gap
         across, down = _axis(start, now[0], gap, FIELD / 2), _axis(top, now[1], top, FIELD)
-        resting = _axis(start, rest[0], noise["hilum_gap"].sum(1), FIELD / 2)  # between the lungs each yields to both
+        resting = _axis(start, rest[0], noise["hilum_gap"].sum(1), FIELD / 2)  # between the lungs both push
         wider, higher = (pixels(after - before) for after, before in zip(now, rest, strict=True))
         return cls(SIDES[side], across, down, resting, wider, higher)
 
     def along_rows(self, x: Tensor, y: Tensor) -> Tensor:
-        """Displacement to the image's right, mm, of what lies at film positions ``x`` and ``y``."""
+        """Displacement to the image's right, mm, at film positions ``x`` and ``y``."""
         return self.x.reach(x * self.sign) * self.y.hold(y) * (self.sign * self.wider)
 
     def along_columns(self, x: Tensor, y: Tensor) -> Tensor:
-        """Displacement downwards, mm; ``x`` is already at rest, ``y`` on the film."""
+        """Displacement downwards, mm, at reference column ``x`` and film row ``y``."""
         return self.y.reach(y) * self.resting.hold(x * self.sign) * self.higher
 
 
@@ -229,6 +228,6 @@ def _axis(start: Tensor, length: Tensor, before: Tensor, border: float) -> _Axis
 
 
 def _fade(t: Tensor) -> Tensor:
-    """1 at 0, 0 at 1, level at both."""
+    """Smooth step from 1 at 0 to 0 at 1, with zero slope at both."""
     left = 1 - t
     return left * left * (1 + 2 * t)

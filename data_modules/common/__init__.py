@@ -1,1 +1,1 @@
-"""What every data set shares: the data module, sources, loaders, splits, transforms."""
+"""Base classes of all data sets: data module, sources, loaders, splits and transforms."""

@@ -1,4 +1,4 @@
-"""What every data set shares: a batch is a dict, and a data module says what its data measure."""
+"""Base classes of data modules: a batch is a dict, and the data module describes its variables and structures."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ Batch = dict[str, Tensor]
 
 
 class ImageDataset(Dataset[Batch], ABC):
-    """Images of one split with their masks and parents, read many at a time.
+    """Images, masks and parents of one split, read in batches.
 
     Attributes:
-        attributes: Every variable of every subject, name -> (N,) float32 in real units, known without reading images.
-        measured: Describes the variables among them that only their masks told; None if there are none.
+        attributes: All variables of all subjects, name -> (N,) float32 in real units, available without reading images.
+        measured: Description of the variables among them that were measured on masks; None if there are none.
     """
 
     attributes: dict[str, Tensor]
@@ -37,11 +37,11 @@ class ImageDataset(Dataset[Batch], ABC):
 
     @abstractmethod
     def read(self, indices: Tensor) -> Batch:
-        """Subjects ``indices`` (B,) as one batch.
+        """Read subjects ``indices`` (B,) as one batch.
 
         Returns:
-            ``image`` (B, C, *S) float32 in [-1, 1]; ``mask`` (B, K, *S) float32 in {0, 1}, a channel a structure;
-            ``index`` (B,); and every variable by its name, (B,) float32 in real units.
+            ``image`` (B, C, *S) float32 in [-1, 1]; ``mask`` (B, K, *S) float32 in {0, 1}, one channel per
+            structure; ``index`` (B,); and every variable by its name, (B,) float32 in real units.
         """
 
     def read_unchanged(self, indices: Tensor) -> Batch:
@@ -49,7 +49,7 @@ class ImageDataset(Dataset[Batch], ABC):
         return self.read(indices)
 
     def measure(self, description: DataDescription, at_once: int = 64) -> None:
-        """Add the variables of ``description`` to ``attributes``: measured on the masks of every subject."""
+        """Measure the variables of ``description`` on the masks of all subjects, and add them to ``attributes``."""
         parts = []
         for indices in torch.split(torch.arange(len(self)), at_once):
             batch = self.read_unchanged(indices)
@@ -62,7 +62,7 @@ class ImageDataset(Dataset[Batch], ABC):
 
         Args:
             indices: Subjects, (B,).
-            visits: The epoch in which each is visited, (B,); it decides the augmentation.
+            visits: The epoch in which each is read, (B,); it determines the augmentation.
         """
         return self.read(indices)
 
@@ -76,10 +76,10 @@ class ImageDataset(Dataset[Batch], ABC):
 
 
 class AttributeDataset(Dataset[Batch]):
-    """The variables of one split without its images; nothing is read or drawn.
+    """The variables of one split without its images.
 
     Args:
-        images: The split.
+        images: The split with images.
     """
 
     def __init__(self, images: ImageDataset) -> None:
@@ -94,33 +94,35 @@ class AttributeDataset(Dataset[Batch]):
 
 
 class Rerenderable(ABC):
-    """A data set that knows its own causal model and can draw the true counterfactual of a subject."""
+    """A synthetic data set with a known causal model, which can draw a subject's true counterfactual."""
 
-    measured: DataDescription | None = None  # as of ``ImageDataset``
+    measured: DataDescription | None = None  # see ``ImageDataset``
 
     @abstractmethod
     def counterfactual(self, indices: Tensor, do: dict[str, Tensor]) -> Batch:
-        """Subjects ``indices`` (B,) drawn again under ``do`` (B,) each, with the same exogenous noise.
+        """True counterfactuals of subjects ``indices`` (B,) under ``do`` (B,) each, with the same exogenous noise.
 
-        NaN in ``do`` leaves that subject's variable as it is. The batch is shaped as ``ImageDataset.read``'s.
+        NaN in ``do`` means no intervention on that subject's variable. The batch has the format of
+        ``ImageDataset.read``.
         """
 
     def can_draw(self, name: str) -> bool:
-        """Whether ``do`` may hold this variable; by default any but those that only masks tell."""
+        """Whether ``do`` may contain this variable; by default all but those measured on masks."""
         return self.measured is None or name not in self.measured.parents.names
 
 
 class DataModule(LightningDataModule, ABC):
-    """Loaders, seeds and the description of the data; a data set adds ``dataset``, ``structures`` and ``spacing``.
+    """Base class with loaders, seeds and description; a data set adds ``make_dataset``, ``structures``, ``spacing``.
 
     Args:
-        variables: Parents of the image, name -> declaration (kind, unit, structure, measure); statistics are measured,
-            and so is, on the masks, every variable with a structure that the data set does not offer by its name.
-        batch_size: Images a step and a process.
+        variables: Parents of the image, name -> declaration (kind, unit, structure, measure). Their statistics are
+            measured on the training split. A variable with a structure that is not a column of the data set is measured
+            on the masks.
+        batch_size: Images per step and process.
         num_workers: Loader processes; 0 reads in the training process.
 
     Attributes:
-        attributes_only: Feed variables without images; for a task that looks at none.
+        attributes_only: Load variables without images.
     """
 
     attributes_only: bool = False
@@ -132,17 +134,17 @@ class DataModule(LightningDataModule, ABC):
         super().__init__()
         self.variables, self.batch_size, self.num_workers = variables, batch_size, num_workers
         self._datasets: dict[Split, ImageDataset] = {}
-        self._original: DataModule | None = None  # of a resized one
+        self._original: DataModule | None = None  # set if this one is resized
 
     @abstractmethod
     def make_dataset(self, split: Split) -> ImageDataset:
         """Open one split."""
 
     def dataset(self, split: Split) -> ImageDataset:
-        """One split, opened once.
+        """One split, opened once and cached.
 
         Raises:
-            ValueError: If a variable is neither offered nor measured on a structure.
+            ValueError: If a variable is neither a column of the data set nor measured on a structure.
         """
         if split not in self._datasets:
             dataset = self.make_dataset(split)
@@ -159,30 +161,30 @@ class DataModule(LightningDataModule, ABC):
         return self._datasets[split]
 
     def resized(self, size: int) -> Self:
-        """The same subjects in the same order with the same values, their images and masks of another size.
+        """The same subjects and variables, with images and masks of another size.
 
-        Training images are not augmented; nothing is read or drawn before it is asked for.
+        Training images are not augmented; images are read or drawn only when needed.
 
         Args:
-            size: Pixels along the longest side of the frame, which covers the same field.
+            size: Pixels along the longest side of the frame; the field of view is unchanged.
 
         Raises:
-            ValueError: If these data come in one size alone.
+            ValueError: If these data are available in one size only.
         """
         twin = self.remade(size)
         twin._original = self
         return twin
 
     def remade(self, size: int) -> Self:
-        """A data module of the same data at another size, see ``resized``; data sets that can do it say how.
+        """Create a data module of the same data at another size, see ``resized``; overridden by data sets that can.
 
         Raises:
-            ValueError: If these data come in one size alone.
+            ValueError: If these data are available in one size only.
         """
-        raise ValueError(f"{type(self).__name__} offers its images in one size alone, not at {size} pixels")
+        raise ValueError(f"{type(self).__name__} offers its images in one size only, not at {size} pixels")
 
     def describe(self, variables: dict[str, Variable]) -> DataDescription:
-        """Some variables of these images."""
+        """Description of these images with the given variables."""
         return DataDescription(variables, self.structures, self.spacing, self.channels)
 
     @cached_property
@@ -212,11 +214,11 @@ class DataModule(LightningDataModule, ABC):
         return self._feed("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Validation split, for every choice that is made."""
+        """Validation split, used for all choices."""
         return self._feed("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Test split, looked at once."""
+        """Test split, for the final evaluation only."""
         return self._feed("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
@@ -237,10 +239,10 @@ def _as_read(batch: Any) -> Any:
 
 
 def _adopt(dataset: ImageDataset, original: ImageDataset, measured: DataDescription | None) -> None:
-    """Values of the same subjects at their original size.
+    """Copy the variables of the original data set to a resized one.
 
     Raises:
-        ValueError: If they are not as many.
+        ValueError: If the numbers of subjects differ.
     """
     if len(dataset) != len(original):
         raise ValueError(f"{len(dataset)} subjects at the other size, {len(original)} at the original one")

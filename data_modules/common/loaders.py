@@ -1,7 +1,7 @@
-"""Who reads which subjects when: shared out among processes, and resumable in the middle of an epoch.
+"""Data loaders that distribute subjects over processes and can be resumed in the middle of an epoch.
 
-A training loader's state is the seed of the epoch's order, how many batches of it were read, and the random generators
-of every process. A loader that was given such a state reads the rest of that epoch, and training goes on bit by bit.
+A training loader's state is the seed of the epoch's order, the number of batches read, and the state of every process's
+random generators. After loading such a state it reads the rest of that epoch, and training continues bit for bit.
 """
 
 import signal
@@ -18,16 +18,16 @@ Batch = dict[str, Tensor]
 
 
 class Shuffled(Sampler[int]):
-    """A random order of all subjects every epoch, of which each process reads its share; all shares are equally long.
+    """Sampler with a new random order every epoch, divided evenly among the processes.
 
     Rank r of W reads entries r, r + W, ...: together the processes read, batch by batch, what one process would read
-    with W times the batch size. Entry ``subject + subjects * epoch`` stands for a subject's visit in that epoch.
+    with W times the batch size. Entry ``subject + subjects * epoch`` encodes both the subject and the epoch.
 
     Args:
         subjects: Number of subjects.
 
     Attributes:
-        seed: Of the order that is being read.
+        seed: Seed of the current order.
 
     Raises:
         ValueError: If there are fewer subjects than processes.
@@ -41,11 +41,11 @@ class Shuffled(Sampler[int]):
         self.given = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch, before it begins."""
+        """Set the epoch before it begins."""
         self.epoch = epoch
 
     def begin_at(self, seed: int, skipped: int) -> None:
-        """Let the next epoch be that of ``seed``, without its first ``skipped`` entries of this process."""
+        """Use the order of ``seed`` in the next epoch, without this process's first ``skipped`` entries."""
         self.seed, self.skipped, self.given = seed, skipped, True
 
     def __len__(self) -> int:
@@ -62,12 +62,12 @@ class Shuffled(Sampler[int]):
 
 
 class TrainingLoader(DataLoader[Batch]):
-    """Shuffled batches; the state says where it is, on all processes.
+    """Loader of shuffled batches whose state can be saved and restored.
 
     Args:
-        dataset: What to read.
-        batch_size: Subjects a batch.
-        options: Of torch's loader.
+        dataset: The data set.
+        batch_size: Subjects per batch.
+        options: Further arguments of ``DataLoader``.
     """
 
     def __init__(self, dataset: Dataset[Batch], batch_size: int, **options: Any) -> None:
@@ -79,28 +79,28 @@ class TrainingLoader(DataLoader[Batch]):
         super().__init__(dataset, batch_size, sampler=self.order, drop_last=drop, **options)
 
     def finish_epoch(self) -> None:
-        """The epoch is over, be it after fewer batches than there are."""
+        """End the epoch, possibly before all of its batches were read."""
         self.batches = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is; every process has to ask."""
+        """Position in the epoch; must be called in all processes."""
         if self._resumed is not None:
             return self._resumed
         return {"seed": self.order.seed, "batches": self.batches, "chance": distributed.gathered(random_state.state())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on there with the next epoch that is read.
+        """Resume from this state at the next iteration.
 
         Raises:
-            ValueError: If another number of processes was at work.
+            ValueError: If the number of processes has changed.
         """
         before, now = len(state["chance"]), distributed.place()[1]
         if before != now:
-            raise ValueError(f"the checkpoint was written by {before} processes, this run has {now}: it cannot go on")
+            raise ValueError(f"the checkpoint was written by {before} processes, this run has {now}: cannot resume")
         self._resumed, self._ended = state, state["batches"] == 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Batches of the epoch; of one that had ended when the state was taken, none, and then those of the next."""
+        """Batches of the epoch; none if the restored epoch had already ended."""
         if self._ended:
             self._ended = False
             return iter(())
@@ -110,7 +110,7 @@ class TrainingLoader(DataLoader[Batch]):
         state, self._resumed = self._resumed, None
         self.batches = state["batches"] if state else 0
         own = state["chance"][distributed.place()[0]] if state else None
-        if own is not None and self.batches == 0:  # the epoch begins: it draws its order, as it would have
+        if own is not None and self.batches == 0:  # start of an epoch: draw its order from the restored generators
             random_state.restore(own)
         elif state:
             self.order.begin_at(state["seed"], self.batches * (self.batch_size or 1))
@@ -123,14 +123,14 @@ class TrainingLoader(DataLoader[Batch]):
 
 
 class Shares(Sampler[list[int]]):
-    """Batches of this process when all look at every subject once, in order.
+    """Batch sampler of evaluation: every subject once, in order, divided among the processes.
 
-    All processes have the same number of batches, so that they can talk to each other in each of them; where subjects
-    do not share out evenly, some last batches hold one more.
+    All processes have the same number of batches, so that they can communicate in each. If subjects do not divide
+    evenly, the last batch of some processes has one more.
 
     Args:
         subjects: Number of subjects.
-        batch_size: Of this process.
+        batch_size: Batch size of this process.
 
     Raises:
         ValueError: If there are fewer subjects than processes.
@@ -152,14 +152,14 @@ class Shares(Sampler[list[int]]):
 
 
 def evaluation_loader(dataset: Dataset[Batch], batch_size: int, **options: Any) -> DataLoader[Batch]:
-    """Every subject once, in order, shared out among the processes."""
+    """Loader that reads every subject once, in order, divided among the processes."""
     if distributed.place()[1] == 1:
         return DataLoader(dataset, batch_size=batch_size, **options)
     return DataLoader(dataset, batch_sampler=Shares(len(dataset), batch_size), **options)  # type: ignore[arg-type]
 
 
 def alone(loader: DataLoader[Batch]) -> DataLoader[Batch]:
-    """The same subjects in plain batches, which Lightning's predict can take apart; nobody waits for another."""
+    """The same subjects with a plain batch sampler, which Lightning's predict can distribute itself."""
     if not isinstance(loader.batch_sampler, Shares):
         return loader
     own = [subject for batch in loader.batch_sampler for subject in batch]
@@ -169,5 +169,5 @@ def alone(loader: DataLoader[Batch]) -> DataLoader[Batch]:
 
 
 def deaf(worker: int) -> None:
-    """Loader processes leave the signals that schedulers send to the one that trains."""
+    """Ignore schedulers' signals in loader workers; only the training process handles them."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What phantoms share: subjects drawn from seeded noise, kept in memory, and drawn again under do()."""
+"""Base classes of phantoms: subjects drawn from seeded noise, with true counterfactuals under do()."""
 
 import inspect
 from abc import abstractmethod
@@ -17,24 +17,24 @@ from segcft.io.resampling import scaled_frame
 from segcft.variables.mask_measurements import measure_masks
 from segcft.variables.variables import Variable
 
-PIXELS_AT_ONCE = 2**17  # a chunk of images that fits the processor's cache
+PIXELS_AT_ONCE = 2**17  # chunk size that fits the CPU's cache
 
 Values = dict[str, Tensor]
 
 
 class PhantomDataset(ImageDataset, Rerenderable):
-    """One split; item i of a (seed, split) is always the same subject.
+    """One split of a phantom; item i of a (seed, split) is always the same subject.
 
-    A phantom sets ``attributes`` and says how to draw: ``draw``, ``to_batch``, ``intervened``.
+    A subclass sets ``attributes`` and implements ``draw``, ``to_batch`` and ``intervened``.
 
     Args:
-        split: Which split; splits share no noise.
+        split: Name of the split; splits use different noise.
         frame: Shape S of an image.
         subjects: Number of subjects N.
-        seed: Of the exogenous noise.
+        seed: Seed of the exogenous noise.
 
     Attributes:
-        kept: Whether the first reading draws the whole split and keeps it, or each what it reads.
+        kept: Whether the whole split is drawn at first use and kept in memory, or subjects are drawn when read.
 
     Raises:
         ValueError: If the split is unknown, ``subjects`` < 1 or ``seed`` < 0.
@@ -48,25 +48,25 @@ class PhantomDataset(ImageDataset, Rerenderable):
 
     @abstractmethod
     def draw(self, indices: Tensor, values: Values, shifts: Values) -> tuple[Tensor, Tensor]:
-        """Subjects ``indices`` (B,) at given values -> levels and labels, (B, *S) integers each.
+        """Draw subjects ``indices`` (B,) with given values: levels and labels, (B, *S) integers each.
 
-        ``shifts`` (B,) are added to the exogenous noise of that name, one that ``noise_of`` knows.
+        ``shifts`` (B,) are added to the exogenous noise of that name, which must be one of ``noise_of``.
         """
 
     @abstractmethod
     def to_batch(self, indices: Tensor, levels: Tensor, labels: Tensor, values: Values) -> Batch:
-        """Levels and labels as drawn -> what ``ImageDataset.read`` promises."""
+        """Convert drawn levels and labels to the batch format of ``ImageDataset.read``."""
 
     @abstractmethod
     def intervened(self, observed: Values, do: Values) -> Values:
-        """Abduction and action: the variables under ``do``, (B,) each, from those observed."""
+        """Counterfactual variables under ``do``, (B,) each, by abduction and action on the observed ones."""
 
     def noise_of(self, variable: Variable) -> str | None:
-        """Exogenous noise whose shift shifts a measured variable by as much and nothing else; None if there is none."""
+        """Name of the noise that shifts a measured variable by the same amount and affects nothing else, or None."""
         return None
 
     def can_draw(self, name: str) -> bool:
-        """Causes and sizes, and what is measured if an exogenous noise moves it."""
+        """Whether ``do`` may contain this variable: any but measured ones that no exogenous noise shifts."""
         return super().can_draw(name) or self._noise_name(name) is not None
 
     @property
@@ -80,7 +80,7 @@ class PhantomDataset(ImageDataset, Rerenderable):
         return self.subjects
 
     def read(self, indices: Tensor) -> Batch:
-        """Subjects ``indices`` (B,) as one batch; the first call draws the whole split where it is kept.
+        """Read subjects ``indices`` (B,) as one batch; with ``kept``, the first call draws the whole split.
 
         Raises:
             ValueError: If an index is out of range.
@@ -94,14 +94,14 @@ class PhantomDataset(ImageDataset, Rerenderable):
         return self.to_batch(indices, levels, labels, values)
 
     def counterfactual(self, indices: Tensor, do: Values) -> Batch:
-        """Subjects ``indices`` (B,) drawn again under ``do`` (B,) each, with the same exogenous noise.
+        """True counterfactuals of subjects ``indices`` (B,) under ``do`` (B,) each, with the same exogenous noise.
 
-        NaN leaves that subject's variable as it is; what is not intervened on follows its causes, and what is measured
-        on the masks is measured again.
+        NaN means no intervention on that subject's variable. Other variables follow their causes, and variables
+        measured on masks are measured again.
 
         Raises:
-            ValueError: If ``do`` names a variable that is unknown or cannot be drawn, does not hold one value a
-                subject, or asks for sizes that cannot be; or if an index is out of range.
+            ValueError: If ``do`` names a variable that is unknown or cannot be drawn, does not have one value per
+                subject, or asks for impossible sizes; or if an index is out of range.
         """
         indices = self._checked(indices)
         observed = take(self.attributes, indices)
@@ -109,7 +109,7 @@ class PhantomDataset(ImageDataset, Rerenderable):
             if name not in observed:
                 raise ValueError(f"unknown variable {name!r}; the phantom has {', '.join(observed)}")
             if not self.can_draw(name):
-                raise ValueError(f"{name!r} is measured, and no exogenous noise of the phantom moves it alone")
+                raise ValueError(f"{name!r} is measured on masks, and no exogenous noise changes it alone")
             if asked.shape != indices.shape:
                 raise ValueError(f"do({name}) holds {tuple(asked.shape)} values for {tuple(indices.shape)} subjects")
         causes = {name: asked for name, asked in do.items() if name not in self._measured}
@@ -118,12 +118,12 @@ class PhantomDataset(ImageDataset, Rerenderable):
         shifts = {}
         for name in do.keys() - causes.keys():
             noise, asked = self._noise_name(name), do[name].to(batch[name])
-            assert noise is not None, "can_draw has seen to it"
+            assert noise is not None, "checked by can_draw"
             shifts[noise] = torch.where(asked.isnan(), 0, asked - batch[name]).double()
         return self._redrawn(indices, values, shifts) if shifts else batch
 
     def _redrawn(self, indices: Tensor, values: Values, shifts: Values) -> Batch:
-        """A batch at given values, with shifted noise; regions stay where the factual masks put them."""
+        """A batch with given values and shifted noise; regions are those of the factual masks."""
         batch = self.to_batch(indices, *self._drawn(indices, values, shifts), values)
         if self.measured is None:
             return batch
@@ -132,11 +132,11 @@ class PhantomDataset(ImageDataset, Rerenderable):
 
     @cached_property
     def observed(self) -> tuple[Tensor, Tensor]:
-        """Every subject as observed: levels and labels, (N, *S) each."""
+        """Levels and labels of all subjects as observed, (N, *S) each."""
         return self._drawn(torch.arange(len(self)), self.attributes, {})
 
     def uniform(self, count: int) -> Tensor:
-        """``count`` uniform draws of every subject, (N, count) float64."""
+        """``count`` uniform random numbers per subject, (N, count) float64."""
         return torch.from_numpy(np.stack([self._generator(i, 0).random(count) for i in range(len(self))]))
 
     def grain(self, indices: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class PhantomDataset(ImageDataset, Rerenderable):
         return np.random.default_rng([self.seed, SPLITS.index(self.split), index, stream])
 
     def _drawn(self, indices: Tensor, values: Values, shifts: Values) -> tuple[Tensor, Tensor]:
-        """Any number of subjects, a chunk at a time; ``values`` and ``shifts`` are those of ``indices``."""
+        """Draw any number of subjects in chunks; ``values`` and ``shifts`` belong to ``indices``."""
         parts = torch.split(torch.arange(len(indices)), max(1, PIXELS_AT_ONCE // int(np.prod(self.frame))))
         drawn = [self.draw(indices[part], take(values, part), take(shifts, part)) for part in parts]
         levels, labels = (torch.cat(part) for part in zip(*drawn, strict=True))
@@ -165,13 +165,13 @@ class PhantomDataset(ImageDataset, Rerenderable):
 
 
 class Phantom(DataModule):
-    """A data module whose subjects are drawn before the loader's processes start, which then share them.
+    """Data module of a phantom; subjects are drawn before the loader's workers start, which then share the memory.
 
-    Its constructor's arguments are attributes of the same names, among them ``size`` or ``frame``.
+    The constructor's arguments must be attributes of the same names, among them ``size`` or ``frame``.
     """
 
     def remade(self, size: int) -> Self:
-        """Drawn from the same noise, subject by subject as they are read."""
+        """The same subjects drawn from the same noise at another size, one by one as they are read."""
         given: dict[str, Any] = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         if "frame" in given:
             given["frame"] = scaled_frame(given["frame"], size)
@@ -180,7 +180,7 @@ class Phantom(DataModule):
         return type(self)(**given)
 
     def dataset(self, split: Split) -> ImageDataset:
-        """One split, opened once; a resized one keeps no images."""
+        """One split, opened once; a resized data module does not keep images in memory."""
         dataset = super().dataset(split)
         if self._original is not None and isinstance(dataset, PhantomDataset):
             dataset.kept = False
@@ -195,10 +195,10 @@ class Phantom(DataModule):
 
 
 def check_subjects(subjects: Mapping[str, int], seed: int) -> None:
-    """See that splits, their sizes and the seed make sense.
+    """Check splits, their sizes and the seed.
 
     Raises:
-        ValueError: If not.
+        ValueError: If one of them is invalid.
     """
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
@@ -210,7 +210,7 @@ def check_subjects(subjects: Mapping[str, int], seed: int) -> None:
 
 
 def take(values: Values, indices: Tensor) -> Values:
-    """The same rows of every column."""
+    """Select rows of every column."""
     return {name: value[indices] for name, value in values.items()}
 
 

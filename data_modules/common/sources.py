@@ -1,4 +1,4 @@
-"""Where subjects come from: a source lists them in a table and reads one at a time; ``prepare`` makes a cache of it."""
+"""Sources: a data set on disk, listed in a table and read subject by subject; ``prepare`` makes a cache of it."""
 
 import functools
 import inspect
@@ -17,12 +17,12 @@ from segcft.io.resampling import scaled_frame
 
 @dataclass
 class Sample:
-    """One subject, drawn into the source's frame.
+    """One subject, resampled to the source's frame.
 
     Attributes:
         image: (C, *S) of the source's ``dtype``.
-        mask: (K, *S) bool, a channel a structure; structures may overlap.
-        values: What was measured while reading, name -> number; added to the subject's row.
+        mask: (K, *S) bool, one channel per structure; structures may overlap.
+        values: Variables measured while reading, name -> number; added to the subject's row.
     """
 
     image: NDArray[Any]
@@ -31,18 +31,18 @@ class Sample:
 
 
 class Source(ABC):
-    """A data set as it lies on disk: everything that decides what a prepared cache of it holds.
+    """A data set on disk: how to list and read its subjects, and everything that affects the prepared cache.
 
-    A source is made of plain arguments, knows no Lightning, and can be sent to another process. A new data set is one
-    of these and a ``data.yaml``.
+    A source is built from plain arguments, does not use Lightning, and can be pickled to another process. A new data
+    set needs one subclass and one ``data.yaml``.
 
     Attributes:
-        name: Of the data set, for messages and the cache.
+        name: Name of the data set, for messages and the cache.
         structures: Mask channels, in order; at most 8.
         frame: Shape S of a prepared image, two or three sides.
-        spacing: Edge lengths of a prepared pixel or voxel, in mm, or such that areas come out in the unit stated.
-        dtype: What a prepared image is kept as.
-        window: The two levels that networks see as -1 and 1.
+        spacing: Pixel size of a prepared image in mm, or such that areas are in ``unit``.
+        dtype: Data type of a prepared image.
+        window: The two levels that are mapped to -1 and 1.
         unit: Unit of the structures' areas or volumes.
         channels: Image channels C.
     """
@@ -74,7 +74,7 @@ class Source(ABC):
         elif "frame" in given:
             given["frame"] = list(frame)
         else:
-            raise ValueError(f"{self.name} has no size that could be another")
+            raise ValueError(f"{self.name} cannot be prepared at another size")
         if given.get("spacing"):  # mm a pixel
             sides = zip(given["spacing"], self.frame, frame, strict=True)
             given["spacing"] = [step * old / new for step, old, new in sides]
@@ -82,15 +82,15 @@ class Source(ABC):
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """Plain data that, with ``files``, decide the content of a cache: a cache of other options is stale."""
+        """Options that affect the content of a cache, as plain data; a cache with other options is stale."""
 
     @abstractmethod
     def files(self) -> list[Path]:
-        """The tables that were read; a cache made of other bytes is stale. Images are not among them."""
+        """The tables that are read (not the images); a cache is stale if their content has changed."""
 
     @abstractmethod
     def table(self) -> pd.DataFrame:
-        """One row a subject, read without opening an image, in an order that never changes.
+        """One row per subject, read without opening images, in a fixed order.
 
         Columns ``id`` (unique), ``patient``, ``split`` (train, val or test), ``image`` (path of the file, for
         messages) and ``origin`` (file, row, field and value where it was named); every other numeric column is an
@@ -98,25 +98,25 @@ class Source(ABC):
         ``<structure>_area`` or ``<structure>_volume`` and are NaN where the structure has no mask.
 
         Raises:
-            ValueError: Naming file, row, field and value, if a table is not what it should be.
+            ValueError: Naming file, row, field and value, if a table is invalid.
         """
 
     @abstractmethod
     def read(self, row: Mapping[str, Any]) -> Sample:
-        """One subject; ``row`` is its row of ``table`` as a dict.
+        """Read one subject; ``row`` is its row of ``table`` as a dict.
 
         Raises:
-            ValueError: Naming the file and what is wrong with it.
+            ValueError: Naming the file and the reason.
         """
 
 
 def _remembering(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that keeps its arguments by name in ``_given``."""
+    """Wrap a constructor to store its arguments by name in ``_given``."""
     signature = inspect.signature(init)
 
     @functools.wraps(init)
     def remembering(self: Source, *args: Any, **kwargs: Any) -> None:
-        if "_given" not in self.__dict__:  # the most derived class speaks for all
+        if "_given" not in self.__dict__:  # store the arguments of the most derived class only
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
             self.__dict__["_given"] = dict(list(bound.arguments.items())[1:])

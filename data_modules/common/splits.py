@@ -1,4 +1,4 @@
-"""Training, validation and test patients: divided by a hash, never shared."""
+"""Training, validation and test splits by patient: assigned by a hash, and checked to be disjoint."""
 
 import hashlib
 from typing import Literal
@@ -11,22 +11,22 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def hashed_splits(patients: "pd.Series[str]", seed: int) -> "pd.Series[str]":
-    """Split of every row by its patient, 80/10/10; the same on every machine, whatever the other rows are."""
+    """Split of every row by a hash of its patient, 80/10/10; the same on every machine and for any other rows."""
     codes, names = pd.factorize(patients.to_numpy(object))
     return pd.Series(np.array([_hashed(seed, name) for name in names], object)[codes], patients.index, dtype="str")
 
 
 def shared_patients(table: pd.DataFrame) -> list[str]:
-    """Every ``patient`` that lies in more than one ``split``; there must be none."""
+    """Patients that are in more than one split; there must be none."""
     splits = table.groupby("patient")["split"].nunique()
     return [str(name) for name in splits.index[splits > 1]]
 
 
 def refuse_shared(table: pd.DataFrame) -> None:
-    """See that no ``patient`` lies in more than one ``split``.
+    """Check that no patient is in more than one split.
 
     Raises:
-        ValueError: If one does.
+        ValueError: If one is.
     """
     pairs = table[["patient", "split"]].drop_duplicates()
     shared = pairs.loc[pairs["patient"].duplicated(keep=False), "patient"].unique()

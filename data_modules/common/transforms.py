@@ -1,4 +1,4 @@
-"""Images as networks see them: move between uint8 and [-1, 1], augment image and mask as one."""
+"""Image transforms: conversion between grey levels and [-1, 1], and joint augmentation of image and masks."""
 
 import os
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from segcft.io.resampling import Pixels
 
 
 def to_signed(image: Tensor, window: Sequence[float] = (0, 255)) -> Tensor:
-    """Levels -> float32 in [-1, 1] by the window that becomes -1 and 1, same shape; levels beyond it are clipped."""
+    """Map levels in the window to float32 in [-1, 1], same shape; levels outside are clipped."""
     low, high = window
     return image.float().sub(low).mul_(2 / (high - low)).sub_(1).clamp_(-1, 1)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of brightness and pose; never a mirror image, which would move the heart to the wrong side.
+    """Random changes of brightness and pose, without mirroring, which would put the heart on the wrong side.
 
-    Every number is a largest strength; a value is drawn evenly up to it, in both directions.
+    Every number is a maximum; values are drawn uniformly between minus and plus the maximum.
 
     Attributes:
         rotate: Rotation, degrees.
@@ -48,13 +48,13 @@ class Augmentation:
                 raise ValueError(f"augmentation: {field.name} = {value} must lie in [0, {limit}]")
 
     def __call__(self, image: Pixels, masks: Pixels, field: Pixels, seed: int) -> tuple[Pixels, Pixels]:
-        """One image and its masks, moved together.
+        """Augment one image and its masks with the same spatial transform.
 
         Args:
             image: (S, S).
             masks: (K, S, S) in {0, 1}.
-            field: Where the radiograph lies in the frame, (S, S) in {0, 1}; all else stays black.
-            seed: Decides every draw.
+            field: Mask of the radiograph within the frame, (S, S) in {0, 1}; the rest stays black.
+            seed: Seed of all random values.
 
         Returns:
             Image (S, S) and masks (K, S, S) in {0, 1}.
@@ -67,8 +67,8 @@ class Augmentation:
 
     @cached_property
     def _compose(self) -> Any:
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
-        import albumentations as A  # here, for it takes seconds to import and only training needs it
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it looks for updates online
+        import albumentations as A  # lazily: slow to import, and only training needs it
 
         affine = A.Affine(
             rotate=(-self.rotate, self.rotate),
@@ -76,7 +76,7 @@ class Augmentation:
             translate_percent=(-self.translate, self.translate),
             keep_ratio=True,
             interpolation=cv2.INTER_CUBIC,
-            mask_interpolation=cv2.INTER_LINEAR,  # of 0 and 255, cut at half: smooth borders, unbiased areas
+            mask_interpolation=cv2.INTER_LINEAR,  # of 0 and 255, thresholded at half: smooth borders, unbiased areas
             p=1,
         )
         tone = A.RandomBrightnessContrast(self.brightness, self.contrast, p=1)

@@ -1,1 +1,1 @@
-"""Parts of the coronary data sets: manifests, files, curved planar reformation, the phantom's anatomy and scan."""
+"""Parts of the coronary data sets: manifests, files, curved planar reformation, and the phantom's anatomy and CT."""

@@ -1,10 +1,10 @@
-"""A straightened coronary artery whose lumen and plaques have exactly the areas or volumes asked for, in every third.
+"""Anatomy of the coronary phantom: an artery whose lumen and plaques have exactly the requested size in every third.
 
 Lengths are mm: s along the vessel from its ostium; x, and y in 3-D, across it, from the axis of the reformation.
-"Size" is an area (mm^2) in a longitudinal section and a volume (mm^3) in 3-D, and "size per mm" what it is per mm of
-vessel: a width, or the area of a cross-section. Each third holds one calcified and one non-calcified plaque outside
-the lumen. Geometry of a subject is float64; what is done at every pixel uses only +, -, *, / and square roots, which
-round alike in every batch: a subject's image never depends on its neighbours.
+"Size" is an area (mm^2) in a longitudinal section or a volume (mm^3) in 3-D; "size per mm" is per mm of vessel: a width
+or the area of a cross-section. Each third holds one calcified and one non-calcified plaque outside
+the lumen. A subject's geometry is float64. Per-pixel operations use only +, -, *, / and square roots, which round the
+same in every batch, so a subject's image never depends on the rest of the batch.
 """
 
 import math
@@ -18,7 +18,7 @@ from data_modules.coronary.vessel_regions import REGIONS
 LENGTH, WIDTH = 48.0, 12.0  # mm, field of view along and across the vessel
 STRUCTURES = ["lumen", "calcified_plaque", "noncalcified_plaque"]
 THIRD = LENGTH / len(REGIONS)  # mm
-BLEND = 6.0  # mm over which the calibre of one third passes into the next
+BLEND = 6.0  # mm over which the calibre changes from one third to the next
 FINE = 288  # positions at which the lumen is integrated
 WAVES = 3  # of the residual bend, and of the calibre
 
@@ -71,10 +71,10 @@ class Plaque:
 
     Attributes:
         amount: Size per mm.
-        cos: Direction in which it lies, cosine.
-        sin: The same, sine.
+        cos: Cosine of its direction around the vessel.
+        sin: Sine of that direction.
         edge: Cosine of the angle to its edge.
-        peak: Factor that makes its directions integrate to one.
+        peak: Factor that normalises its integral over directions to one.
         hu: Attenuation.
     """
 
@@ -92,9 +92,9 @@ class Vessel:
 
     Attributes:
         s: Positions, (B, L), mm.
-        shift: Where its centre lies in x and y, (B, L) each, mm.
-        radius: Of the lumen, (B, L), mm.
-        plaques: By the names of their structures.
+        shift: Position of its centre in x and y, (B, L) each, mm.
+        radius: Radius of the lumen, (B, L), mm.
+        plaques: Structure name -> plaque.
     """
 
     s: Tensor
@@ -109,11 +109,11 @@ class Vessel:
         Args:
             noise: Exogenous variables, (B,) or (B, n).
             sizes: Structure -> its size in each third, (B, 3), mm^2 or mm^3.
-            s: Positions, (B, L), mm; beyond either end the calibre stays as it is there.
+            s: Positions, (B, L), mm; beyond either end the calibre is constant.
             spatial_dims: 2 or 3.
 
         Raises:
-            ValueError: If the lumen of one third is too large beside that of the next.
+            ValueError: If the lumen of one third is too large compared with that of the next.
         """
         narrow = sizes["lumen"].double()
         local = _lumen_per_mm(noise, narrow, s.clamp(0, LENGTH), spatial_dims)
@@ -135,7 +135,7 @@ def step(depth: Tensor, width: Tensor) -> Tensor:
 def _lumen_per_mm(noise: Noise, sizes: Tensor, s: Tensor, spatial_dims: int) -> Tensor:
     """Size per mm at ``s`` (B, L), such that its integrals over the thirds are ``sizes`` (B, 3).
 
-    Within 8 mm of the border of two thirds, one passes into the other without changing its own integral.
+    Near the border of two thirds the calibre changes smoothly from one to the other; the integrals do not change.
     """
     fine = (torch.arange(FINE, dtype=torch.float64) + 0.5) * (LENGTH / FINE)
     shape = _calibre(noise, fine.expand(len(sizes), -1)) ** (spatial_dims - 1)  # (B, F)
@@ -153,7 +153,7 @@ def _lumen_per_mm(noise: Noise, sizes: Tensor, s: Tensor, spatial_dims: int) -> 
 
 
 def _transition(s: Tensor, own: int, other: int) -> tuple[Tensor, Tensor]:
-    """In third ``own`` near its border with ``other``: how far it has become the other, and where it makes up for it.
+    """Blending weight of third ``other`` within third ``own`` near their border, and the compensating weight.
 
     The first rises to a half at the border; both are 0 elsewhere; same shape as ``s``.
     """
@@ -182,12 +182,12 @@ def _waves(height: Tensor, phase: Tensor, s: Tensor) -> Tensor:
 
 
 def _in_third(values: Tensor, s: Tensor) -> Tensor:
-    """Of values a third, (B, 3), those of the thirds in which ``s`` (B, L) lies."""
+    """Values of each third, (B, 3), looked up at positions ``s`` (B, L)."""
     return values.gather(1, (s / THIRD).floor().clamp(0, len(REGIONS) - 1).long())
 
 
 def _along(noise: Noise, kind: str, s: Tensor) -> Tensor:
-    """Place within the plaque of one's third, (B, L): 0 at its middle, -1 and 1 at its ends, which its third holds."""
+    """Relative position within the third's plaque, (B, L): 0 at its middle, -1 and 1 at its ends."""
     half = noise[f"{kind}_half"]
     start = torch.arange(len(REGIONS), dtype=torch.float64) * THIRD
     middle = start + half + noise[f"{kind}_at"] * (THIRD - 2 * half)

@@ -1,4 +1,4 @@
-"""What causes the sizes in a coronary phantom: sex, age -> plaques -> lumen, in each third of the vessel."""
+"""Causal model of the coronary phantom: sex, age -> plaques -> lumen, in each third of the vessel."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class SizeMechanism:
     narrowed_by: Mapping[str, float] = field(default_factory=dict)
 
     def medians(self, kind: str) -> Tensor:
-        """Of the thirds, (3,) float64; ``kind`` is area or volume."""
+        """Medians of the thirds, (3,) float64; ``kind`` is area or volume."""
         return torch.tensor(self.area if kind == "area" else self.volume, dtype=torch.float64)
 
 
@@ -49,7 +49,7 @@ MECHANISMS = {  # causes before effects
     "lumen": SizeMechanism((54.0, 46.0, 38.0), (143.0, 104.0, 71.0), 0.08, 0.0, 0.18, NARROWED_BY),
 }
 
-# what lies outside a structure moves along
+# outer structures move along
 CARRIED = {
     "lumen": "noncalcified_plaque+calcified_plaque",
     "noncalcified_plaque": "calcified_plaque",
@@ -62,7 +62,7 @@ class CoronaryCauses:
 
     Args:
         spatial_dims: 2 (areas of a longitudinal section, mm^2) or 3 (volumes, mm^3).
-        narrowing: Strength of the arrows plaque -> lumen; 0 cuts them.
+        narrowing: Strength of the causal effect plaque -> lumen; 0 for none.
     """
 
     draws = 2 + len(MECHANISMS) * len(REGIONS)  # exogenous variables of a subject
@@ -72,7 +72,7 @@ class CoronaryCauses:
         self.narrowing = narrowing
 
     def variables(self) -> dict[str, Variable]:
-        """Sex, age and each structure's size in the whole vessel and in each third."""
+        """All variables: sex, age, and each structure's size in the whole vessel and in each third."""
         whole = {
             self.whole(name): Variable(unit=self.unit, structure=name, carries=CARRIED[name]) for name in STRUCTURES
         }
@@ -85,11 +85,11 @@ class CoronaryCauses:
         }
 
     def whole(self, structure: str) -> str:
-        """Name of a structure's size."""
+        """Name of the variable for a structure's size in the whole vessel."""
         return f"{structure}_{self.kind}"
 
     def thirds(self, structure: str) -> list[str]:
-        """Names of a structure's sizes in the thirds."""
+        """Names of the variables for a structure's sizes in the thirds."""
         return [f"{region}_{structure}_{self.kind}" for region in REGIONS]
 
     def sizes(self, values: Mapping[str, Tensor], structure: str) -> Tensor:
@@ -97,7 +97,7 @@ class CoronaryCauses:
         return torch.stack([values[part] for part in self.thirds(structure)], 1)
 
     def sample(self, uniform: Tensor) -> Values:
-        """Exogenous noise (N, draws), uniform, -> every variable, (N,) float32."""
+        """Uniform exogenous noise (N, draws) -> all variables, (N,) float32 each."""
         values = {"sex": (uniform[:, 0] < 0.5).float(), "age": (35 + 50 * uniform[:, 1]).float()}
         reach = torch.erf(torch.tensor(NOISE_REACH / 2**0.5, dtype=torch.float64))
         normal = 2**0.5 * torch.erfinv((2 * uniform[:, 2:] - 1) * reach)  # truncated
@@ -107,7 +107,7 @@ class CoronaryCauses:
         return {name: values[name] for name in self.variables()}
 
     def effect(self, structure: str, values: Mapping[str, Tensor]) -> Tensor:
-        """What its causes add to the log sizes of ``structure``, (B, 3) float64."""
+        """Contribution of the causes to the log sizes of ``structure``, (B, 3) float64."""
         mechanism = MECHANISMS[structure]
         person = mechanism.sex * (values["sex"].double() - 0.5) + mechanism.age * (values["age"].double() - 60) / 20
         total = person[:, None].expand(-1, len(REGIONS))
@@ -117,13 +117,13 @@ class CoronaryCauses:
         return total
 
     def counterfactual(self, observed: Mapping[str, Tensor], do: Mapping[str, Tensor]) -> Values:
-        """The variables of the same subjects under ``do``, (B,) each; exactly as observed where nothing moved.
+        """Counterfactual variables under ``do``, (B,) each; exactly as observed where no cause changed.
 
-        An intervention on a whole vessel scales its thirds alike, but for those that are intervened on as well.
+        An intervention on a whole vessel scales all of its thirds by the same factor, except those intervened on.
 
         Args:
             observed: Every variable, (B,).
-            do: Variable -> (B,); NaN leaves that subject's variable as it is.
+            do: Variable -> (B,); NaN means no intervention on that subject's variable.
 
         Raises:
             ValueError: If ``do`` asks for sizes that are not positive or do not add up.
@@ -136,11 +136,11 @@ class CoronaryCauses:
             before, after = self.effect(name, observed), self.effect(name, values)
             moved = self.sizes(observed, name) * (after - before).exp().float()  # the same noise
             sizes = self._named(name, self._held(name, moved, do))
-            values |= {part: _asked(size, do.get(part)) for part, size in sizes.items()}  # a sum rounds
+            values |= {part: _asked(size, do.get(part)) for part, size in sizes.items()}  # exact: a sum rounds
         return values
 
     def _held(self, structure: str, moved: Tensor, do: Mapping[str, Tensor]) -> Tensor:
-        """Sizes in the thirds, (B, 3): ``moved`` by their causes, then what ``do`` says of thirds and whole."""
+        """Sizes in the thirds, (B, 3): ``moved`` are those given the causes, to which ``do`` is applied."""
         empty = torch.full_like(moved[:, 0], torch.nan)
         thirds = torch.stack([do.get(part, empty).to(empty) for part in self.thirds(structure)], 1)
         whole = do.get(self.whole(structure), empty).to(empty)
@@ -154,7 +154,7 @@ class CoronaryCauses:
         if wrong.any():
             asked = f"do({self.whole(structure)} = {float(whole[wrong][0]):g})"
             parts = ", ".join(f"{float(v):g}" for v in thirds[wrong][0])
-            raise ValueError(f"{asked}: its thirds, asked to be {parts}, do not add up")
+            raise ValueError(f"{asked}: the requested thirds, {parts}, do not add up to it")
         return torch.where(held | full[:, None], sizes, sizes * ratio[:, None])
 
     def _named(self, structure: str, sizes: Tensor) -> Values:

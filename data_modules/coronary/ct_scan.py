@@ -1,7 +1,7 @@
-"""CT of a straightened coronary artery in Hounsfield units: fat, myocardium, wall, plaques, contrast-filled lumen.
+"""Rendering of the coronary phantom as CT in HU: fat, myocardium, wall, plaques and contrast-filled lumen.
 
-Every layer has its attenuation and every border the width of the scanner's point spread, so that thin layers are
-diluted (partial volume) and calcium spills over its neighbours (blooming). See ``anatomy`` for conventions.
+Every layer has an attenuation, and every border is blurred by the scanner's point spread function, which causes partial
+volume in thin layers and blooming of calcium. See ``anatomy`` for conventions.
 """
 
 from functools import cached_property
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from data_modules.coronary.anatomy import LENGTH, STRUCTURES, Noise, Plaque, Vessel, step
 
-HU = (-1024, 3071)  # what a scanner stores
+HU = (-1024, 3071)  # range that scanners store
 LUMEN, CALCIFIED, NONCALCIFIED = range(1, len(STRUCTURES) + 1)  # values of the label map; 0 is no structure
 
 
 class Places:
-    """Points of an image: positions along the vessel by offsets across it.
+    """Points of an image: positions along the vessel and offsets across it.
 
     Args:
-        vessel: At the positions, (B, L).
-        x: Offset along the first axis across, broadcastable to (1, 1, *A), mm.
-        y: Along the second in 3-D, likewise.
+        vessel: The vessel at the positions, (B, L).
+        x: Offset along the first axis across the vessel, broadcastable to (1, 1, *A), mm.
+        y: Offset along the second axis in 3-D, likewise.
     """
 
     def __init__(self, vessel: Vessel, x: Tensor, y: Tensor | None) -> None:
@@ -32,11 +32,11 @@ class Places:
         self.rho = self.dx.abs() if self.dy is None else (self.dx * self.dx + self.dy * self.dy).sqrt()
 
     def spread(self, values: Tensor) -> Tensor:
-        """Values a position (B, L), or a subject (B,), as float32 (B, L or 1, 1, ...)."""
+        """Values per position (B, L) or per subject (B,) as float32 (B, L or 1, 1, ...)."""
         return values.float().reshape(*values.shape, *[1] * (2 + self.dims - values.dim()))
 
     def grown(self, radius: Tensor, plaque: Plaque) -> Tensor:
-        """Distance of the outer border where ``plaque`` lies on a border at ``radius``, (B, L, *A), exact in size."""
+        """Distance of the outer border of ``plaque`` on top of a border at ``radius``, (B, L, *A), exact in size."""
         cos, sin, amount = self.spread(plaque.cos), self.spread(plaque.sin), self.spread(plaque.amount)
         if self.dy is None:
             return radius + amount * (self.dx * cos > 0)  # on one side
@@ -67,14 +67,14 @@ class Places:
 
 
 def paint(noise: Noise, vessel: Vessel, x: Tensor, y: Tensor | None, pixel: float) -> tuple[Tensor, Tensor]:
-    """Draw the vessels of B subjects, without noise of the scanner.
+    """Draw the vessels of B subjects without scanner noise.
 
     Args:
         noise: Exogenous variables, (B,) or (B, n) float64.
-        vessel: At positions (B, L).
+        vessel: The vessel at positions (B, L).
         x: Offsets across the vessel, broadcastable to (1, 1, *A), mm.
         y: The second offset in 3-D, likewise; None in a longitudinal section.
-        pixel: Edge length of a pixel, mm; edges are no sharper.
+        pixel: Pixel size, mm; a lower bound on the width of edges.
 
     Returns:
         Attenuation, (B, L, *A) float32, HU; label map, (B, L, *A) uint8, 0 or 1 + the structure's index.
@@ -84,7 +84,7 @@ def paint(noise: Noise, vessel: Vessel, x: Tensor, y: Tensor | None, pixel: floa
     calcium, soft = (vessel.plaques[name] for name in STRUCTURES[1:])
     lumen, inner, outer = at.borders
     borders = [lumen, inner, outer, outer + at.spread(noise["wall"])]
-    cover = [step(border - at.rho, width) + step(border + at.rho, width) - 1 for border in borders]  # thin: diluted
+    cover = [step(border - at.rho, width) + step(border + at.rho, width) - 1 for border in borders]  # partial volume
     blood = at.spread(noise["blood"][:, None] * (1 - noise["blood_drop"][:, None] * vessel.s / LENGTH))
     hu = blood * cover[0] + at.spread(soft.hu) * (cover[1] - cover[0]) + at.spread(calcium.hu) * (cover[2] - cover[1])
     hu = hu + at.spread(noise["wall_hu"]) * (cover[3] - cover[2])
@@ -93,35 +93,35 @@ def paint(noise: Noise, vessel: Vessel, x: Tensor, y: Tensor | None, pixel: floa
 
 
 def covered(vessel: Vessel, x: Tensor, y: Tensor | None, pixel: tuple[float, ...]) -> Tensor:
-    """Quarters of every pixel that each structure covers, (B, L, *A) uint8, as ``fractions`` reads them.
+    """Number of quarters of every pixel that each structure covers, encoded in (B, L, *A) uint8 for ``fractions``.
 
-    A quarter belongs to the structure at its centre; it is a strip across the vessel, in 3-D a square.
+    A quarter (a strip across the vessel, in 3-D a square) is assigned to the structure at its centre.
 
     Args:
-        vessel: As ``paint`` takes it.
-        x: Likewise.
-        y: Likewise.
-        pixel: Its edge lengths across the vessel, mm.
+        vessel: See ``paint``.
+        x: See ``paint``.
+        y: See ``paint``.
+        pixel: Pixel sizes across the vessel, mm.
     """
     quarters: list[tuple[Tensor, Tensor | None]]
     if y is None:
         quarters = [(x + pixel[0] * part / 8, None) for part in (-3, -1, 1, 3)]
     else:
         quarters = [(x + a * pixel[0] / 4, y + b * pixel[1] / 4) for a in (-1, 1) for b in (-1, 1)]
-    counts = torch.tensor([0, 1, 5, 25], dtype=torch.uint8)  # of 0 to 4 each, a digit to the base of five
+    counts = torch.tensor([0, 1, 5, 25], dtype=torch.uint8)  # 0 to 4 quarters each, as base-5 digits
     return sum((counts[Places(vessel, *at).labels.long()] for at in quarters), torch.zeros((), dtype=torch.uint8))
 
 
 def fractions(quarters: Tensor) -> Tensor:
-    """What ``covered`` counted, (B, *S) -> how much of every pixel each structure covers, (B, K, *S) float32."""
+    """Decode ``covered`` (B, *S) to the fraction of every pixel that each structure covers, (B, K, *S) float32."""
     digits = torch.tensor([1, 5, 25], dtype=torch.uint8).reshape(-1, *[1] * (quarters.dim() - 1))
     return (quarters[:, None] // digits % 5) / 4
 
 
 def grainy(noise: Noise, hu: Tensor, grain: Tensor) -> Tensor:
-    """Noise of the scanner on (B, *S), from as many uniform numbers in [0, 1), rounded to int16 HU.
+    """Add scanner noise, made of uniform numbers in [0, 1), to HU (B, *S), and round to int16.
 
-    The numbers of neighbours are averaged: a reconstructed image's noise is coarser than its pixels.
+    The numbers are averaged over neighbours, since the noise of a reconstructed image is coarser than its pixels.
     """
     fine = grain - 0.5
     for axis in range(1, fine.dim()):
@@ -131,7 +131,7 @@ def grainy(noise: Noise, hu: Tensor, grain: Tensor) -> Tensor:
 
 
 def _edge(noise: Noise, s: Tensor, pixel: float) -> Tensor:
-    """Width of an edge at ``s`` (B, L), mm: point spread, pixel, and motion where the heart did not rest."""
+    """Width of an edge at ``s`` (B, L), mm: point spread, pixel size, and motion blur where the heart moved."""
     off = (s - LENGTH * noise["motion_at"][:, None]) / noise["motion_half"][:, None]
     motion = noise["motion"].clamp(0)[:, None] * (1 - off * off).clamp(0)
     return (noise["psf"][:, None] ** 2 + pixel**2 + motion**2).sqrt()

@@ -1,7 +1,7 @@
-"""Curved planar reformation: a vessel made straight along its centreline.
+"""Curved planar reformation: straightening a vessel along its centreline.
 
 Kanitsar et al., CPR - curved planar reformation, IEEE Visualization 2002, doi:10.1109/VISUAL.2002.1183754.
-Points are in mm in one world frame throughout; a volume's affine takes its voxel indices to that frame.
+All points are in mm in one world frame; a volume's affine maps voxel indices to that frame.
 """
 
 import logging
@@ -23,11 +23,11 @@ ARC_STEP = 0.02  # mm between the points at which arc length is tabulated
 
 
 class Centreline:
-    """A smooth curve through the points of a centreline, by arc length.
+    """A smooth curve through the points of a centreline, parametrised by arc length.
 
     Args:
-        points: (n, 3), mm, in order; a point that repeats the one before it is dropped, and counted in the log.
-        smoothing: Root-mean-square distance, mm, by which the curve may pass the points; 0 passes through each.
+        points: (n, 3), mm, in order; repeated points are dropped and counted in the log.
+        smoothing: Root-mean-square distance of the curve from the points, mm; 0 interpolates them.
 
     Attributes:
         length: Arc length, mm.
@@ -51,7 +51,7 @@ class Centreline:
         self.length = float(self._arc[-1])
 
     def at(self, s: ArrayLike) -> Floats:
-        """Points at arc lengths ``s`` (L,), mm -> (L, 3); beyond an end the curve goes straight on."""
+        """Points at arc lengths ``s`` (L,), mm -> (L, 3); beyond the ends the curve is a straight line."""
         s = np.asarray(s, np.float64)
         inside = np.clip(s, 0, self.length)
         points = np.stack(splev(self._parameter(inside), self._spline), axis=1)
@@ -69,7 +69,7 @@ class Centreline:
 
 @dataclass(frozen=True)
 class Frames:
-    """Places along a vessel, each with the axes of its cross-section; (L, 3) each, mm or unit vectors."""
+    """Points along a vessel with the axes of their cross-sections; (L, 3) each, mm or unit vectors."""
 
     points: Floats
     tangents: Floats
@@ -80,7 +80,7 @@ class Frames:
     def along(cls, curve: Centreline, s: ArrayLike) -> "Frames":
         """Rotation-minimising frames at arc lengths ``s`` (L,) by double reflection.
 
-        The cross-section turns about the vessel no more than the vessel's course makes it (Wang et al., 2008,
+        Such frames do not rotate about the vessel more than its course requires (Wang et al., 2008,
         doi:10.1145/1330511.1330513).
 
         Args:
@@ -111,10 +111,10 @@ def straighten(
     Args:
         volume: (X, Y, Z), a CT in HU or a label map.
         affine: (4, 4), voxel indices -> mm in the frames' world.
-        frames: L places along the vessel.
+        frames: Frames at L points along the vessel.
         sides: Pixels of a cross-section along the normals and the binormals, (H, W).
-        spacing: Their edge lengths, mm.
-        labels: Take the nearest voxel's value, and 0 outside the volume, instead of interpolating linearly.
+        spacing: Their sizes, mm.
+        labels: Use nearest-neighbour interpolation (0 outside the volume) instead of linear.
 
     Returns:
         (L, H, W): float32, or of the volume's own type where it holds ``labels``.
@@ -136,15 +136,15 @@ def longitudinal(
     spacing: float,
     labels: bool = False,
 ) -> NDArray[np.generic]:
-    """A section along a vessel, turned by ``angle`` degrees about it from the normals towards the binormals.
+    """A longitudinal section, rotated about the vessel by ``angle`` degrees from the normals towards the binormals.
 
     Args:
         volume: (X, Y, Z), a CT in HU or a label map.
         affine: (4, 4), voxel indices -> mm in the frames' world.
-        frames: L places along the vessel.
+        frames: Frames at L points along the vessel.
         angle: Degrees.
         side: Pixels W across the vessel.
-        spacing: Their edge length, mm.
+        spacing: Their size, mm.
         labels: As in ``straighten``.
 
     Returns:
@@ -160,10 +160,10 @@ def longitudinal(
 
 
 def check_inside(shape: Sequence[int], affine: Floats, points: Floats) -> None:
-    """See that points (n, 3), mm, lie in a volume of ``shape``.
+    """Check that points (n, 3), mm, are inside a volume of ``shape``.
 
     Raises:
-        ValueError: If some do not; the message says how many, and where the first is.
+        ValueError: If some are not; the message gives their number and the first of them.
     """
     index = _to_voxels(affine, points)
     outside = ((index < -0.5) | (index > np.asarray(shape) - 0.5)).any(axis=1)

@@ -1,4 +1,4 @@
-"""Files of a coronary CT angiography: volumes (NIfTI, NRRD) and centrelines (CSV, SWC, text, VTP), all in RAS+ mm."""
+"""Reading coronary CT angiography: volumes (NIfTI, NRRD) and centrelines (CSV, SWC, text, VTP), in RAS+ mm."""
 
 import xml.etree.ElementTree as ElementTree
 import zlib
@@ -19,7 +19,7 @@ from segcft.io.csv_tables import numbers, read_columns
 Floats = NDArray[np.float64]
 WorldFrame = Literal["RAS", "LPS"]
 CENTRELINE_SUFFIXES = (".csv", ".swc", ".txt", ".vtp")
-_NRRD_SPACES = {  # signs that take a space to RAS
+_NRRD_SPACES = {  # signs that convert a space to RAS
     "right-anterior-superior": (1, 1, 1), "ras": (1, 1, 1), "left-anterior-superior": (-1, 1, 1), "las": (-1, 1, 1),
     "left-posterior-superior": (-1, -1, 1), "lps": (-1, -1, 1),
 }  # fmt: skip
@@ -27,7 +27,7 @@ _NRRD_SPACES = {  # signs that take a space to RAS
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels with their place in the world.
+    """A volume with its affine.
 
     Attributes:
         data: (X, Y, Z).
@@ -38,12 +38,12 @@ class Volume:
     affine: Floats
 
 
-@lru_cache(maxsize=2)  # an image and its label map serve all vessels and angles of a patient
+@lru_cache(maxsize=2)  # image and label map are reused for all vessels and angles
 def read_volume(path: Path) -> Volume:
     """Read a NIfTI (``.nii``, ``.nii.gz``) or NRRD (``.nrrd``) volume.
 
     Raises:
-        ValueError: Naming the file, if it cannot be read, has not three axes or no place in the world.
+        ValueError: Naming the file, if it cannot be read, does not have three axes, or has no orientation.
     """
     shape, affine = read_header(path)
     try:
@@ -81,7 +81,7 @@ def read_centreline(path: Path, frame: WorldFrame = "RAS") -> Floats:
         frame: World frame of its coordinates; ITK, VTK and NRRD files are often LPS.
 
     Raises:
-        ValueError: Naming the file, and row and field where there are such.
+        ValueError: Naming the file and, if applicable, row and field.
     """
     readers = {".csv": _csv_points, ".swc": _text_points, ".txt": _text_points, ".vtp": _vtp_points}
     if path.suffix not in readers:
@@ -94,7 +94,7 @@ def read_centreline(path: Path, frame: WorldFrame = "RAS") -> Floats:
 
 
 def _lean(data: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers in half the memory where they are float64."""
+    """Convert float64 to float32 to save memory; other types are unchanged."""
     return data.astype(np.float32) if data.dtype == np.float64 else data
 
 
@@ -104,7 +104,7 @@ def _nifti_header(path: Path) -> tuple[tuple[int, ...], Floats]:
     if len(shape) != 3:
         raise ValueError(f"a volume has three axes, this file has the shape {image.shape}")
     if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
-        raise ValueError("neither sform nor qform is set: nobody knows where this volume lies")
+        raise ValueError("neither sform nor qform is set: the position of this volume is unknown")
     return shape, np.asarray(image.affine, np.float64)
 
 

@@ -1,4 +1,4 @@
-"""Manifests of coronary CT angiographies: one row a vessel; read, and built for ImageCAS and ASOCA."""
+"""Manifests of coronary CT angiography with one row per vessel: reading, and creation for ImageCAS and ASOCA."""
 
 import os
 import re
@@ -21,21 +21,21 @@ def read_manifest(
 ) -> pd.DataFrame:
     """Read a manifest: columns ``image``, ``label``, ``centerline`` (paths relative to it), ``patient_id``, ``vessel``.
 
-    An optional ``split`` is train, val, test or blank; a patient whose rows are all blank is put into one by a hash of
-    (seed, patient), 80/10/10. Optional ``age`` and ``sex`` (F or M, female or male, 0 or 1) may be blank.
+    An optional ``split`` is train, val, test or blank; patients whose rows are all blank are assigned 80/10/10 by a
+    hash of (seed, patient). Optional ``age`` and ``sex`` (F or M, female or male, 0 or 1) may be blank.
 
     Args:
         path: The CSV.
-        attributes: Further columns of numbers, which may be blank.
-        seed: Decides the division of patients.
+        attributes: Further numeric columns, which may be blank.
+        seed: Seed of the split.
         allow_outside: Accept files outside the manifest's folder.
 
     Returns:
-        One row a vessel, indexed by the row in the file: ``id``, ``patient``, ``vessel``, ``split``, the paths
+        One row per vessel, indexed by the row in the file: ``id``, ``patient``, ``vessel``, ``split``, the paths
         ``image``, ``label``, ``centerline``, ``origin`` (for messages), and the attributes as numbers.
 
     Raises:
-        ValueError: If a cell is not what it should be, naming file, row, field and value.
+        ValueError: If a cell is invalid, naming file, row, field and value.
     """
     known = header(path)
     optional = [name for name in ("split", "age", "sex") if name in known]
@@ -67,12 +67,12 @@ def read_manifest(
 def imagecas_manifest(folder: Path, centrelines: Path, out: Path) -> Path:
     """Write a manifest of ImageCAS (Zeng et al., 2023, arXiv:2211.01607): ``<id>.img.nii.gz``, ``<id>.label.nii.gz``.
 
-    ImageCAS comes without centrelines, and no vessel can be straightened without one: trace them first. Its labels
-    hold the artery alone (1), not its plaques.
+    ImageCAS has no centrelines, which are needed to straighten vessels: trace them first. Its labels contain the artery
+    only (1), not its plaques.
 
     Args:
-        folder: Holds the images, at any depth.
-        centrelines: Holds ``<id>_<vessel>.csv`` or ``<id>/<vessel>.csv``, or ``.swc``, ``.txt``, ``.vtp``.
+        folder: Folder of the images, at any depth.
+        centrelines: Folder with ``<id>_<vessel>.csv`` or ``<id>/<vessel>.csv``, or ``.swc``, ``.txt``, ``.vtp``.
         out: The CSV to write.
 
     Returns:
@@ -95,12 +95,12 @@ def imagecas_manifest(folder: Path, centrelines: Path, out: Path) -> Path:
 def asoca_manifest(folder: Path, out: Path, centrelines: str = "Centerlines") -> Path:
     """Write a manifest of ASOCA (Gharleghi et al., 2022): ``{Diseased,Normal}/{CTCA,Annotations}/<id>.nrrd``.
 
-    A column ``diseased`` is 1 or 0. Its labels hold the lumen alone (1). Cases without centrelines are left out.
+    The column ``diseased`` is 1 or 0. Its labels contain the lumen only (1). Cases without centrelines are skipped.
 
     Args:
-        folder: Holds ``Diseased`` and ``Normal``.
+        folder: Folder with ``Diseased`` and ``Normal``.
         out: The CSV to write.
-        centrelines: Folder beside ``CTCA`` that holds ``<id>_<vessel>.vtp`` or ``<id>/<vessel>.vtp``, or ``.csv``,
+        centrelines: Folder next to ``CTCA`` with ``<id>_<vessel>.vtp`` or ``<id>/<vessel>.vtp``, or ``.csv``,
             ``.swc``, ``.txt``; one vessel a file.
 
     Returns:
@@ -131,7 +131,7 @@ def _vessels(folder: Path, case: str) -> Iterator[tuple[str, Path]]:
 
 def _write(rows: list[dict[str, object]], out: Path, searched: str) -> Path:
     if not rows:
-        raise ValueError(f"{searched}: no vessel was found, and none can be straightened without a centreline")
+        raise ValueError(f"{searched}: no vessel with a centreline was found")
     for row in rows:
         if not Path(str(row["label"])).is_file():
             raise ValueError(f"{row['image']}: its label map {row['label']} does not exist")

@@ -1,4 +1,4 @@
-"""Subjects of the coronary phantom: drawn from seeded noise, and drawn again under do()."""
+"""Dataset of the coronary phantom: subjects drawn from seeded noise, with true counterfactuals."""
 
 import torch
 from torch import Tensor
@@ -11,22 +11,22 @@ from data_modules.coronary.anatomy import EXOGENOUS, LENGTH, STRUCTURES, WIDTH, 
 from data_modules.coronary.causes import CoronaryCauses
 from data_modules.coronary.ct_scan import covered, fractions, grainy, paint
 
-WINDOW = (-200.0, 1000.0)  # HU that networks see as -1 and 1
+WINDOW = (-200.0, 1000.0)  # HU that are mapped to -1 and 1
 
 
 class CoronaryPhantomDataset(PhantomDataset):
-    """One split; item i of a (seed, split) is always the same subject, at every frame of its dimensions.
+    """One split of the coronary phantom; item i of a (seed, split) is the same subject in every frame.
 
-    Masks tell how much of a pixel a structure covers, in quarters: plaque is a few dozen pixels, and whole pixels
-    would be off by an eighth of the deviation between subjects. At (96, 48) they are off by 3 % of it for calcified
+    Masks are fractional, in quarters of a pixel: plaque covers only a few dozen pixels, so binary masks would have an
+    error of an eighth of the standard deviation between subjects. At (96, 48) the error is 3 % of it for calcified
     plaque, 2 % for non-calcified plaque and 0.7 % for the lumen.
 
     Args:
-        split: Which split; splits share no noise.
+        split: Name of the split; splits use different noise.
         frame: Shape S: rows along the vessel (48 mm), then one or two axes across it (12 mm each).
         subjects: Number of subjects N.
-        seed: Of the exogenous noise.
-        narrowing: Strength of the arrows plaque -> lumen; 0 cuts them.
+        seed: Seed of the exogenous noise.
+        narrowing: Strength of the causal effect plaque -> lumen; 0 for none.
 
     Raises:
         ValueError: If the split is unknown, a side of the frame is below 12, ``subjects`` < 1, ``seed`` < 0, or
@@ -44,7 +44,7 @@ class CoronaryPhantomDataset(PhantomDataset):
         self._noise = scaled(uniform[:, self.causes.draws :], EXOGENOUS)
 
     def paint(self, index: int, s: Tensor, x: Tensor, y: Tensor, pixel: float) -> tuple[Tensor, Tensor]:
-        """One subject in 3-D at any points (P,) each, see ``ct_scan.paint``: noiseless HU and labels, (P,)."""
+        """Noiseless HU and labels of one subject at arbitrary 3-D points (P,) each, see ``ct_scan.paint``."""
         which = torch.tensor([index])
         noise, vessel = self._vessel(which, take(self.attributes, which), s[None].double())
         hu, label = paint(noise, vessel, x[None, :, None, None], y[None, :, None, None], pixel)
@@ -56,7 +56,7 @@ class CoronaryPhantomDataset(PhantomDataset):
         return noise, Vessel.of(noise, sizes, s, len(self.frame))
 
     def draw(self, indices: Tensor, values: Values, shifts: Values) -> tuple[Tensor, Tensor]:
-        """Subjects at given values -> images (B, *S) int16, HU, and what ``covered`` counts, (B, *S) uint8."""
+        """Draw subjects with given values: images (B, *S) int16, HU, and the encoding of ``covered``, (B, *S) uint8."""
         s, *across = (
             (torch.arange(side, dtype=torch.float64) + 0.5) * (field / side) - origin
             for side, field, origin in zip(self.frame, (LENGTH, WIDTH, WIDTH), (0, WIDTH / 2, WIDTH / 2), strict=False)
@@ -79,18 +79,18 @@ class CoronaryPhantomDataset(PhantomDataset):
         }
 
     def intervened(self, observed: Values, do: Values) -> Values:
-        """Sex, age and plaque move what they cause, unless that is intervened on as well.
+        """Sex, age and plaque affect the variables they cause, unless these are intervened on.
 
-        One on a whole vessel scales its thirds alike, but for those that are intervened on.
+        An intervention on a whole vessel scales all of its thirds by the same factor, except those intervened on.
 
         Raises:
-            ValueError: If sizes are asked for that are not positive, do not add up, or make no vessel.
+            ValueError: If requested sizes are not positive, do not add up, or give no valid vessel.
         """
         return self.causes.counterfactual(observed, do)
 
 
 def check_frame(frame: tuple[int, ...], narrowing: float) -> None:
-    """Refuse what cannot be drawn.
+    """Check frame and narrowing.
 
     Raises:
         ValueError: If a frame is too small or has other than two or three sides, or ``narrowing`` is negative.

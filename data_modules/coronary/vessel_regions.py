@@ -1,4 +1,4 @@
-"""Thirds of a straightened vessel: sizes of structures in each."""
+"""Sizes of structures in the whole and in the thirds of a straightened vessel."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ REGIONS = ["proximal", "mid", "distal"]
 
 
 def region_weights(rows: int) -> NDArray[np.float64]:
-    """Share of each of ``rows`` rows that lies in each third of the vessel, (3, rows); a row's sum to one.
+    """Fraction of each of ``rows`` rows in each third of the vessel, (3, rows); the fractions of a row sum to one.
 
     >>> region_weights(4).round(2).tolist()
     [[1.0, 0.33, 0.0, 0.0], [0.0, 0.67, 0.67, 0.0], [0.0, 0.0, 0.33, 1.0]]
@@ -28,9 +28,9 @@ def measured(
     """Area (mm^2) or volume (mm^3) of every structure, in the whole vessel and in each third.
 
     Args:
-        mask: (K, *S), or how much of a pixel each covers; rows along the vessel first.
+        mask: (K, *S), binary or fractional; the first axis is along the vessel.
         structures: Names of the K channels.
-        spacing: Edge length along each axis of S, mm.
+        spacing: Pixel size along each axis of S, mm.
         regions: Whether to measure the thirds.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Coronary phantoms as CT volumes: each vessel bent along a curve in an oblique NIfTI, with a manifest."""
+"""Coronary phantoms written as CT volumes: each vessel follows a curve in an oblique NIfTI, with a manifest."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from data_modules.coronary.phantom_dataset import CoronaryPhantomDataset
 Floats = NDArray[np.float64]
 
 MARGIN = 2.0  # mm of vessel traced beyond what is shown
-REACH = WIDTH / 2 * 2**0.5 + 0.5  # mm about the vessel that are drawn; the corner of a cross-section
-FAR = -100.0  # HU beyond
+REACH = WIDTH / 2 * 2**0.5 + 0.5  # mm around the vessel that are drawn: the corner of a cross-section
+FAR = -100.0  # HU outside
 ARC_STEP = 0.25  # mm
 
 
@@ -33,19 +33,19 @@ def write_volumes(
 ) -> Path:
     """Write phantoms as ``<id>.img.nii.gz`` (int16 HU), ``<id>.label.nii.gz`` (1 lumen, 2 calcified, 3 non-calcified).
 
-    The vessels are those of ``CoronaryPhantomDataset(split, frame, count, seed)`` at every 3-D frame, which therefore
-    knows their true volumes; ``<id>_lad.csv`` traces each in RAS+ mm.
+    The vessels are those of ``CoronaryPhantomDataset(split, frame, count, seed)`` in 3-D, whose variables are their
+    true volumes. ``<id>_lad.csv`` is the centreline in RAS+ mm.
 
     Args:
-        folder: Where to write; made if need be.
+        folder: Output folder; created if missing.
         count: Number of subjects.
-        seed: Of the phantoms, their courses and the noise.
-        split: Of the phantoms.
-        spacing: Edge lengths of a voxel, mm.
-        noise: Standard deviation, HU.
+        seed: Seed of the phantoms, their courses and the noise.
+        split: Split of the phantoms.
+        spacing: Voxel size, mm.
+        noise: Standard deviation of the noise, HU.
 
     Returns:
-        The manifest: the columns of ``coronary_manifests``, and every variable of the phantoms.
+        Path of the manifest, with the columns of ``coronary.manifests`` and all variables of the phantoms.
 
     Raises:
         ValueError: If ``count`` < 1 or ``seed`` < 0.
@@ -84,7 +84,7 @@ def _course(rng: np.random.Generator) -> Centreline:
 
 
 def _oblique(rng: np.random.Generator, spacing: tuple[float, float, float]) -> Floats:
-    """Axes of the voxels in the world, (3, 3), mm: nearly those of a scanner, the first two pointing left and back."""
+    """Voxel axes in world coordinates, (3, 3), mm: close to a scanner's, the first two pointing left and posterior."""
     around, lean = rng.uniform(-0.3, 0.3, size=2)
     turn = [[np.cos(around), -np.sin(around), 0], [np.sin(around), np.cos(around), 0], [0, 0, 1]]
     tilt = [[1, 0, 0], [0, np.cos(lean), -np.sin(lean)], [0, np.sin(lean), np.cos(lean)]]
@@ -100,7 +100,7 @@ def _bend(
     noise: float,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], Floats]:
-    """Image, label map and affine of one subject about its course."""
+    """Image, label map and affine of one subject around its curve."""
     s = np.arange(-REACH, LENGTH + MARGIN + REACH, ARC_STEP)
     frames = Frames.along(curve, s)
     voxels, low, shape = _around(frames.points, axes)
@@ -118,7 +118,7 @@ def _bend(
 
 
 def _around(points: Floats, axes: Floats) -> tuple[NDArray[np.int64], Floats, tuple[int, int, int]]:
-    """Voxels in boxes about the points, (P, 3) counted from the volume's corner; the corner; the volume's shape."""
+    """Indices of voxels in boxes around the points, (P, 3), the volume's corner and its shape."""
     centres = points @ np.linalg.inv(axes).T
     reach = REACH / np.linalg.norm(axes, axis=0)
     low = np.floor(centres.min(axis=0) - reach)
@@ -139,7 +139,7 @@ def _paint(
     nearest: NDArray[np.int64],
     pixel: float,
 ) -> tuple[Floats, NDArray[np.uint8]]:
-    """Attenuation and labels at points (P, 3) whose nearest place along the vessel is ``nearest`` (P,)."""
+    """Attenuation and labels at points (P, 3); ``nearest`` (P,) is the index of the closest point on the vessel."""
     offset = world - frames.points[nearest]
     along = s[nearest] + (offset * frames.tangents[nearest]).sum(axis=1)
     x, y = ((offset * axes[nearest]).sum(axis=1) for axes in (frames.normals, frames.binormals))

@@ -1,1 +1,1 @@
-"""``segcft prepare`` and ``segcft inspect``: a data set read once, and kept for fast reading."""
+"""``segcft prepare`` and ``segcft inspect``: caches of preprocessed data sets for fast reading."""

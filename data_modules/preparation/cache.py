@@ -1,8 +1,8 @@
-"""A prepared data set on disk: arrays to be mapped into memory, a table, and a fingerprint.
+"""Cache of a prepared data set on disk: memory-mapped arrays, a table and a fingerprint.
 
 A folder with ``images.npy`` (N, C, *S) uint8 or int16, ``masks.npy`` (N, *S) uint8 whose bit k is structure k,
-``table.parquet`` (a row a subject; column ``row`` is its place in the arrays), ``quarantine.csv`` (what could not be
-read, and why) and ``dataset.json`` (what it was made of, and its statistics).
+``table.parquet`` (one row per subject; column ``row`` is its index in the arrays), ``quarantine.csv`` (subjects that
+could not be read, with the reason) and ``dataset.json`` (source, options and statistics).
 """
 
 import hashlib
@@ -30,12 +30,12 @@ IMAGES, MASKS, TABLE, QUARANTINE, FACTS = (
 
 @dataclass(frozen=True)
 class Cache:
-    """An opened cache; nothing of the arrays is read before it is indexed.
+    """An opened cache; the arrays are memory-mapped and read only when indexed.
 
     Attributes:
-        folder: Where it lies.
+        folder: Folder of the cache.
         facts: Content of ``dataset.json``.
-        table: One row a subject.
+        table: One row per subject.
         images: (N, C, *S).
         masks: (N, *S), bit k is structure k.
     """
@@ -50,7 +50,7 @@ class Cache:
         """Images of some subjects, (B, C, *S).
 
         Raises:
-            ValueError: If the file has been cut short since it was opened.
+            ValueError: If the file was truncated after it was opened.
         """
         _refuse_short(self.folder / IMAGES, self.images)
         images: NDArray[Any] = self.images[rows]
@@ -60,7 +60,7 @@ class Cache:
         """Masks of some subjects, (B, len(structures), *S) in {0, 1}.
 
         Raises:
-            ValueError: If the file has been cut short since it was opened.
+            ValueError: If the file was truncated after it was opened.
         """
         _refuse_short(self.folder / MASKS, self.masks)
         bits = np.array([self.facts["plan"]["structures"].index(name) for name in structures], np.uint8)
@@ -69,11 +69,11 @@ class Cache:
 
 
 def open_cache(folder: Path) -> Cache:
-    """Map a complete cache into memory.
+    """Open a complete cache, memory-mapped.
 
     Raises:
-        ValueError: If it is missing, partial, of another format, its files do not fit each other, or one of them is a
-            link that leaves the folder.
+        ValueError: If it is missing, partial or of another format, if its files are inconsistent, or if one of them is
+            a link that leaves the folder.
     """
     if not (folder / FACTS).is_file():
         partial = partial_folder(folder)
@@ -99,7 +99,7 @@ def open_cache(folder: Path) -> Cache:
 
 
 def _refuse_short(file: Path, mapped: NDArray[Any]) -> None:
-    """Reading what a mapped file no longer holds would kill the process; one that was removed stays readable."""
+    """Check for truncation, since reading past the end of a mapped file kills the process (deleted files are fine)."""
     try:
         size = file.stat().st_size
     except FileNotFoundError:
@@ -109,12 +109,12 @@ def _refuse_short(file: Path, mapped: NDArray[Any]) -> None:
 
 
 def partial_folder(folder: Path) -> Path:
-    """Where a cache is made before it is renamed."""
+    """Folder in which a cache is built before it is renamed."""
     return folder.with_name(f"{folder.name}.partial")
 
 
 def make_plan(source: Source, table: pd.DataFrame) -> dict[str, Any]:
-    """Everything that decides the content of a cache, as plain data: equal plans give equal bytes."""
+    """Everything that affects the content of a cache, as plain data; equal plans give identical bytes."""
     ids = hashlib.sha256("\n".join(table["id"].astype(str)).encode()).hexdigest()
     return {
         **_claims(source),
@@ -125,7 +125,7 @@ def make_plan(source: Source, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What two plans disagree about, ``option: 64 -> 192``; only keys that ``now`` holds are compared."""
+    """Differences between two plans, such as ``option: 64 -> 192``; only keys of ``now`` are compared."""
     found = []
     for key, value in now.items():
         old = recorded.get(key)
@@ -137,10 +137,10 @@ def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def stale(folder: Path, source: Source) -> list[str]:
-    """Why a complete cache is not the one that ``source`` would make now; empty where it is.
+    """Reasons why a complete cache differs from what ``source`` would produce now; empty if it does not.
 
-    Options are compared; tables that are still at hand are compared by size, and by content where they are younger
-    than the cache. A cache that was moved to a machine without the tables is not stale.
+    Options are compared. Tables that still exist are compared by size, and by content if they are newer than the cache.
+    A cache that was copied to a machine without the tables is not stale.
     """
     plan, made = _read_facts(folder)["plan"], (folder / FACTS).stat().st_mtime
     reasons = differences(plan, _claims(source))
@@ -157,13 +157,13 @@ def stale(folder: Path, source: Source) -> list[str]:
 
 
 def key(source: Source) -> str:
-    """Eight hexadecimal digits that tell caches of different options and places apart."""
+    """Eight hexadecimal digits that identify a source's options and paths."""
     files = [str(path.absolute()) for path in source.files()]
     return hashlib.sha256(json.dumps([_claims(source), files], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _claims(source: Source) -> dict[str, Any]:
-    """What a source says of itself, as it reads back from JSON."""
+    """A source's description, converted through JSON."""
     claims = {
         "format": FORMAT,
         "source": source.name,

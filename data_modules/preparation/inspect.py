@@ -1,4 +1,4 @@
-"""``segcft inspect``: one page that shows what a prepared data set holds."""
+"""``segcft inspect``: a one-page summary of a prepared data set."""
 
 import math
 from pathlib import Path
@@ -23,11 +23,11 @@ def inspect(
     """Draw a contact sheet, histograms, correlations, counts and missing values of a prepared data set.
 
     Args:
-        cache: Folder that ``segcft prepare`` made.
+        cache: Folder written by ``segcft prepare``.
         out: Folder for inspection.png and inspection.md; None for ``results/NAME-OF-THE-CACHE``.
-        images: Subjects on the contact sheet, drawn evenly from the splits by ``seed``.
-        seed: Of that draw.
-        verify: Read everything again and compare with the recorded SHA-256.
+        images: Number of subjects on the contact sheet, sampled evenly from the splits.
+        seed: Seed of that sample.
+        verify: Read all files and compare their SHA-256 with the recorded one.
 
     Returns:
         Counts, patients, shared patients and missing values.
@@ -104,7 +104,7 @@ def _title(cache: Cache) -> str:
 
 
 def _contact_sheet(figure: Any, cache: Cache, count: int, seed: int) -> None:
-    """Images with the outlines of their structures; a volume shows its middle slice."""
+    """Draw images with the contours of their structures; of volumes the middle slice."""
     axes = figure.subplots(math.ceil(count / COLUMNS), COLUMNS, squeeze=False).ravel()
     structures, (low, high) = cache.facts["plan"]["structures"], cache.facts["plan"]["window"]
     chosen = cache.table.sample(min(count, len(cache.table)), random_state=seed).sort_values(["split", "row"])
@@ -126,7 +126,7 @@ def _contact_sheet(figure: Any, cache: Cache, count: int, seed: int) -> None:
 
 
 def _histograms(figure: Any, cache: Cache, names: list[str], rows: int) -> None:
-    """Every variable, a line a split; shares, since splits differ in size."""
+    """Draw a relative histogram of every variable, one line per split."""
     axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axis, name in zip(axes, names, strict=False):
         known = cache.table[name].dropna().astype(float)
@@ -146,7 +146,7 @@ def _histograms(figure: Any, cache: Cache, names: list[str], rows: int) -> None:
 
 
 def _bins(values: "pd.Series[float]") -> Any:
-    """Edges of the bars: few for few values, one bar around a constant."""
+    """Bin edges: few for few distinct values, a single bin around a constant."""
     low, high, different = values.min(), values.max(), values.nunique()
     if different == 1:
         return np.array([low - 0.5, low + 0.5])
@@ -154,7 +154,7 @@ def _bins(values: "pd.Series[float]") -> Any:
 
 
 def _correlations(figure: Any, table: pd.DataFrame, names: list[str]) -> None:
-    """Pearson correlation of the training split, and how much of every variable is missing."""
+    """Draw the Pearson correlations of the training split and the share of missing values."""
     train = table.loc[table["split"] == "train", names].astype(float)
     matrix, missing = figure.subplots(1, 2, width_ratios=(3, 2))
     values = train.corr().to_numpy()
@@ -181,7 +181,7 @@ def _slice(values: Any) -> Any:
 
 
 def _verify(cache: Cache) -> None:
-    """Compare the files with what was recorded when they were made.
+    """Compare the files' checksums with the recorded ones.
 
     Raises:
         ValueError: If one differs.

@@ -1,7 +1,8 @@
-"""``segcft prepare``: read every subject of a source once and keep it for fast reading.
+"""``segcft prepare``: preprocess every subject of a source once into a cache for fast reading.
 
-Work goes into ``OUT.partial``; a journal line follows the arrays of every finished chunk, so a killed run goes on where
-it was, and the finished folder is renamed into place. The bytes do not depend on interruptions or workers.
+The cache is built in ``OUT.partial``. A journal records every finished chunk after its arrays are on disk, so an
+interrupted run can be resumed. The finished folder is renamed to ``OUT``. Its bytes do not depend on interruptions or
+on the number of workers.
 """
 
 import fcntl
@@ -35,7 +36,7 @@ from segcft.core.atomic_files import digest, write_text
 log = logging.getLogger(__name__)
 
 PLAN, JOURNAL = "plan.json", "journal.jsonl"
-CHUNK = 32  # subjects between two lines of the journal
+CHUNK = 32  # subjects per chunk
 NEEDED = ("id", "patient", "split", "image", "origin")
 
 
@@ -46,17 +47,17 @@ def prepare(
     on_error: Literal["fail", "skip"] = "fail",
     overwrite: bool = False,
 ) -> Cache:
-    """Make a cache, go on with a partial one, or open a complete one.
+    """Make a cache, resume a partial one, or open a complete one.
 
     Args:
-        source: What to read.
+        source: The data set.
         out: Folder of the cache.
-        workers: Processes that read; the result is the same for any number.
+        workers: Number of reading processes; does not affect the result.
         on_error: ``fail`` at the first subject that cannot be read, or ``skip`` it and list it in ``quarantine.csv``.
-        overwrite: Replace a cache that was made of other options or tables.
+        overwrite: Replace a cache that was made with other options or tables.
 
     Raises:
-        ValueError: Naming file, row, field and value of what cannot be read; what was prepared before is kept.
+        ValueError: Naming file, row, field and value of what cannot be read; subjects prepared so far are kept.
     """
     folder = Path(out).expanduser()
     if _complete(folder, source, overwrite):
@@ -72,7 +73,7 @@ def prepare(
 
 
 def _complete(folder: Path, source: Source, overwrite: bool) -> bool:
-    """Whether a cache is there and is the one asked for."""
+    """Whether the folder already holds the requested cache."""
     if not (folder / FACTS).is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder} exists and is not a prepared data set: choose another folder")
@@ -80,15 +81,15 @@ def _complete(folder: Path, source: Source, overwrite: bool) -> bool:
     reasons = caches.stale(folder, source)
     if reasons and not overwrite:
         raise ValueError(
-            f"{folder} is stale: it was made of something else ({'; '.join(reasons)}): prepare another folder, or give "
-            "--overwrite=true to segcft prepare"
+            f"{folder} is stale: it was made from other data or options ({'; '.join(reasons)}): prepare another "
+            "folder, or give --overwrite=true to segcft prepare"
         )
     return not reasons
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[Path]:
-    """The partial folder, for one process at a time; others wait. A killed process lets go of it."""
+    """The partial folder, locked for one process at a time; a killed process releases the lock."""
     partial = partial_folder(folder)
     partial.mkdir(parents=True, exist_ok=True)
     handle = os.open(partial, os.O_RDONLY)
@@ -107,10 +108,10 @@ def _alone(folder: Path) -> Iterator[Path]:
 
 
 def _checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The source's table, if it is one.
+    """The source's table after checking it.
 
     Raises:
-        ValueError: If a column lacks, an id is used twice, a split is unknown or empty, or a patient lies in two.
+        ValueError: If a column is missing, an id occurs twice, a split is unknown or empty, or a patient is in two.
     """
     absent = [column for column in NEEDED if column not in table]
     if absent or not len(table):
@@ -130,7 +131,7 @@ def _checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _begin(partial: Path, plan: dict[str, Any], overwrite: bool) -> None:
-    """Lay out the arrays, or see that those that are there belong to the same plan."""
+    """Create the arrays, or check that existing ones belong to the same plan."""
     written = partial / PLAN
     if written.is_file():
         reasons = differences(json.loads(written.read_text(encoding="utf-8")), plan)
@@ -138,10 +139,10 @@ def _begin(partial: Path, plan: dict[str, Any], overwrite: bool) -> None:
             return
         if not overwrite:
             raise ValueError(
-                f"{partial} holds a partial preparation of something else ({'; '.join(reasons)}): remove it, or give "
+                f"{partial} holds a partial cache of other data or options ({'; '.join(reasons)}): remove it, or give "
                 "--overwrite=true to segcft prepare"
             )
-        log.warning("%s: starting anew, it was made of something else: %s", partial, "; ".join(reasons))
+        log.warning("%s: starting again, it was made from other data or options: %s", partial, "; ".join(reasons))
     for path in partial.iterdir():
         path.unlink()
     count, frame = plan["subjects"], plan["frame"]
@@ -151,7 +152,7 @@ def _begin(partial: Path, plan: dict[str, Any], overwrite: bool) -> None:
 
 
 class _Entry(NamedTuple):
-    """One line of the journal: what became of one subject."""
+    """One line of the journal: the result for one subject."""
 
     place: int
     values: dict[str, float]
@@ -159,7 +160,7 @@ class _Entry(NamedTuple):
 
 
 def _journal(partial: Path) -> dict[int, _Entry]:
-    """The last that is known of every subject; a line cut short by a kill is dropped."""
+    """The last entry of every subject; a truncated last line is dropped."""
     path, entries = partial / JOURNAL, {}
     if not path.is_file():
         return {}
@@ -173,17 +174,17 @@ def _journal(partial: Path) -> dict[int, _Entry]:
 
 
 def _done(journal: dict[int, _Entry]) -> dict[int, _Entry]:
-    """Subjects that were read, by place; those that failed are tried again."""
+    """Entries of subjects that were read, by index; failed ones are tried again."""
     return {place: journal[place] for place in sorted(journal) if not journal[place].error}
 
 
 def _fill(partial: Path, source: Source, table: pd.DataFrame, workers: int, on_error: str) -> None:
-    """Read what the journal does not hold; the journal is rewritten whole before and grows chunk by chunk."""
+    """Read the subjects missing from the journal; it is first rewritten, then extended chunk by chunk."""
     done = _done(_journal(partial))
     write_text(partial / JOURNAL, "".join(_line(entry) for entry in done.values()))
     missing = [place for place in range(len(table)) if place not in done]
     if done:
-        log.warning("%s: going on, %d of %d are done", partial, len(done), len(table))
+        log.warning("%s: resuming, %d of %d are done", partial, len(done), len(table))
     chunks = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
     bar = tqdm(total=len(table), initial=len(done), desc=f"preparing {source.name}", unit=" subjects", disable=None)
     with (partial / JOURNAL).open("a", encoding="utf-8") as journal, bar:
@@ -192,7 +193,7 @@ def _fill(partial: Path, source: Source, table: pd.DataFrame, workers: int, on_e
             journal.writelines(_line(entry) for entry in entries if not entry.error or on_error == "skip")
             journal.flush()
             if failed and on_error == "fail":
-                raise ValueError(f"{failed[0].error} (on_error=skip leaves such subjects out and lists them)")
+                raise ValueError(f"{failed[0].error} (on_error=skip skips and lists such subjects)")
             bar.update(len(entries))
 
 
@@ -203,25 +204,25 @@ def _line(entry: _Entry) -> str:
 def _read_chunks(
     partial: Path, source: Source, table: pd.DataFrame, chunks: list[list[int]], workers: int
 ) -> Iterator[list[_Entry]]:
-    """Entries of every chunk as it is done; several processes draw straight into the arrays."""
+    """Yield the entries of every finished chunk; several processes write directly into the arrays."""
     reader = _Reader(partial, source, table)
     if workers <= 1 or len(chunks) <= 1:
         yield from map(reader, chunks)
         return
-    # fork: a source may hold gigabytes of run lengths, which children then share
+    # fork, so that workers share a source's memory, which may be gigabytes of run lengths
     with ProcessPoolExecutor(workers, get_context("fork"), _start, (reader, os.getpid())) as pool:
         pending: list[Future[list[_Entry]]] = [pool.submit(_read, chunk) for chunk in chunks]
         try:
             for future in as_completed(pending):
                 yield future.result()
         except BrokenProcessPool as error:
-            raise ValueError("a reading process died (out of memory?): run the same command to go on") from error
+            raise ValueError("a reading process died (out of memory?): run the same command to resume") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Reader:
-    """Draws subjects into the arrays of a partial cache."""
+    """Reads subjects and writes them into the arrays of a partial cache."""
 
     def __init__(self, partial: Path, source: Source, table: pd.DataFrame) -> None:
         self.source, self.table = source, table
@@ -229,14 +230,14 @@ class _Reader:
         self.masks = np.load(partial / MASKS, mmap_mode="r+")
 
     def __call__(self, places: list[int]) -> list[_Entry]:
-        """One chunk; its arrays are on disk when this returns."""
+        """Read one chunk; its arrays are on disk when this returns."""
         entries = [self.draw(place) for place in places]
         self.images.flush()
         self.masks.flush()
         return entries
 
     def draw(self, place: int) -> _Entry:
-        """One subject; what is wrong with it becomes its entry's error."""
+        """Read one subject; an error is recorded in its entry."""
         row = self.table.iloc[place]
         try:
             sample = self.source.read({str(name): value for name, value in row.items()})
@@ -262,7 +263,7 @@ _READER: _Reader | None = None
 
 
 def _start(reader: _Reader, parent: int) -> None:
-    """In a reading process: keep the reader, and end when the parent was killed."""
+    """Initialise a worker process: store the reader, and exit if the parent is killed."""
     global _READER
     _READER = reader
 
@@ -280,7 +281,7 @@ def _read(places: list[int]) -> list[_Entry]:
 
 
 def _finish(partial: Path, folder: Path, table: pd.DataFrame) -> None:
-    """Table, quarantine and fingerprint; then the folder gets its name."""
+    """Write table, quarantine and fingerprint, then rename the folder."""
     plan = json.loads((partial / PLAN).read_text(encoding="utf-8"))
     journal = _journal(partial)
     read = _done(journal)
@@ -296,21 +297,21 @@ def _finish(partial: Path, folder: Path, table: pd.DataFrame) -> None:
     facts = {"plan": plan, "quarantined": len(failures), **statistics(partial, kept, plan), "sha256": hashes}
     write_text(partial / FACTS, json.dumps(facts, indent=2) + "\n")
     if folder.exists():
-        shutil.rmtree(folder)  # asked for with overwrite, or empty
+        shutil.rmtree(folder)  # overwrite was given, or it is empty
     partial.rename(folder)
     _tidy(folder)
     if len(failures):
-        log.warning("%s: %d subjects were left out, see %s", folder, len(failures), folder / QUARANTINE)
+        log.warning("%s: %d subjects were skipped, see %s", folder, len(failures), folder / QUARANTINE)
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what only a partial cache needs, last of all: a run killed before goes on from it."""
+    """Remove files that only a partial cache needs; done last, since an interrupted run needs them."""
     for name in (PLAN, JOURNAL):
         (folder / name).unlink(missing_ok=True)
 
 
 def _failures(journal: dict[int, _Entry], table: pd.DataFrame) -> pd.DataFrame:
-    """What could not be read, and why."""
+    """Subjects that could not be read, with the reason."""
     failed = sorted(place for place, entry in journal.items() if entry.error)
     listed = table.iloc[failed][["id", "patient", "split", "image"]]
     return listed.assign(reason=[journal[place].error for place in failed])

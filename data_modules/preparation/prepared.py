@@ -1,4 +1,4 @@
-"""Any source, read through its cache: the data module of every data set that lies on disk."""
+"""Data module of any data set on disk, read through its cache."""
 
 import logging
 from pathlib import Path
@@ -27,26 +27,26 @@ CACHES = Path("data/cache")
 
 
 class Prepared(DataModule):
-    """A source's subjects from its cache, which is made on first use.
+    """Data module of a source, read from its cache, which is made on first use.
 
-    Every numeric column of the cache's table may be a variable; a variable of another name that has a ``structure`` is
-    measured on the masks in the cache. A subject that lacks a used variable or the mask of a used structure is left
-    out, and counted in the log.
+    Every numeric column of the cache's table can be a variable. A variable of another name with a ``structure`` is
+    measured on the masks. A subject without a used variable or without the mask of a used structure is skipped and
+    counted in the log.
 
     Args:
-        source: The data set as it lies on disk.
+        source: The data set on disk.
         variables: Parents of the image, name -> declaration.
         structures: Mask channels, in order, among those of the source; None for all.
-        cache: Folder of the cache; None for ``data/cache/NAME-KEY``, another for other options of the source.
-        augment: Random changes of the training images: False, True for the usual strengths, or the strengths.
-        seed: Decides the augmentation.
-        workers: Processes that make the cache, should it not be there.
-        batch_size: Images a step and a process.
+        cache: Folder of the cache; None for ``data/cache/NAME-KEY``, where KEY depends on the source's options.
+        augment: Augmentation of the training images: False, True for the default strengths, or the strengths.
+        seed: Seed of the augmentation.
+        workers: Processes that make the cache if it is missing.
+        batch_size: Images per step and process.
         num_workers: Loader processes.
 
     Raises:
-        ValueError: If a variable or structure is not offered, a size is declared with another unit, the cache is
-            stale, or a subject cannot be read while it is made.
+        ValueError: If a variable or structure is unknown, a size is declared with another unit, the cache is stale, or
+            a subject cannot be read while it is made.
     """
 
     def __init__(
@@ -71,28 +71,28 @@ class Prepared(DataModule):
         self.folder = Path(cache).expanduser() if cache else CACHES / f"{source.name}-{key(source)}"
         self.augmentation = Augmentation() if augment is True else augment or None
         if self.augmentation and (source.dtype != "uint8" or len(source.frame) != 2):
-            raise ValueError(f"augment works on 8-bit films; {source.name} holds {source.dtype} of {source.frame}")
+            raise ValueError(f"augment needs 8-bit 2-D images; {source.name} has {source.dtype} of {source.frame}")
         for name, variable in variables.items():
             if variable.is_size and variable.unit not in ("", source.unit):
                 raise ValueError(f"variable {name!r}: {source.name} measures in {source.unit!r}, not {variable.unit!r}")
         self._cache: Cache | None = None
-        self._given = cache  # folder that the user chose
+        self._given = cache  # folder given by the user
 
     def remade(self, size: int) -> Self:
-        """From a cache of its own, which is made on first use: beside the chosen folder if there is one."""
+        """The same data at another size, from a cache of its own, next to the given folder if there is one."""
         settings = (self.variables, self.structures, f"{self.folder}-{size}" if self._given else None, False)
         rest = (self.seed, self.workers, self.batch_size, self.num_workers)
         return type(self)(self.source.resized(size), *settings, *rest)
 
     @property
     def cache(self) -> Cache:
-        """The opened cache; made first if it is not there."""
+        """The opened cache, which is made if it is missing."""
         if self._cache is None:
             self._cache = prepare(self.source, self.folder, self.workers)
         return self._cache
 
     def make_dataset(self, split: Split) -> "CachedImages":
-        """The subjects of one split that have all that is used."""
+        """The subjects of one split that have all used variables and masks."""
         table = self.cache.table
         here = table[table["split"] == split]
         offered = self._offered(table)
@@ -110,7 +110,7 @@ class Prepared(DataModule):
         return CachedImages(self.cache, kept, offered, self.structures, masked, augmentation, self.seed)
 
     def _offered(self, table: pd.DataFrame) -> list[str]:
-        """Variables that are columns; the others are measured."""
+        """Variables that are columns of the table; the others are measured on masks."""
         for name, variable in self.variables.items():
             if variable.structure and name not in table:
                 continue
@@ -121,16 +121,16 @@ class Prepared(DataModule):
 
 
 class CachedImages(ImageDataset):
-    """One split of a cache; only what is indexed is read.
+    """One split of a cache, read lazily.
 
     Args:
         cache: The opened cache.
         table: Rows of its table.
-        variables: Columns to offer.
+        variables: Columns used as variables.
         structures: Mask channels, in order.
-        masked: Variables that are measured anew where augmentation moves the masks.
-        augmentation: Random changes of every reading; None leaves images as they are.
-        seed: Decides the augmentation, together with the subject and its visit: whatever process reads it.
+        masked: Variables that are measured again after augmentation of the masks.
+        augmentation: Augmentation of every image that is read; None for none.
+        seed: Seed of the augmentation, together with subject and epoch; independent of the reading process.
     """
 
     def __init__(
@@ -155,15 +155,15 @@ class CachedImages(ImageDataset):
         return len(self.rows)
 
     def read(self, indices: Tensor) -> Batch:
-        """Subjects ``indices`` (B,) as one batch, on their first visit; see ``ImageDataset.read``."""
+        """Read subjects ``indices`` (B,) as one batch, with the augmentation of epoch 0; see ``ImageDataset.read``."""
         return self.visit(indices, torch.zeros_like(indices))
 
     def read_unchanged(self, indices: Tensor) -> Batch:
-        """As the cache holds them."""
+        """As ``read``, without augmentation."""
         return self._read(indices, None)
 
     def visit(self, indices: Tensor, visits: Tensor) -> Batch:
-        """The same on their visits (B,), each augmented in its own way."""
+        """As ``read``, with the augmentation of the epochs ``visits`` (B,)."""
         return self._read(indices, visits if self.augmentation else None)
 
     def _read(self, indices: Tensor, visits: Tensor | None) -> Batch:
@@ -185,7 +185,7 @@ class CachedImages(ImageDataset):
         images: NDArray[np.uint8],
         masks: NDArray[np.uint8],
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Films (B, 1, S, S) and masks (B, K, S, S), each moved in its own way."""
+        """Augmented images (B, 1, S, S) and masks (B, K, S, S)."""
         assert self.augmentation is not None
         drawn = []
         for place, visit, image, mask in zip(places.tolist(), visits.tolist(), images, masks, strict=True):
@@ -194,13 +194,13 @@ class CachedImages(ImageDataset):
         return np.stack([image for image, _ in drawn])[:, None], np.stack([mask for _, mask in drawn])
 
     def _field(self, place: int, size: int) -> NDArray[np.uint8]:
-        """Where the film lies in the padded frame; all of it where that is unknown."""
+        """Mask of the film within the padded frame; all ones if that is unknown."""
         if self.shapes is None:
             return np.ones((size, size), np.uint8)
         return field_of_view(self.shapes[place], size)
 
 
 def _measure_of(structure: str, table: pd.DataFrame) -> str:
-    """The column that is NaN where a structure has no mask."""
+    """Name of the column that is NaN where a structure has no mask."""
     names = [f"{structure}_area", f"{structure}_volume"]
     return next((name for name in names if name in table), names[0])

@@ -1,4 +1,4 @@
-"""What a prepared data set looks like in numbers: counts, intensities, variables."""
+"""Statistics of a prepared data set: counts, intensities and variables."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +9,7 @@ import pandas as pd
 
 from data_modules.preparation.cache import IMAGES
 
-LOOKED_AT = 1000  # training images whose intensities are counted, evenly spread
+LOOKED_AT = 1000  # number of training images used for intensities, evenly spaced
 LIBRARIES = ("numpy", "pandas", "opencv-python-headless", "pillow", "pydicom", "nibabel")
 PERCENTILES = (0.5, 5, 50, 95, 99.5)
 
@@ -27,12 +27,12 @@ def statistics(folder: Path, table: pd.DataFrame, plan: dict[str, Any]) -> dict[
 
 
 def attributes(table: pd.DataFrame) -> list[str]:
-    """Columns that may become variables."""
+    """Columns that can be used as variables."""
     return [str(name) for name in table.select_dtypes("number").columns if name != "row"]
 
 
 def describe(values: "pd.Series[Any]") -> dict[str, float | int | None]:
-    """Count, missing, mean, deviation, range of one column; None where nothing is known."""
+    """Count, missing, mean, standard deviation and range of one column; None if all values are missing."""
     known = values.dropna().astype(float)
     numbers = {"mean": known.mean(), "std": known.std(ddof=0), "min": known.min(), "max": known.max()}
     shown = {name: float(f"{value:.6g}") if len(known) else None for name, value in numbers.items()}
@@ -40,7 +40,7 @@ def describe(values: "pd.Series[Any]") -> dict[str, float | int | None]:
 
 
 def _intensity(folder: Path, table: pd.DataFrame, plan: dict[str, Any]) -> dict[str, Any]:
-    """Mean, deviation and percentiles of the levels of training images."""
+    """Mean, standard deviation and percentiles of the grey levels of training images."""
     images = np.load(folder / IMAGES, mmap_mode="r")
     rows = table.loc[table["split"] == "train", "row"].to_numpy()
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).astype(np.int64))]

@@ -1,4 +1,4 @@
-"""What happens around training: health, progress, checkpoints, pictures and TensorBoard."""
+"""Lightning callbacks: checkpoints and resuming, EMA, training health, progress, images and TensorBoard."""
 
 from segcft.callbacks.ema import EMA
 from segcft.callbacks.judge_overfitting import GuideGap

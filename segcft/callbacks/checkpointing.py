@@ -1,4 +1,4 @@
-"""Keep what a run has learnt: whole checkpoints, often enough, and at the signals that schedulers send."""
+"""Checkpoints during training: written atomically, at intervals and on the signals that job schedulers send."""
 
 import logging
 import os
@@ -24,19 +24,19 @@ log = logging.getLogger(__name__)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all, and keeps the one before it as ``previous.ckpt``.
+    """Writes checkpoints atomically, and keeps the previous one as ``previous.ckpt``.
 
-    A disk that is full leaves the former checkpoint as it was, and training goes on: there may be room next time.
+    If writing fails, for instance because the disk is full, the last checkpoint stays intact and training continues.
 
     Attributes:
-        failed: What went wrong with the latest checkpoint; None if it was written.
+        failed: Error of the latest attempt; None if it succeeded.
     """
 
     def __init__(self) -> None:
         self.failed: str | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write beside it, then rename."""
+        """Write to a temporary file, then rename it."""
         path, self.failed = Path(path), None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,32 +47,32 @@ class WholeCheckpoints(TorchCheckpointIO):
                 if path.name == LAST and path.exists():
                     with staged(path.with_name(PREVIOUS)) as former:
                         _link(path, former)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the second
+        except (OSError, RuntimeError) as error:  # RuntimeError comes from torch's writer
             self.failed = f"{path} could not be written: {error}".splitlines()[0]
-            log.warning("%s; the former one is whole, training goes on", self.failed)
+            log.warning("%s; the previous checkpoint is intact, training continues", self.failed)
 
 
 class Keep(ModelCheckpoint):
-    """Saves ``last.ckpt`` after every epoch, every few minutes and at SIGTERM and SIGUSR1, after which it stops.
+    """Saves ``last.ckpt`` after every epoch and every few minutes, and on SIGTERM or SIGUSR1 saves and stops.
 
-    It saves between two optimiser steps of an epoch, where a loader can go on, or at the end of the epoch; at a signal
-    that comes later in an epoch, after it. Several processes ask each other every ``every`` steps.
+    Within an epoch it saves only between optimiser steps, where the data loader can resume; otherwise at the end of the
+    epoch. With several processes, they agree every ``every`` steps on whether to save.
 
     Args:
-        folder: Of the stage's checkpoints.
-        minutes: Between two checkpoints within an epoch.
-        run: What is being trained.
-        every: Steps after which several processes ask each other.
+        folder: Folder of the stage's checkpoints.
+        minutes: Minutes between checkpoints within an epoch.
+        run: The run, whose number is stored in every checkpoint.
+        every: Steps between agreements of several processes.
     """
 
     def __init__(self, folder: str, minutes: float, run: Run, every: int = 10) -> None:
-        # after every epoch, whether validated or not: the last one is what the next stage reads
+        # after every epoch, with or without validation: the next stage reads the last checkpoint
         super().__init__(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.minutes, self.run, self.every = minutes, run, every
         self._saved, self._asked = time.monotonic(), False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say that this run is at work, once every process has seen what lay there before."""
+        """Mark the run as unfinished, once every process has looked for an earlier one."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
@@ -81,11 +81,11 @@ class Keep(ModelCheckpoint):
             folder = Path(str(self.dirpath))
             version = getattr(trainer.logger, "version", None)
             Run(self.run.number, self.run.configuration, version).mark(folder)
-            for left in folder.glob(".*.part"):  # of a process that was killed while it wrote
+            for left in folder.glob(".*.part"):  # left by a process that was killed while writing
                 left.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and listen to signals instead of Lightning, which would stop without having saved."""
+        """Start the clock and install signal handlers; Lightning's would stop without saving."""
         super().on_train_start(trainer, pl_module)
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
@@ -93,13 +93,13 @@ class Keep(ModelCheckpoint):
                 signal.signal(number, self._hear)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Whose it is."""
+        """Store the number of the run in its checkpoint."""
         checkpoint["run"] = self.run.number
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time and training could go on from here."""
+        """Save if it is due and training can be resumed from this step."""
         alone = trainer.world_size == 1
         if not _between_steps(trainer) or not (alone or trainer.global_step % self.every == 0):
             return
@@ -109,7 +109,7 @@ class Keep(ModelCheckpoint):
             self._stop_if_asked(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, and stop if asked and not at the end anyway."""
+        """Save, and stop if a signal asked for it, unless training ends here anyway."""
         if isinstance(trainer.train_dataloader, TrainingLoader):
             trainer.train_dataloader.finish_epoch()
         super().on_train_epoch_end(trainer, pl_module)
@@ -118,10 +118,10 @@ class Keep(ModelCheckpoint):
             self._stop_if_asked(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run whose last checkpoint was not written has not finished.
+        """Fail if the last checkpoint could not be written.
 
         Raises:
-            OSError: If so.
+            OSError: With the error of the last attempt.
         """
         super().on_train_end(trainer, pl_module)
         failed = getattr(trainer.strategy.checkpoint_io, "failed", None)
@@ -129,7 +129,7 @@ class Keep(ModelCheckpoint):
             raise OSError(failed)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing is left to go on with."""
+        """Remove the mark of an unfinished run and ``previous.ckpt``."""
         if trainer.is_global_zero:
             for name in (MARK, PREVIOUS):
                 (Path(str(self.dirpath)) / name).unlink(missing_ok=True)
@@ -140,14 +140,14 @@ class Keep(ModelCheckpoint):
 
     def _stop_if_asked(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if distributed.any_of(self._asked, pl_module.device):
-            raise Interrupted(f"asked to stop, saved at step {trainer.global_step}: the same command goes on there")
+            raise Interrupted(f"asked to stop, saved at step {trainer.global_step}: run the same command to resume")
 
     def _hear(self, number: int, frame: Any) -> None:
         self._asked = True
 
 
 def _between_steps(trainer: Trainer) -> bool:
-    """Whether no gradients are gathered, the epoch goes on, and nothing is validated before it does."""
+    """Whether no gradients are being accumulated, the epoch continues and no validation comes before the next step."""
     loop = trainer.fit_loop.epoch_loop
     ready, interval = loop.batch_progress.current.ready, trainer.val_check_batch
     validates = isinstance(interval, int) and ready % interval == 0 and trainer.enable_validation
@@ -162,7 +162,7 @@ def _over(trainer: Trainer) -> bool:
 
 
 def _link(path: Path, copy: Path) -> None:
-    """Another name for the same file; a copy where the file system knows no such thing."""
+    """Create a hard link to a file, or a copy if the file system has no hard links."""
     try:
         os.link(path, copy)
     except OSError:

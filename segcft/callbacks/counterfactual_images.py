@@ -1,4 +1,4 @@
-"""What the model believes, drawn at every validation from its first batch."""
+"""TensorBoard images at every validation: counterfactuals, prior samples, target and measurement, active latents."""
 
 from dataclasses import dataclass
 
@@ -16,16 +16,16 @@ from segcft.hvae.latents import Abduction
 from segcft.plots import figures
 from segcft.tasks.base import Batch, FirstLook, asked_in_turn
 
-ACTIVE = 0.01  # variance of a posterior's mean over subjects above which a latent is in use
-Pairs = dict[str, tuple[Tensor, Tensor]]  # variable -> asked and measured, (n,) each
+ACTIVE = 0.01  # a latent is active if its posterior mean has a larger variance over subjects
+Pairs = dict[str, tuple[Tensor, Tensor]]  # variable -> targets and measurements, (n,) each
 
 
 class CounterfactualImages(FirstLook):
-    """Counterfactuals, draws, asked against measured values, and latents in use, as far as a stage has them.
+    """Logs counterfactuals, prior samples, target-measurement plots and active latents, as far as a stage has them.
 
     Args:
-        subjects: Number of subjects shown of every question.
-        samples: Number of draws from the prior.
+        subjects: Number of subjects shown per intervened variable.
+        samples: Number of samples from the prior.
     """
 
     def __init__(self, subjects: int = 3, samples: int = 8) -> None:
@@ -48,7 +48,7 @@ class CounterfactualImages(FirstLook):
             _scatter(board, {name: (batch[name], found) for name, found in read.items()}, judge, step)
 
     def _answers(self, board: SummaryWriter, look: "Look", judge: SegmentationModel | None, step: int) -> None:
-        """A picture a question: the first subjects that it was put to."""
+        """One image per intervened variable, with the first subjects that have it."""
         found = judge.measure(look.answer.image, look.batch["image"]) if judge is not None else {}
         for name, target in look.do.items():
             asked = (~target.isnan()).nonzero().flatten()[: self.subjects]
@@ -65,10 +65,10 @@ class CounterfactualImages(FirstLook):
             board.add_image(f"counterfactuals/{name}", picture, step, dataformats="HWC")
 
     def _latents(self, board: SummaryWriter, look: "Look", step: int) -> None:
-        """What the prior draws for the subjects' parents, and how many latents the posterior uses."""
+        """Samples of the prior under the subjects' parents, and the share of active latents."""
         abduction, image = look.answer.abduction, look.answer.image
         devices = [image.device] if image.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # training goes on as if nothing had been drawn
+        with torch.random.fork_rng(devices):  # do not change training's random state
             drawn = look.model.hvae.sample(abduction.pa[: self.samples]).loc
         board.add_image("samples", grid([drawn]), step)
         for resolution, share in used(abduction).items():
@@ -77,13 +77,13 @@ class CounterfactualImages(FirstLook):
 
 @dataclass(frozen=True)
 class Look:
-    """Questions that were put to the subjects of a batch, and the answers.
+    """Interventions on the subjects of a batch, and their counterfactuals.
 
     Attributes:
         batch: Images (B, C, *S) and parents (B,).
-        model: That was asked.
-        do: One question a subject, see ``fixed_do``.
-        answer: Without chance.
+        model: The model.
+        do: One intervention per subject, see ``fixed_do``.
+        answer: The counterfactuals, with deterministic abduction.
     """
 
     batch: Batch
@@ -93,11 +93,11 @@ class Look:
 
     @classmethod
     def at(cls, batch: Batch, model: CounterfactualModel, names: list[str]) -> "Look":
-        """Ask for the variables ``names`` in turn."""
+        """Intervene on the variables ``names`` in turn."""
         return cls(batch, model, *asked_in_turn(model, batch, names))
 
     def pairs(self, measured: Batch) -> Pairs:
-        """What was asked, and what was measured in the answers to it."""
+        """Targets of every variable, and the measurements of the corresponding counterfactuals."""
         known = {name: ~self.do[name].isnan() for name in self.do if name in measured}
         return {name: (self.do[name][asked], measured[name][asked]) for name, asked in known.items()}
 
@@ -114,7 +114,7 @@ def _titled(name: str, knows: CounterfactualModel | Judge) -> str:
 
 
 def used(abduction: Abduction) -> dict[str, float]:
-    """Resolution -> share of latents whose posterior mean varies over subjects (Burda et al., arXiv:1509.00519)."""
+    """Share of active latents per resolution: their posterior mean varies over subjects (Burda et al., 1509.00519)."""
     active: dict[str, list[Tensor]] = {}
     for belief in abduction.beliefs:
         mean = belief.posterior.mean.float()
@@ -125,7 +125,7 @@ def used(abduction: Abduction) -> dict[str, float]:
 
 
 def grid(rows: list[Tensor]) -> Tensor:
-    """Rows of (B, C, *S) in [-1, 1] -> one picture (1, height, width) in [0, 1]; volumes show their middle slice."""
+    """Rows of images (B, C, *S) in [-1, 1] -> one image (1, height, width) in [0, 1]; of volumes the middle slice."""
     flat = [row[:, 0] if row.dim() == 4 else row[:, 0, row.shape[2] // 2] for row in rows]  # (B, H, W)
     picture = torch.cat([torch.cat(list(row), dim=1) for row in flat], dim=0)
     return (picture.float().clamp(-1, 1)[None] + 1) / 2

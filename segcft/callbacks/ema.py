@@ -13,22 +13,22 @@ from segcft.tasks.sharded_strategy import held
 
 
 class Average(AveragedModel):
-    """An exponential moving average of all weights at one go, which looks up once where they are.
+    """An EMA of all weights, updated in one call; it looks up the tensors once instead of at every step.
 
     Args:
-        model: Whose weights and buffers to average.
-        decay: Share of the average that a step keeps, in [0, 1].
-        device: Where to keep it; that of the model, unless each step is to wait for a transfer.
+        model: The model whose weights and buffers are averaged.
+        decay: Weight of the old average in an update, in [0, 1].
+        device: Device of the average; should be the model's, otherwise every update waits for a transfer.
     """
 
     def __init__(self, model: nn.Module, decay: float, device: torch.device | None = None) -> None:
         super().__init__(model, device, use_buffers=True)  # type: ignore[no-untyped-call]
         self._average: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self._places: list[tuple[dict[str, Any], dict[str, Any], str]] = []  # of the average, of the model, a name
+        self._places: list[tuple[dict[str, Any], dict[str, Any], str]] = []  # average's, model's, name
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """As ``AveragedModel``: the first time a copy."""
+        """Update the average; the first call copies the model, as in ``AveragedModel``."""
         first = not self._places and self.n_averaged == 0
         self._places = self._places or list(_places(self.module, model))
         pairs = [(ours[name], theirs[name]) for ours, theirs, name in self._places]
@@ -42,10 +42,10 @@ class Average(AveragedModel):
 
 
 class EMA(WeightAveraging):
-    """The exponential moving average of Lightning's ``EMAWeightAveraging``, cheaper.
+    """EMA of the weights, as Lightning's ``EMAWeightAveraging``, but faster.
 
     Args:
-        decay: Share of the average that a step keeps, in [0, 1].
+        decay: Weight of the old average in an update, in [0, 1].
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -53,13 +53,13 @@ class EMA(WeightAveraging):
         self.decay = decay
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the model to the device where it will be."""
+        """Create the average on the device on which the model will be trained."""
         if stage == "fit":
             self._average_model = Average(pl_module, self.decay, trainer.strategy.root_device)
 
 
 def _places(ours: nn.Module, theirs: nn.Module) -> Iterator[tuple[dict[str, Any], dict[str, Any], str]]:
-    """Where weights and buffers hang, for others may be put there."""
+    """The dicts that hold weights and buffers, with their names, since the tensors in them may be replaced."""
     seen = set()
     for one, other in zip(ours.modules(), theirs.modules(), strict=True):
         for kind in ("_parameters", "_buffers"):

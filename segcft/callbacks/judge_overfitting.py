@@ -1,4 +1,4 @@
-"""Who watches while fine-tuning, and whether the guide is being gamed: an independent judge looks at its answers."""
+"""Detects overfitting to the guiding judge: an independent evaluator measures the same counterfactuals."""
 
 import warnings
 from typing import Any
@@ -14,13 +14,13 @@ from segcft.tasks.finetune import CounterfactualFineTuning
 
 
 def evaluator(trainer: Trainer) -> SegmentationModel | None:
-    """That of ``GuideGap``, if it is listed."""
+    """The evaluator of the ``GuideGap`` callback, if there is one."""
     listed = (each for each in trainer.callbacks if isinstance(each, GuideGap))  # type: ignore[attr-defined]
     return next((each.judge for each in listed), None)
 
 
 def witness(trainer: Trainer, pl_module: LightningModule) -> SegmentationModel | None:
-    """Who outlines what a stage answers: the evaluator if there is one, else a guide that outlines."""
+    """The segmentor that measures a stage's counterfactuals: the evaluator, otherwise the guiding segmentor."""
     judge = evaluator(trainer)
     if judge is not None:
         return judge
@@ -30,15 +30,15 @@ def witness(trainer: Trainer, pl_module: LightningModule) -> SegmentationModel |
 
 
 class GuideGap(FirstLook):
-    """Logs ``val/gap_NAME`` in training deviations: the evaluator's mean error minus the guide's, on the same answers.
+    """Logs ``val/gap_NAME``: the evaluator's mean error minus the guide's, in training standard deviations.
 
-    It grows where counterfactuals please the guide more than they should. List it under ``trainer.callbacks``; No-CFT
-    has no guide and is not watched.
+    A growing gap means that counterfactuals exploit errors of the guide. Add it to ``trainer.callbacks``; it does
+    nothing for No-CFT, which has no guide.
 
     Args:
-        evaluator: Checkpoint of a segmentor that guides nothing.
-        tolerance: Warn when a gap exceeds the smallest one so far by this, in training deviations.
-        batches: Validation batches to look at.
+        evaluator: Checkpoint of a segmentor that is not used as guidance.
+        tolerance: Warn if a gap exceeds the smallest one so far by more, in training standard deviations.
+        batches: Number of validation batches.
     """
 
     checked = True
@@ -50,20 +50,20 @@ class GuideGap(FirstLook):
         self._gaps: dict[str, list[Tensor]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The smallest gaps so far."""
+        """The smallest gap of every variable so far."""
         return {"smallest": self.smallest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from them."""
+        """Restore the smallest gaps."""
         self.smallest = dict(state_dict["smallest"])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
+        """Reset the sums of this validation."""
         self._gaps = {}
         self.judge.to(pl_module.device)
 
     def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
-        """Ask what validation asks, and let both judges measure the answers."""
+        """Predict the counterfactuals of validation and measure them with both judges."""
         if not isinstance(module, CounterfactualFineTuning) or not module.guidance.names:
             return
         do, answer = asked_in_turn(module.model, batch, module.asked)
@@ -74,7 +74,7 @@ class GuideGap(FirstLook):
             self._gaps.setdefault(name, []).append(wrong[asked] / scale)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log, and warn once the gap has grown."""
+        """Log the gaps, and warn if one has grown."""
         for name in sorted(self._gaps):
             gap = torch.cat(self._gaps[name]).mean()
             pl_module.log(f"val/gap_{name}", gap, sync_dist=True)
@@ -83,7 +83,7 @@ class GuideGap(FirstLook):
             best = self.smallest[name] = min(self.smallest.get(name, float(gap)), float(gap))
             if float(gap) > best + self.tolerance:
                 warnings.warn(
-                    f"the gap between evaluator and guide grew to {float(gap):.2f} deviations of {name} from "
-                    f"{best:.2f}: counterfactuals please the guide more than they should",
+                    f"the gap between evaluator and guide grew to {float(gap):.2f} standard deviations of {name} from "
+                    f"{best:.2f}: counterfactuals exploit errors of the guide",
                     stacklevel=2,
                 )

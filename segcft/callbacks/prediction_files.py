@@ -1,4 +1,4 @@
-"""Files of predictions: what ``segcft predict`` writes."""
+"""Writes the output of ``segcft predict`` to files."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from segcft.core.atomic_files import staged
 
 
 class PredictionFiles(BasePredictionWriter):
-    """``segcft predict``: every batch as one file of tensors, opened by ``torch.load(path, weights_only=True)``.
+    """Writes every predicted batch as one file of tensors, to be read by ``torch.load(path, weights_only=True)``.
 
     Args:
-        folder: Where to write ``RANK-BATCH.pt``.
+        folder: Output folder; files are called ``RANK-BATCH.pt``.
     """
 
     def __init__(self, folder: str) -> None:
@@ -31,7 +31,7 @@ class PredictionFiles(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write one batch whole or not at all."""
+        """Write one batch atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with staged(self.folder / f"{trainer.global_rank}-{batch_idx:05d}.pt") as path:
             torch.save({name: value.cpu() for name, value in prediction.items()}, path)

@@ -1,4 +1,4 @@
-"""Progress towards the last step: a bar in a terminal, lines in a file."""
+"""Progress display of training: a bar in a terminal, lines in a log file."""
 
 import math
 import os
@@ -17,7 +17,7 @@ TERMS = {f"train/{name}" for name in ("loss", "nelbo", "guidance", "shape", "cha
 
 
 class StepProgress(Callback):
-    """Progress over the whole run: a bar in a terminal, ten lines in a file; terms of the loss, pace, and time left."""
+    """Progress over the whole run: loss terms, speed and remaining time, as a bar (terminal) or ten lines (file)."""
 
     def __init__(self) -> None:
         self._started, self._first_step, self._shown, self._images = math.nan, 0, -1, 0
@@ -35,14 +35,14 @@ class StepProgress(Callback):
             self._bar.start()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The first batch may have had to be drawn or decoded: count from here."""
+        """Start timing here, since loading the first batch may have included preparing data."""
         if math.isnan(self._started):
             self._started = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show progress at every tenth, or every per cent in a terminal; the only time a metric is read."""
+        """Show progress every 10 %, in a terminal every 1 %; metrics are read from the device only then."""
         self._images += len(batch["index"]) * trainer.world_size
         steps, done = int(trainer.estimated_stepping_batches), trainer.global_step
         mark = done * (100 if self._bar else 10) // max(1, steps)
@@ -59,11 +59,11 @@ class StepProgress(Callback):
             print(f"{_stage(pl_module):>10} {done:>6}/{steps}  {told}", file=sys.stderr)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the bar as it is."""
+        """Close the progress bar, leaving it visible."""
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Close the progress bar."""
         self._stop()
 
     def _stop(self) -> None:
@@ -73,7 +73,7 @@ class StepProgress(Callback):
 
 
 def numbers(trainer: Trainer) -> list[str]:
-    """Terms of the training loss when a logger last looked, and what each stage is judged by in validation."""
+    """The training loss terms last logged, and the main validation metrics of the stage."""
     terms = {name: float(value) for name, value in trainer.callback_metrics.items() if name in TERMS}
     shown = {**terms, **trainer.progress_bar_metrics}
     return [f"{name} {shown[name]:.3f}" for name in sorted(shown)]

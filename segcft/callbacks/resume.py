@@ -1,7 +1,7 @@
-"""Which checkpoint a run goes on from: the last whole one of the same, unfinished run, or none.
+"""Resuming: selects the last intact checkpoint of the same unfinished run, or none.
 
-While a run is at work, ``unfinished.json`` lies beside its checkpoints: its number, and all that decides what it
-learns. The run takes it away when it has finished. A checkpoint belongs to the run whose number it holds.
+While a run is training, ``unfinished.json`` next to its checkpoints holds its number and every option that affects the
+result. It is removed when the run has finished. A checkpoint belongs to the run whose number it holds.
 """
 
 import json
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """One training, be it interrupted or not.
+    """Identity of one training run, which may have been interrupted and resumed.
 
     Attributes:
-        number: Its own, in hexadecimal.
-        configuration: All that decides what it learns, name -> plain value.
-        version: Of the folder under logs/ that it writes to; None to take a new one.
+        number: Random identifier, hexadecimal.
+        configuration: Every option that affects the result, name -> plain value.
+        version: Version of its folder under logs/; None for a new one.
     """
 
     number: str
@@ -35,19 +35,19 @@ class Run:
     version: int | str | None = None
 
     def mark(self, folder: Path) -> None:
-        """Say that it is at work."""
+        """Write ``unfinished.json`` into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / MARK, json.dumps(asdict(self), indent=1) + "\n")
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins.
+    """How a run starts.
 
     Attributes:
-        run: The new run, or the one that goes on.
-        checkpoint: Where it goes on from; None to start afresh.
-        step: Optimiser steps that were taken there.
+        run: A new run, or the one that is resumed.
+        checkpoint: Checkpoint to resume from; None to start from scratch.
+        step: Optimiser steps taken in that checkpoint.
     """
 
     run: Run
@@ -56,26 +56,26 @@ class Start:
 
 
 def begin(folder: Path, configuration: dict[str, Any], resume: str) -> Start:
-    """Decide; nothing is written.
+    """Decide whether to resume and from which checkpoint; writes nothing.
 
     Args:
-        folder: Of the stage's checkpoints.
-        configuration: All that decides what the run learns, as ``facts`` gives it.
+        folder: Folder of the stage's checkpoints.
+        configuration: Every option that affects the result, as returned by ``facts``.
         resume: ``auto``, ``never`` or the path of a checkpoint.
 
     Raises:
-        ValueError: If the checkpoint that is asked for cannot be read.
+        ValueError: If the requested checkpoint cannot be read.
     """
     fresh, found = Run(uuid.uuid4().hex, configuration), None if resume == "never" else marked(folder)
     if found is not None:
         differing = differences(found.configuration, configuration)
         for path, content in whole(folder) if not differing else ():
             if content.get("run") == found.number:
-                log.warning("going on from step %d of the interrupted run, %s", content["global_step"], path)
+                log.warning("resuming the interrupted run at step %d, %s", content["global_step"], path)
                 return Start(found, path, content["global_step"])
         if differing and resume == "auto":
             several = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
-            log.warning("%s lies in %s, but it is another run: %s. Starting afresh", MARK, folder, several)
+            log.warning("%s is in %s, but belongs to a different run: %s. Starting from scratch", MARK, folder, several)
     if resume in ("auto", "never"):
         return Start(fresh)
     return Start(fresh, Path(resume), int(checkpoints.read(resume)["global_step"]))
@@ -90,24 +90,24 @@ def marked(folder: Path) -> Run | None:
 
 
 def whole(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Checkpoints that can be read, the last one first; says which one is damaged."""
+    """Readable checkpoints, the last one first; damaged ones are logged and skipped."""
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.exists():
             continue
         try:
             yield path, intact(path)
         except ValueError as error:
-            log.warning("%s is damaged and left out: %s", path, error)
+            log.warning("%s is damaged and was skipped: %s", path, error)
 
 
 def intact(path: Path) -> dict[str, Any]:
-    """A checkpoint whose every byte is as it was written.
+    """Read a checkpoint after verifying its checksums.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If one does not match or the file cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch's own reading does not compare the sums
+        with zipfile.ZipFile(path) as archive:  # torch does not verify checksums when loading
             wrong = archive.testzip()
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(str(error)) from error
@@ -117,7 +117,7 @@ def intact(path: Path) -> dict[str, Any]:
 
 
 def facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as flat plain data, ``a.b`` -> value, with size and time of every file that it names."""
+    """A configuration as flat plain data, ``a.b`` -> value, with size and modification time of files it names."""
     flat = dict(_flat("", config))
     for name, value in list(flat.items()):
         if isinstance(value, str) and 0 < len(value) < 1024 and Path(value).is_file():
@@ -127,7 +127,7 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, a line each."""
+    """The differences between two configurations, one line each."""
     missing = "nothing"
     names = sorted(before.keys() | now.keys())
     pairs = ((name, before.get(name, missing), now.get(name, missing)) for name in names)

@@ -1,4 +1,4 @@
-"""How a run came about, kept beside what it learnt."""
+"""Provenance of a training run, written to ``run.json`` next to its checkpoints."""
 
 import hashlib
 import json
@@ -24,14 +24,14 @@ RECORD = "run.json"
 
 
 class Record(Callback):
-    """Writes ``run.json``: command, configuration, commit, versions, machine, fingerprint of the data, and when.
+    """Writes ``run.json``: command, configuration, commit, versions, hardware, data fingerprint and times.
 
-    A run that was interrupted and goes on adds a line to ``starts``; ``finished`` stays empty until it has ended. Then
-    ``seconds`` of training are added, and ``metrics``: what the last validation found.
+    A resumed run adds an entry to ``starts``. ``finished`` is empty until the run has ended; then the training
+    ``seconds`` and the ``metrics`` of the last validation are added.
 
     Args:
-        folder: Of the stage's checkpoints.
-        config: All of the configuration.
+        folder: Folder of the stage's checkpoints.
+        config: The full configuration.
     """
 
     def __init__(self, folder: str, config: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ class Record(Callback):
         self.content: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what is known before the first step."""
+        """Write the record before the first step."""
         if not trainer.is_global_zero:
             return
         earlier = _starts(self.path) if trainer.global_step else []
@@ -57,7 +57,7 @@ class Record(Callback):
         self._write()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """It has ended well."""
+        """Add end time, training time and final metrics."""
         if trainer.is_global_zero:
             found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             metrics = {name: value if math.isfinite(value) else None for name, value in found.items()}
@@ -71,7 +71,7 @@ class Record(Callback):
 
 
 def about(data: Any) -> dict[str, Any]:
-    """Numbers of subjects, and a fingerprint: equal data have equal ones, data that differ in any statistic others."""
+    """Numbers of subjects, and a fingerprint of the data that changes if any of their statistics does."""
     return {
         "fingerprint": fingerprint(data.description),
         "subjects": {split: len(data.dataset(split)) for split in ("train", "val")},
@@ -79,7 +79,7 @@ def about(data: Any) -> dict[str, Any]:
 
 
 def fingerprint(description: DataDescription) -> str:
-    """Of structures, spacing, and range, moments and quantiles of every variable in the training split."""
+    """Hash of structures, spacing, and the range, moments and quantiles of every training variable."""
     return hashlib.sha256(json.dumps(plain(description), sort_keys=True).encode()).hexdigest()[:16]
 
 

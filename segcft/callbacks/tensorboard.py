@@ -1,4 +1,4 @@
-"""TensorBoard's writer, and the pace of training and its memory, the same tags for every stage."""
+"""TensorBoard's writer, and logging of training speed and memory under the same tags for every stage."""
 
 import math
 import resource
@@ -16,7 +16,7 @@ from segcft.tasks.base import Batch, looked_at
 
 
 def writer(trainer: Trainer) -> SummaryWriter | None:
-    """TensorBoard's, in the process that writes; None without one."""
+    """TensorBoard's writer, in the process that logs; None if there is none."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             board: SummaryWriter = logger.experiment
@@ -25,7 +25,7 @@ def writer(trainer: Trainer) -> SummaryWriter | None:
 
 
 class Pace(Callback):
-    """``pace/images_per_second`` since the last logged step, validation left out, and ``pace/memory_gib``."""
+    """Logs ``pace/images_per_second`` since the last logged step (without validation), and ``pace/memory_gib``."""
 
     def __init__(self) -> None:
         self._since, self._images, self._due = math.nan, 0, False
@@ -39,11 +39,11 @@ class Pace(Callback):
         self._since -= time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let it go on."""
+        """Restart the clock."""
         self._since += time.monotonic()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Gradients may be summed over several batches: only the last of them takes a step."""
+        """Note that this batch ends in an optimiser step; with gradient accumulation not every batch does."""
         self._due = looked_at(trainer)
 
     def on_train_batch_end(
@@ -61,7 +61,7 @@ class Pace(Callback):
 
 
 def memory(device: torch.device) -> float:
-    """GiB, at most so far: of the accelerator, or of the process on a CPU."""
+    """Peak memory in GiB: of the GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""TensorBoard's first page: layout of the scalars; configuration, data, causal graph; settings with final metrics."""
+"""TensorBoard overview: scalar layout, configuration, data, causal graph, and hyperparameters with final metrics."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -17,30 +17,30 @@ from segcft.guidance.judges import Judge
 from segcft.plots import figures
 
 CHARTS = {  # category -> title -> tags, and the stages that have them, see ``kinds``
-    "Do answers hit what was asked, and that alone?": {
+    "Are counterfactuals effective and specific?": {
         "effectiveness: error, %": ("^effectiveness/", "outlined"),
-        "leakage: change of the others, %": ("^leakage/", "outlined"),
+        "leakage: change of other variables, %": ("^leakage/", "outlined"),
         "locality: change outside the structure": ("^locality/", "outlined"),
-        "truth: error, share of the unchanged image's": ("^truth/", "truth known"),
-        "is the guide being gamed?": ("^val/gap_", "watched"),
+        "error to the true counterfactual, relative to the unchanged image's": ("^truth/", "truth known"),
+        "gap between evaluator and guide": ("^val/gap_", "watched"),
     },
-    "Does it learn?": {
-        "training: distance to what was asked": ("^train/(guidance|shape)$", "fine-tuning"),
-        "validation: distance to what was asked": ("^val/(guidance|shape)$", "fine-tuning"),
-        "training: bound, nats per image dimension": ("^train/(nelbo|nll)$", "models"),
-        "validation: bound, nats per image dimension": ("^val/(nelbo|nll)$", "models"),
+    "Training and validation losses": {
+        "training: error to the target": ("^train/(guidance|shape)$", "fine-tuning"),
+        "validation: error to the target": ("^val/(guidance|shape)$", "fine-tuning"),
+        "training: NELBO, nats per image dimension": ("^train/(nelbo|nll)$", "models"),
+        "validation: NELBO, nats per image dimension": ("^val/(nelbo|nll)$", "models"),
         "training: loss": ("^train/loss$", "every stage"),
         "validation: loss": ("^val/loss$", "judges"),
         "KL by resolution, nats per image dimension": ("^train/kl_", "models"),
-        "latents in use, share": ("^latents/", "models"),
+        "active latents, share": ("^latents/", "models"),
         "change of the image": ("^(train|val)/change$", "fine-tuning"),
-        "multiplier of the bound": ("^train/multiplier$", "fine-tuning"),
+        "Lagrange multiplier of the NELBO bound": ("^train/multiplier$", "fine-tuning"),
     },
-    "Does it run well?": {
-        "images a second": ("^pace/images_per_second$", "every stage"),
-        "share of waiting for data": ("^health/waiting$", "every stage"),
+    "Speed and health": {
+        "images per second": ("^pace/images_per_second$", "every stage"),
+        "share of time spent waiting for data": ("^health/waiting$", "every stage"),
         "memory, GiB": ("^pace/memory_gib$", "every stage"),
-        "norm of the gradient": ("^health/gradient$", "every stage"),
+        "gradient norm": ("^health/gradient$", "every stage"),
         "learning rate": ("^lr-", "every stage"),
     },
 }
@@ -48,15 +48,15 @@ SETTINGS = re.compile(
     r"seed_everything|(model|data)\..*|trainer\.(max_(steps|epochs)|precision|gradient_clip_val|accumulate_grad_batches)"
 )
 METRICS = ("val/", "effectiveness/", "leakage/", "locality/", "truth/")
-LONGEST = 80  # characters of a setting among the hyperparameters
+LONGEST = 80  # longest hyperparameter, in characters
 
 
 class FrontPage(Callback):
-    """Configuration, data and causal graph, a layout of the scalars, and hyperparameters with the final metrics.
+    """Writes configuration, data, causal graph, scalar layout, and hyperparameters with the final metrics.
 
     Args:
-        text: Configuration to show.
-        settings: The same to compare runs by.
+        text: Configuration as text.
+        settings: Configuration as hyperparameters.
     """
 
     def __init__(self, text: str, settings: Mapping[str, Any]) -> None:
@@ -64,7 +64,7 @@ class FrontPage(Callback):
         self.settings = {name: value for name, value in flat(settings).items() if SETTINGS.fullmatch(name)}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what is known before the first step."""
+        """Write text and layout before the first step."""
         board = writer(trainer)
         if board is not None:
             board.add_custom_scalars(layout(kinds(trainer, pl_module)))
@@ -74,7 +74,7 @@ class FrontPage(Callback):
             board.add_image("variables/causal_graph", drawn, dataformats="HWC")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what the run came to."""
+        """Write hyperparameters with the final metrics."""
         board = writer(trainer)
         if board is not None:
             found = trainer.callback_metrics
@@ -85,7 +85,7 @@ class FrontPage(Callback):
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names, as TensorBoard takes them; long lists are left out, and so is ``init_args``.
+    """Flatten settings to dotted names for TensorBoard; long lists and the level ``init_args`` are left out.
 
     >>> flat({"a": {"b": 1, "init_args": {"c": [1, 2], "d": None}}})
     {'a.b': 1, 'a.c': '[1, 2]'}
@@ -103,7 +103,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def kinds(trainer: Trainer, module: LightningModule) -> set[str]:
-    """What can be shown of a stage, in the words of ``CHARTS``."""
+    """The kinds of chart, as named in ``CHARTS``, that apply to a stage."""
     guidance, outlined = getattr(module, "guidance", None), witness(trainer, module) is not None
     data = trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
     known = {
@@ -118,10 +118,10 @@ def kinds(trainer: Trainer, module: LightningModule) -> set[str]:
 
 
 def layout(shown: Collection[str]) -> dict[str, dict[str, list[Any]]]:
-    """Of the custom scalars, without panels that would stay empty.
+    """Layout of TensorBoard's custom scalars, without panels that would be empty.
 
     >>> list(layout({"every stage"}))
-    ['Does it learn?', 'Does it run well?']
+    ['Training and validation losses', 'Speed and health']
     """
     chosen = {
         category: {title: ["Multiline", [tags]] for title, (tags, kind) in charts.items() if kind in shown}
@@ -131,7 +131,7 @@ def layout(shown: Collection[str]) -> dict[str, dict[str, list[Any]]]:
 
 
 def causes(module: LightningModule) -> dict[str, list[str]]:
-    """Who causes whom, as the stage has it: effect -> its causes, the image among the effects of all."""
+    """The causal graph of a stage as effect -> causes, with the image as an effect of all variables."""
     mechanism = getattr(module, "mechanism", None) or getattr(getattr(module, "model", None), "mechanism", None)
     holder = getattr(module, "model", None) or getattr(module, "judge", None)
     known = mechanism.graph if mechanism is not None else {}
@@ -140,7 +140,7 @@ def causes(module: LightningModule) -> dict[str, list[str]]:
 
 
 def about(data: LightningDataModule) -> str:
-    """What was trained on, as Markdown: fingerprint, subjects, and the variables of the training split."""
+    """The training data as Markdown: fingerprint, number of subjects, and statistics of the variables."""
     told, variables = run_record.about(data), data.description.parents.variables  # type: ignore[attr-defined]
     subjects = ", ".join(f"{split} {count}" for split, count in told["subjects"].items())
     rows = [

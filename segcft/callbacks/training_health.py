@@ -1,6 +1,6 @@
-"""Is the training well? Steps that would spoil it are left out; what died, shut or stalls is named.
+"""Training health: skips harmful optimiser steps and warns about collapse, divergence, no response and data stalls.
 
-One number is read from the device in each step: the gradient's norm, together with the loss.
+In each step only the gradient's norm and the loss are read from the device, in one transfer.
 """
 
 import logging
@@ -29,34 +29,34 @@ from segcft.tasks.pretrain import PretrainHVAE
 
 log = logging.getLogger(__name__)
 UNMOVED = (
-    "training has ended, and its checkpoint is kept, but a structure does not move: of what validation asks less than "
-    "{least:g} happens by the guide's measure ({shut}). Fine-tune with prediction: segcft.counterfactual.Deformed, "
-    "whose gradient always passes, pretrain for longer, or give the variable more weight (weights, guidance_weight)"
+    "training has ended and its checkpoint is kept, but a structure does not change: by the guide's measurement less "
+    "than {least:g} of the requested change happens ({shut}). Fine-tune with prediction: segcft.counterfactual.Deformed"
+    " (its gradient does not vanish), pretrain for longer, or increase the variable's weight (weights, guidance_weight)"
 )
 SHUT = (
-    "do(%s) moves it by %d %% of what is asked, in the second half of training: a gate may have shut, or "
-    "nothing been learnt for fear of moving something else: see whether pretraining had burst (its val/nelbo); "
-    "--model.init_args.annealing=0.5 makes changes cheaper at first"
+    "do(%s) changes it by only %d %% of the requested change, in the second half of training: the gate may have "
+    "closed, or the penalty on changing other variables is too strong. Check whether pretraining diverged (its "
+    "val/nelbo), and try --model.init_args.annealing=0.5, which lowers the penalties at first"
 )
 BURST = (
-    "step %d: the NELBO in validation is %.3g and has been %.3g: pretraining has burst; "
-    "with a smaller --model.init_args.optimisation.lr it gets further"
+    "step %d: the validation NELBO is %.3g and has been %.3g: pretraining has diverged; "
+    "use a smaller --model.init_args.optimisation.lr"
 )
 
 
 class StepGuard(Callback):
-    """Leaves out optimiser steps whose loss or gradient is not finite, or whose gradient is far beyond the usual.
+    """Skips optimiser steps whose loss or gradient is not finite, or whose gradient norm is an outlier.
 
-    Weights, averages of the gradient and the step count of the optimiser stay as they were; the schedule goes on.
-    The batches of the first few such steps are saved. Shows ``health/gradient`` and ``health/skipped``.
+    A skipped step leaves weights, optimiser moments and step count unchanged; the learning-rate schedule continues. The
+    batches of the first skipped steps are saved. Logs ``health/gradient`` and ``health/skipped``.
 
     Args:
-        folder: Where to save batches, ``bad-STEP.pt``; None to save none.
-        patience: Such steps in a row after which training stops.
-        spike: A norm this many times the median of the last 100 is far beyond; 0 to let all finite ones pass.
-        warmup: Steps until a median is trusted.
-        steady: Such steps in a row after which no batch is to blame: finite ones pass, the usual is learnt anew.
-        keep: Batches to save.
+        folder: Folder for saved batches, ``bad-STEP.pt``; None to save none.
+        patience: Stop training after this many skipped steps in a row.
+        spike: A norm above this multiple of the median of the last 100 is an outlier; 0 accepts all finite norms.
+        warmup: Number of steps before outliers are detected.
+        steady: After this many skipped steps in a row, accept finite gradients and estimate the median anew.
+        keep: Number of batches to save.
     """
 
     def __init__(
@@ -76,18 +76,18 @@ class StepGuard(Callback):
         self._loss = torch.zeros(())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Remember what to save."""
+        """Keep the batch in case it must be saved."""
         self._batch = batch
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Remember the loss."""
+        """Keep the loss for the check."""
         self._loss = loss.detach()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at the gradients, which all processes share, and take them away if they would do harm.
+        """Check the gradients, which are equal in all processes, and remove them if the step must be skipped.
 
         Raises:
-            ValueError: After ``patience`` such steps in a row.
+            ValueError: After ``patience`` skipped steps in a row.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm, loss = self._read(gradients)
@@ -102,37 +102,37 @@ class StepGuard(Callback):
         optimizer.zero_grad(set_to_none=True)
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         where = self._save(trainer)
-        log.warning("step %d was left out: %s; %d so far%s", trainer.global_step, reason, self.skipped, where)
+        log.warning("step %d was skipped: %s; %d so far%s", trainer.global_step, reason, self.skipped, where)
         if self.in_a_row >= self.patience:
-            raise ValueError(f"{self.in_a_row} steps in a row were left out, the last one because {reason}{where}")
+            raise ValueError(f"{self.in_a_row} steps in a row were skipped, the last one because {reason}{where}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, and the usual norms."""
+        """Counts of skipped steps, and the recent norms."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "norms": list(self.norms)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore counts and norms."""
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
         self.norms = deque(state_dict["norms"], maxlen=100)
 
     def _read(self, gradients: list[Tensor]) -> tuple[float, float]:
-        """Norm of all gradients, and the loss over all processes, at one go."""
+        """Norm of all gradients, and the loss over all processes, in one transfer from the device."""
         norms = torch._foreach_norm(gradients) if gradients else []
         norm = torch.linalg.vector_norm(torch.stack([each.float() for each in norms])) if norms else torch.zeros(())
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of shared out weights
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded weights
         found: list[float] = torch.stack([norm, distributed.mean(self._loss.float()).to(norm.device)]).tolist()
         return found[0], found[1]
 
     def _reason(self, norm: float, loss: float) -> str:
-        """Why the step must not be taken; empty if it may."""
+        """The reason for skipping the step; empty if it can be taken."""
         if not math.isfinite(loss):
-            return f"its loss is {loss}"
+            return f"the loss is {loss}"
         if not math.isfinite(norm):
-            return f"the norm of its gradient is {norm}"
+            return f"the gradient norm is {norm}"
         if self.in_a_row >= self.steady:
             self.norms.clear()
         usual = statistics.median(self.norms) if self.spike and len(self.norms) >= self.warmup else math.inf
-        return f"the norm of its gradient, {norm:.3g}, is usually {usual:.3g}" if norm > self.spike * usual else ""
+        return f"the gradient norm is {norm:.3g}, its median {usual:.3g}" if norm > self.spike * usual else ""
 
     def _save(self, trainer: Trainer) -> str:
         if self.folder is None or self.skipped > self.keep:
@@ -142,26 +142,26 @@ class StepGuard(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             with staged(path) as temporary:
                 torch.save({name: value.cpu() for name, value in self._batch.items()}, temporary)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the second
+        except (OSError, RuntimeError) as error:  # RuntimeError comes from torch's writer
             return f"; its batch could not be saved: {error}".splitlines()[0]
         return f"; its batch is {path}"
 
 
 class Latents(FirstLook):
-    """Shows, on the first validation batch, what the latents know: ``health/kl`` and ``health/dead_latents``.
+    """Logs ``health/kl`` and ``health/dead_latents`` on the first validation batch, and warns of posterior collapse.
 
-    A channel of a latent is dead if its posterior differs from its prior by less than ``least`` nats an image. Warns
-    when all are: the posterior has collapsed.
+    A channel of a latent is dead if the KL divergence of its posterior from its prior is below ``least``; the posterior
+    has collapsed if all are dead.
 
     Args:
-        least: Nats an image.
+        least: Threshold in nats per image.
     """
 
     def __init__(self, least: float = 0.01) -> None:
         self.least, self._warned = least, False
 
     def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
-        """Abduct without chance."""
+        """Log the KL divergence under deterministic abduction."""
         model = getattr(module, "model", None)
         if not isinstance(model, CounterfactualModel):
             return
@@ -178,7 +178,7 @@ class Latents(FirstLook):
 
 
 def channel_kl(belief: Belief) -> Tensor:
-    """KL of posterior from prior of every channel, (latent_channels,) in nats an image, averaged over the batch."""
+    """KL of posterior from prior for every channel, (latent_channels,) in nats per image, averaged over the batch."""
     posterior, prior = (
         Normal(one.mean.flatten(0, 1), one.log_std.flatten(0, 1)) for one in (belief.posterior, belief.prior)
     )
@@ -186,15 +186,14 @@ def channel_kl(belief: Belief) -> Tensor:
 
 
 class Response(FirstLook):
-    """Shows, on the first validation batch of fine-tuning, how much of what is asked happens: ``health/response_NAME``.
+    """Logs ``health/response_NAME`` on the first validation batch of fine-tuning: the share of the requested change.
 
-    By the guide, and 1 is all of it: the slope of what was moved over what was to be moved. Warns once a variable that
-    hardly moves in the second half of training: whatever a change costs has kept it shut. A training that ends so has
-    failed; its checkpoint is kept.
+    It is the slope of the change measured by the guide over the requested change; 1 is perfect. Warns once per variable
+    that hardly responds in the second half of training. A run that ends so fails; its checkpoint is kept.
 
     Args:
-        least: Share of what was asked.
-        trial: Steps below which a training is a trial, of which nothing is expected.
+        least: Smallest acceptable slope.
+        trial: Runs with fewer steps are trials, which do not fail.
     """
 
     def __init__(self, least: float = 0.1, trial: int = 100) -> None:
@@ -202,7 +201,7 @@ class Response(FirstLook):
         self._found: dict[str, float] = {}
 
     def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
-        """Ask what validation asks."""
+        """Measure the response to the interventions of validation."""
         if not isinstance(module, CounterfactualFineTuning) or not module.guidance.names:
             return
         do, answer = asked_in_turn(module.model, batch, module.asked)
@@ -210,11 +209,11 @@ class Response(FirstLook):
         fitting = trainer.state.fn == TrainerFn.FITTING
         late = fitting and 2 * trainer.global_step >= trainer.estimated_stepping_batches
         for name, target in do.items():
-            wanted = (target - batch[name]).nan_to_num()  # of whom something else is asked: nothing
+            wanted = (target - batch[name]).nan_to_num()  # 0 for subjects with another intervention
             sums = torch.stack([(wanted * (after[name] - before[name])).sum(), wanted.square().sum()])
             response = sums[0] / sums[1].clamp(min=1e-12)
             module.log(f"health/response_{name}", response, batch_size=len(wanted), sync_dist=True)
-            happened, asked = distributed.mean(sums).tolist()  # of all processes
+            happened, asked = distributed.mean(sums).tolist()  # over all processes
             if asked:
                 self._found[name] = happened / asked
             if late and name not in self._warned and float(response) < self.least and wanted.any():
@@ -222,10 +221,10 @@ class Response(FirstLook):
                 log.warning(SHUT, name, round(100 * float(response)))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that every structure moves.
+        """Check that every structure responds.
 
         Raises:
-            ValueError: If one does not, and what to do.
+            ValueError: If one does not; the message suggests remedies.
         """
         shut = [f"do({name}): {share:.2f}" for name, share in self._found.items() if share < self.least]
         allowed = isinstance(pl_module, CounterfactualFineTuning) and pl_module.allow_unmoved
@@ -234,14 +233,14 @@ class Response(FirstLook):
 
 
 class Setback(Callback):
-    """Warns once if pretraining loses much of what it had gained, by the NELBO in validation.
+    """Warns once if pretraining diverges: if the validation NELBO loses much of its improvement.
 
-    A training that burst looks healthy at the end, for the learning rate's descent mends what shows; but it is far from
-    what it could have become, and fine-tuning may find a structure that does not move.
+    A run that diverged can look healthy at its end, because the decay of the learning rate lowers the loss again. But
+    it stays worse than an undisturbed run, and in fine-tuning some structure may not respond to do().
 
     Args:
-        share: Of what had been gained since the first validation, from which on to warn.
-        least: Nats per dimension, from which on to warn.
+        share: Warn if more than this share of the improvement since the first validation is lost.
+        least: Do not warn below this increase, nats per dimension.
     """
 
     def __init__(self, share: float = 0.25, least: float = 0.1) -> None:
@@ -249,7 +248,7 @@ class Setback(Callback):
         self._first = self._best = math.nan
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with the first and the best of all validations of this training."""
+        """Compare with the first and the best validation of this run."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or not isinstance(pl_module, PretrainHVAE):
             return
         now = float(trainer.callback_metrics["val/nelbo"])
@@ -262,20 +261,20 @@ class Setback(Callback):
         self._best = min(self._best, now)
 
     def state_dict(self) -> dict[str, Any]:
-        """First and best."""
+        """The first and the best validation NELBO."""
         return {"first": self._first, "best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on comparing."""
+        """Restore the first and the best validation NELBO."""
         self._first, self._best = state_dict["first"], state_dict["best"]
 
 
 class DataStall(Callback):
-    """Shows the share of time that training waits for data, ``health/waiting``; warns once if it is most of it.
+    """Logs ``health/waiting``, the share of time that training waits for data, and warns once if it is large.
 
     Args:
-        share: Of the time, over ``steps``, from which on to warn.
-        steps: Batches to look at together.
+        share: Warn above this share, measured over ``steps``.
+        steps: Number of batches per measurement.
     """
 
     def __init__(self, share: float = 0.5, steps: int = 50) -> None:
@@ -284,11 +283,11 @@ class DataStall(Callback):
         self._count, self._mark, self._warned = 0, math.nan, False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation and saving are not waiting; the first batch of an epoch starts the loader."""
+        """Restart the clock, so that validation, saving and the loader's start do not count as waiting."""
         self._mark = math.nan
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The batch has come."""
+        """Add the time since the last step as waiting."""
         now = time.perf_counter()
         if not math.isnan(self._mark):
             self._waited += now - self._mark
@@ -298,7 +297,7 @@ class DataStall(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The step is done; sum up now and then."""
+        """Restart the clock, and log every ``steps`` batches."""
         now = time.perf_counter()
         self._spent, self._count = self._spent + now - self._mark, self._count + 1
         self._mark = math.nan if trainer.validating else now

@@ -1,4 +1,4 @@
-"""While a model is trained: what ``segcft evaluate`` would say of it, on a few validation subjects."""
+"""Evaluation metrics during training: those of ``segcft evaluate``, on a few validation subjects."""
 
 from dataclasses import replace
 
@@ -25,14 +25,14 @@ METRICS = {
 
 
 class Watch(FirstLook):
-    """Logs ``effectiveness/NAME``, ``leakage/NAME``, ``locality/NAME`` and, if known, ``truth/NAME`` in validation.
+    """Logs ``effectiveness/NAME``, ``leakage/NAME``, ``locality/NAME`` and, for phantoms, ``truth/NAME`` in validation.
 
-    Of do(NAME): error in % of the target (of the training deviation if it is no size), mean change of the other
-    variables in %, mean |x* - x| outside the structure, error to the true counterfactual as a share of the unchanged
-    image's. Nothing is logged where nobody outlines the structures, see ``witness``.
+    For do(NAME): error in % of the target (for a variable that is not a size, of the training standard deviation); mean
+    change of the other variables in %; mean |x* - x| outside the structure; error to the true counterfactual divided by
+    that of the unchanged image. Logs nothing if there is no segmentor, see ``witness``.
 
     Args:
-        subjects: Of the validation split; each is asked for every variable.
+        subjects: Number of validation subjects; every variable is intervened on for each.
     """
 
     def __init__(self, subjects: int = 16) -> None:
@@ -40,7 +40,7 @@ class Watch(FirstLook):
         self._people: Subjects | None = None
 
     def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
-        """Ask and measure."""
+        """Predict counterfactuals, measure them and log the metrics."""
         if writer(trainer) is None:
             return
         model, judge = getattr(module, "model", None), witness(trainer, module)
@@ -50,7 +50,7 @@ class Watch(FirstLook):
                 module.log(name, value, batch_size=1, rank_zero_only=True)
 
     def _asked(self, trainer: Trainer, judge: SegmentationModel) -> Subjects:
-        """The same at every validation."""
+        """Subjects and interventions, the same at every validation."""
         if self._people is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
             people = gather(data, data.dataset("val"), judge, self.subjects, seed=0)
@@ -59,7 +59,7 @@ class Watch(FirstLook):
 
 
 def answered(model: CounterfactualModel, people: Subjects, judge: SegmentationModel) -> pd.DataFrame:
-    """``rows`` of what a model answers."""
+    """Evaluation rows of a model's counterfactuals."""
     image, values = people.batch["image"], model.parents.take(people.batch)
     worlds = [model.act(values, {name: target}) for name, target in people.do.items()]
     images, _ = predict(Contender(model, None, Method("")), image, values, worlds)
@@ -67,7 +67,7 @@ def answered(model: CounterfactualModel, people: Subjects, judge: SegmentationMo
 
 
 def numbers(frame: pd.DataFrame) -> dict[str, float]:
-    """``METRIC/NAME`` -> its value over the subjects; those that are unknown are left out."""
+    """``METRIC/NAME`` -> its value over the subjects; undefined ones are left out."""
     found: dict[str, float] = {}
     for name, part in frame.groupby("do", sort=False):
         averages = means(moments(part), np.ones((1, len(part))))

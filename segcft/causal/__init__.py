@@ -1,1 +1,1 @@
-"""The causal model of the variables: graph, mechanisms, interventions."""
+"""The structural causal model (SCM) of the variables: graph, mechanisms and interventions."""

@@ -1,15 +1,15 @@
-"""Who causes whom: a directed acyclic graph, given as effect -> causes."""
+"""The causal graph: a directed acyclic graph given as effect -> causes."""
 
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 
 def causes_first(graph: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[str, list[str]]:
-    """Every variable with its causes, causes before their effects; the order in which ``graph`` is written is lost.
+    """Sort a graph topologically: every variable with its causes, causes before effects.
 
     Args:
-        graph: Variable -> its causes; a variable that is not named has none.
-        names: All variables, in an order that decides between equals.
+        graph: Variable -> its causes; a variable that is not listed has none. Its order does not matter.
+        names: All variables; their order breaks ties.
 
     Raises:
         ValueError: If a variable is unknown, causes itself, or lies on a cycle.

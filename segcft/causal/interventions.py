@@ -1,4 +1,4 @@
-"""Which question to ask of each subject while fine-tuning."""
+"""Drawing the interventions do() of fine-tuning: one variable and target per subject."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from segcft.variables.variables import Parents, Values, Variable
 
 @dataclass(frozen=True)
 class Questions:
-    """One variable per subject, at random, and where its target comes from; always inside the training range.
+    """How interventions are drawn: one random variable per subject, and a target within the training range.
 
-    Binary and categorical variables take another subject's value whatever ``targets`` says.
+    Binary and categorical variables always take another subject's value.
 
     Attributes:
-        targets: ``marginal``: the value of another subject of the batch. ``uniform``: anywhere in the training range.
-            ``relative``: the subject's own value, changed by up to ``reach`` either way, evenly.
+        targets: ``marginal``: the value of another subject of the batch. ``uniform``: uniform over the training range.
+            ``relative``: the subject's own value times a factor, uniform in 1 - ``reach`` to 1 + ``reach``.
         reach: Largest relative change.
 
     Raises:
@@ -35,7 +35,7 @@ class Questions:
             raise ValueError(f"reach must be positive, got {self.reach}")
 
     def draw(self, values: Values, names: Sequence[str], parents: Parents) -> dict[str, Tensor]:
-        """Targets by name, (B,) in real units; NaN where a subject is not intervened on.
+        """Draw targets by name, (B,) in real units; NaN where a subject is not intervened on.
 
         Args:
             values: Observed parents in real units, (B,) each.
@@ -48,7 +48,7 @@ class Questions:
         return {name: self._moved(target, values[name], parents[name]) for name, target in do.items()}
 
     def _moved(self, target: Tensor, value: Tensor, variable: Variable) -> Tensor:
-        """Another target wherever there is one."""
+        """The drawn target, where a subject has one, replaced as ``targets`` asks."""
         if variable.kind != "continuous":
             return target
         share = torch.rand_like(value)
@@ -59,7 +59,7 @@ class Questions:
 
 
 def sample_do(values: Values, names: Sequence[str]) -> dict[str, Tensor]:
-    """One variable per subject, at the value that another subject of the batch has: the marginal distribution.
+    """Draw one random variable per subject, set to the value of another subject of the batch (marginal distribution).
 
     Args:
         values: Observed parents in real units, (B,) each.
@@ -75,7 +75,7 @@ def sample_do(values: Values, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def fixed_do(values: Values, names: Sequence[str]) -> dict[str, Tensor]:
-    """As ``sample_do`` without chance, for validation: variables in turn, the neighbour's value."""
+    """Deterministic version of ``sample_do`` for validation: variables in turn, each set to the neighbour's value."""
     first = values[names[0]]
     subjects = torch.arange(len(first), device=first.device)
     return _ask(values, names, subjects % len(names), subjects.roll(1))

@@ -1,4 +1,4 @@
-"""The mechanism of one variable: value = f(exogenous noise, causes), with f invertible or sampled back exactly."""
+"""Mechanism of one variable: value = f(exogenous noise, causes), with exact inversion or exact posterior sampling."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,11 +9,11 @@ from zuko.transforms import ComposedTransform, MonotonicAffineTransform, Monoton
 
 from segcft.variables.variables import Variable
 
-BOUND = 5.0  # training deviations; beyond it a spline goes on as a straight line
+BOUND = 5.0  # in training standard deviations; the spline is linear beyond it
 
 
 class Conditional(nn.Module, ABC):
-    """p(value | causes). Values are (B,) in real units, the causes' vector is (B, C) and may be empty (C = 0)."""
+    """p(value | causes). Values are (B,) in real units; the vector of causes is (B, C); C may be 0."""
 
     @abstractmethod
     def log_prob(self, value: Tensor, causes: Tensor) -> Tensor:
@@ -21,30 +21,30 @@ class Conditional(nn.Module, ABC):
 
     @abstractmethod
     def prior(self, causes: Tensor) -> Tensor:
-        """Exogenous noise of nobody in particular, (B, k); only the shape and device of ``causes`` matter."""
+        """Sample exogenous noise from its prior, (B, k); only the shape and device of ``causes`` matter."""
 
     @abstractmethod
     def abduct(self, value: Tensor, causes: Tensor) -> Tensor:
-        """Exogenous noise given what was observed, (B, k)."""
+        """Abduction: exogenous noise given the observed value and causes, (B, k)."""
 
     @abstractmethod
     def predict(self, noise: Tensor, causes: Tensor) -> Tensor:
-        """The value that noise (B, k) and causes make, (B,)."""
+        """Prediction: the value determined by noise (B, k) and causes, (B,)."""
 
 
 class SplineFlow(Conditional):
-    """A continuous variable: a standard normal, shifted, scaled and bent by the causes.
+    """Conditional normalising flow of a continuous variable: a standard normal under a map shaped by the causes.
 
-    The bend is a monotone rational-quadratic spline (Durkan et al., 2019, arXiv:1906.04032), whose inverse is exact;
-    numbers are double where the device has them. An untrained flow is the normal or log-normal with the mean and
-    deviation of the training split, whatever the causes.
+    The map is affine followed by a monotone rational-quadratic spline (Durkan et al., 2019, arXiv:1906.04032), whose
+    inverse is exact. It is computed in double precision where the device supports it. Untrained, it is the normal or
+    log-normal with the mean and standard deviation of the training split, for all causes.
 
     Args:
-        variable: Its statistics.
+        variable: The variable with its training statistics.
         causes: Length C of the causes' vector.
-        positive: Model the logarithm.
+        positive: Model the logarithm of the value.
         hidden: Width of the network that reads the causes.
-        bins: Pieces of the spline.
+        bins: Number of bins of the spline.
     """
 
     def __init__(self, variable: Variable, causes: int, positive: bool, hidden: int, bins: int) -> None:
@@ -52,12 +52,12 @@ class SplineFlow(Conditional):
         self.positive, self.sizes = positive, [1, 1, bins, bins, bins - 1]
         self.reader = _Reader(causes, sum(self.sizes), hidden)
         self.mean, self.std = variable.mean, variable.std
-        if positive:  # of the logarithm, were it normal
+        if positive:  # moments of the logarithm, assuming a log-normal
             self.std = math.log1p((variable.std / variable.mean) ** 2) ** 0.5
             self.mean = math.log(variable.mean) - self.std**2 / 2
 
     def log_prob(self, value: Tensor, causes: Tensor) -> Tensor:
-        """Log density of ``value``, (B,) in nats per real unit; -inf where a positive variable is not."""
+        """Log density of ``value``, (B,) in nats per real unit; -inf where a positive variable is 0 or negative."""
         noise, steepness = self._flow(causes).call_and_ladj(self._standardised(value))
         density: Tensor = -0.5 * noise.square() - 0.5 * math.log(2 * math.pi) + steepness - math.log(self.std)
         if not self.positive:
@@ -69,7 +69,7 @@ class SplineFlow(Conditional):
         return torch.randn_like(_precise(causes.new_empty(len(causes), 1)))
 
     def abduct(self, value: Tensor, causes: Tensor) -> Tensor:
-        """The one noise that makes ``value``, (B, 1)."""
+        """The unique noise that yields ``value``, (B, 1)."""
         noise: Tensor = self._flow(causes)(self._standardised(value))
         return noise[:, None]
 
@@ -83,14 +83,14 @@ class SplineFlow(Conditional):
         return ((value.clamp(min=0).log() if self.positive else value) - self.mean) / self.std
 
     def _flow(self, causes: Tensor) -> Transform:
-        """Standardised value -> noise, of every subject its own."""
+        """The transform from standardised value to noise, one per subject."""
         shift, scale, *spline = torch.split(_precise(self.reader(causes)), self.sizes, dim=1)
         affine = MonotonicAffineTransform(shift[:, 0], scale[:, 0])
         return ComposedTransform(affine, MonotonicRQSTransform(*spline, bound=BOUND))
 
 
 class GumbelMax(Conditional):
-    """A binary or categorical variable: the largest of logits plus Gumbel noise (Oberst and Sontag, 2019, 1905.05824).
+    """Gumbel-max mechanism of a binary or categorical variable (Oberst and Sontag, 2019, arXiv:1905.05824).
 
     Args:
         categories: Number of categories K; values are their indices.
@@ -116,9 +116,9 @@ class GumbelMax(Conditional):
         return -torch.empty_like(_precise(causes.new_empty(len(causes), self.categories))).exponential_().log()
 
     def abduct(self, value: Tensor, causes: Tensor) -> Tensor:
-        """A draw of the noise given that ``value`` won, (B, K).
+        """Sample the noise from its posterior given that category ``value`` was the largest, (B, K).
 
-        The winner's sum is a standard Gumbel T, as the largest of all is; every other sum is a Gumbel of its logit,
+        The largest of logits plus noise is a standard Gumbel T; each other sum is a Gumbel located at its logit and
         truncated at T (Maddison et al., 2014, arXiv:1411.0030).
         """
         logits, free, winner = self.logits(causes), self.prior(causes), value.long()[:, None]
@@ -127,13 +127,13 @@ class GumbelMax(Conditional):
         return sums.scatter(1, winner, top) - logits
 
     def predict(self, noise: Tensor, causes: Tensor) -> Tensor:
-        """Index of the largest sum, (B,)."""
+        """Category with the largest logit plus noise, (B,)."""
         sums = noise + self.logits(causes)
         return sums.argmax(1).to(sums)
 
 
 class _Reader(nn.Module):
-    """Causes (B, C) -> parameters of a mechanism (B, n), all zero at first; a table of n where there is no cause."""
+    """Causes (B, C) -> parameters of a mechanism (B, n), initially 0; n free parameters if there is no cause."""
 
     def __init__(self, causes: int, outputs: int, hidden: int) -> None:
         super().__init__()
@@ -148,11 +148,11 @@ class _Reader(nn.Module):
         base = self.base.expand(len(causes), -1)
         if self.network is None:
             return base
-        with torch.autocast(causes.device.type, enabled=False):  # half precision would move areas by a per cent
+        with torch.autocast(causes.device.type, enabled=False):  # half precision would change areas by a per cent
             read: Tensor = self.network(causes.to(self.base))
         return base + read
 
 
 def _precise(value: Tensor) -> Tensor:
-    """In double precision, which only Apple's devices lack."""
+    """Convert to double precision, except on Apple's MPS device, which lacks it."""
     return value if value.device.type == "mps" else value.double()

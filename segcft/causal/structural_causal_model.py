@@ -1,4 +1,4 @@
-"""How the parents cause each other: the structural causal model above the image."""
+"""The structural causal model of the image's parents: abduction, action and prediction on the variables."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -17,28 +17,28 @@ Noise = Mapping[str, Tensor]  # variable name -> (B,) or (B, k) exogenous noise
 
 
 class Mechanism(nn.Module, Recorded, ABC):
-    """Abduction, action, prediction on the parents.
+    """Abduction, action and prediction on the parents.
 
     Attributes:
-        graph: Variable -> its causes, causes first; a variable that is not named has none.
+        graph: Variable -> its causes, in topological order; a variable that is not listed has none.
     """
 
     graph: Mapping[str, list[str]] = MappingProxyType({})
 
     @abstractmethod
     def abduct(self, values: Values) -> Noise:
-        """Exogenous noise of every variable, (B,) or (B, k) each, from observed values in real units."""
+        """Abduction: exogenous noise of every variable, (B,) or (B, k) each, from observed values in real units."""
 
     @abstractmethod
     def predict(self, noise: Noise, do: Values) -> dict[str, Tensor]:
-        """Values under ``do``, (B,) each; NaN in ``do`` leaves that subject's variable to its mechanism."""
+        """Prediction: values under ``do``, (B,) each; where ``do`` is NaN the variable follows its mechanism."""
 
     def counterfactual(self, values: Values, do: Values) -> dict[str, Tensor]:
-        """The parents of the same subjects had ``do`` been so."""
+        """Counterfactual parents of the same subjects under ``do``, (B,) each in real units."""
         return self.predict(self.abduct(values), do)
 
     def check_fit(self, parents: Parents) -> None:
-        """See that it knows these parents.
+        """Check that the mechanism was built for these parents.
 
         Raises:
             ValueError: If names or kinds differ.
@@ -46,37 +46,36 @@ class Mechanism(nn.Module, Recorded, ABC):
 
 
 class Independent(Mechanism):
-    """Every variable is a root: do(one) moves no other, as in Seg-CFT (Xia et al., 2025, arXiv:2509.24913)."""
+    """No causal relations: do() changes no other variable, as in Seg-CFT (Xia et al., 2025, arXiv:2509.24913)."""
 
     def abduct(self, values: Values) -> Noise:
-        """A root is its own noise."""
+        """The noise of a root variable is its value."""
         return dict(values)
 
     def predict(self, noise: Noise, do: Values) -> dict[str, Tensor]:
-        """Replace what is intervened on."""
+        """Replace the values that are intervened on."""
         return {name: intervene(value, do.get(name)) for name, value in noise.items()}
 
 
 class StructuralCausalModel(Mechanism):
-    """Every variable follows its causes by a mechanism that is learnt (Pawlowski et al., 2020, arXiv:2006.06485).
+    """A deep structural causal model with learnt mechanisms (Pawlowski et al., 2020, arXiv:2006.06485).
 
-    A counterfactual changes what it must: an observed value stands, bit by bit, unless one of its causes moved. To
-    that end a root is its own noise, and the noise of an effect is (B, 1 + k): the observation, then the exogenous
-    noise of its mechanism. That of a binary or categorical effect is a draw from its posterior.
+    In a counterfactual an observed value stays exactly the same unless one of its causes changed. For this, the noise
+    of a root is its value, and the noise of an effect is (B, 1 + k): the observed value, then the exogenous noise of
+    its mechanism. The noise of a binary or categorical effect is sampled from its posterior.
 
-    A missing value (NaN) is drawn from its mechanism given its causes before anything is abducted.
+    Before abduction, a missing value (NaN) is sampled from its mechanism given its causes.
 
     Args:
         parents: Kinds, units and training statistics of all variables.
-        graph: Variable -> its causes; a variable that is not named has none. The order does not matter.
-        positive: Continuous variables that are modelled by their logarithm, which keeps them positive; by default
-            those that are measured in the image (areas, volumes) and were never 0.
+        graph: Variable -> its causes; a variable that is not listed has none. The order does not matter.
+        positive: Continuous variables whose logarithm is modelled, which keeps them positive; by default those that are
+            measured in the image (areas, volumes) and never 0 in the training split.
         hidden: Width of the networks that read the causes.
-        bins: Pieces of each spline.
+        bins: Number of bins of each spline.
 
     Raises:
-        ValueError: If the graph names an unknown variable, has a cycle or an arrow from a variable to itself, or if a
-            variable called positive is not.
+        ValueError: If the graph names an unknown variable or has a cycle, or if a variable listed as positive is not.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class StructuralCausalModel(Mechanism):
         for name in positive:
             if not _can_be_logarithmic(parents[name]):
                 raise ValueError(f"{name!r} is not positive: its smallest training value is {parents[name].low:g}")
-        self.conditionals = nn.ModuleList()  # in the graph's order
+        self.conditionals = nn.ModuleList()  # in topological order
         for name, causes in self.graph.items():
             variable, length = parents[name], sum(parents[cause].dim for cause in causes)
             if variable.kind == "continuous":
@@ -103,7 +102,7 @@ class StructuralCausalModel(Mechanism):
                 self.conditionals.append(GumbelMax(max(2, variable.dim), length, hidden))
 
     def abduct(self, values: Values) -> Noise:
-        """Observation and exogenous noise, see above; roots (B,), effects (B, 1 + k)."""
+        """Abduction: roots (B,), effects (B, 1 + k) with the observed value first; see the class."""
         noise, values = {}, self.completed(values)
         for name, conditional in self._mechanisms():
             observed = values[name]
@@ -115,7 +114,7 @@ class StructuralCausalModel(Mechanism):
         return noise
 
     def predict(self, noise: Noise, do: Values) -> dict[str, Tensor]:
-        """Values under ``do`` in the precision in which they were observed; causes first.
+        """Prediction: values under ``do``, (B,) each, with the observed data type; in topological order.
 
         Raises:
             ValueError: If ``do`` names an unknown variable.
@@ -135,7 +134,7 @@ class StructuralCausalModel(Mechanism):
         return {name: values[name] for name in self.parents.names}
 
     def completed(self, values: Values) -> dict[str, Tensor]:
-        """``values`` with every NaN drawn from its mechanism given its causes, (B,) each."""
+        """``values`` with every NaN sampled from its mechanism given its causes, (B,) each."""
         full = {name: values[name] for name in self.parents.names}
         for name, conditional in self._mechanisms():
             missing = full[name].isnan()
@@ -147,18 +146,18 @@ class StructuralCausalModel(Mechanism):
 
     @torch.no_grad()
     def sample(self, count: int) -> dict[str, Tensor]:
-        """Subjects of which nothing was observed, (count,) each in real units."""
+        """Sample new subjects from the model, (count,) each in real units."""
         nothing = next(self.parameters()).new_full((count,), torch.nan)
         return self.completed(dict.fromkeys(self.graph, nothing))
 
     def log_prob(self, values: Values) -> Tensor:
-        """Log density of every subject, (B,), see ``log_probs``."""
+        """Log density of every subject, (B,): the sum of ``log_probs``."""
         return torch.stack(list(self.log_probs(values).values())).sum(0)
 
     def log_probs(self, values: Values) -> dict[str, Tensor]:
         """Log density (nats per real unit) or probability of every variable given its causes, (B,) each.
 
-        Nothing is integrated out: a variable counts 0 for subjects in whom it, or one of its causes, is missing (NaN).
+        Missing values (NaN) are not integrated out: a variable contributes 0 if it or one of its causes is missing.
         """
         missing = {name: values[name].isnan() for name in self.graph}
         filled = {name: torch.where(missing[name], self.parents[name].low, values[name]) for name in self.graph}
@@ -170,19 +169,19 @@ class StructuralCausalModel(Mechanism):
         return found
 
     def check_fit(self, parents: Parents) -> None:
-        """See that it was fitted on these variables; ranges may differ between data sets."""
+        """Check that it was fitted on variables of these names and kinds; their ranges may differ."""
         ours, theirs = ({n: v.kind for n, v in each.variables.items()} for each in (self.parents, parents))
         if ours != theirs:
             raise ValueError(f"the mechanism relates {_listed(ours)}; the image's parents are {_listed(theirs)}")
 
     def _mechanisms(self) -> Iterator[tuple[str, Conditional]]:
-        """Causes before their effects."""
+        """Every variable's name and mechanism, in topological order."""
         for name, conditional in zip(self.graph, self.conditionals, strict=True):
             assert isinstance(conditional, Conditional)
             yield name, conditional
 
     def _causes(self, name: str, values: Values) -> Tensor:
-        """What a mechanism reads: the causes as networks see them, (B, C)."""
+        """The encoded causes of a variable, (B, C)."""
         causes = self.graph[name]
         if not causes:
             return values[name].new_empty(len(values[name]), 0)
@@ -190,7 +189,7 @@ class StructuralCausalModel(Mechanism):
 
 
 def opened(mechanism: Mechanism | str | None) -> Mechanism | None:
-    """A mechanism, read from its checkpoint if a path is given.
+    """A mechanism, loaded from its checkpoint if a path is given.
 
     Raises:
         ValueError: If the checkpoint cannot be read or holds no mechanism.

@@ -1,1 +1,1 @@
-"""What every room uses: recipes and checkpoints, whole files, processes, random states."""
+"""Shared basics: recipes, checkpoints, atomic file writes, distributed processes and random states."""

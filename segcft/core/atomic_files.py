@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and telling them apart."""
+"""Atomic file writes: a file is written completely or not at all; and SHA-256 checksums."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """Write to a temporary neighbour and rename it once all went well; on failure nothing is left behind."""
+    """Yield a temporary path that is renamed to ``path`` on success; on failure it is removed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
@@ -24,7 +24,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
     """Fill a temporary neighbour and rename it once all went well; on failure nothing is left behind.
 
     Raises:
-        ValueError: If a file or a folder that is not empty lies there already.
+        ValueError: If ``path`` is an existing file or a folder that is not empty.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} exists and is not an empty folder: nothing was written")
@@ -33,19 +33,19 @@ def staged_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        os.replace(temporary, path)  # over an empty folder, too; refused by the system if it has been filled since
+        os.replace(temporary, path)  # replaces an empty folder; fails if it was filled meanwhile
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     with staged(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def try_out(folder: Path) -> None:
-    """See that a folder can be made and written.
+    """Check that a folder can be created and written to.
 
     Raises:
         ValueError: If it cannot.

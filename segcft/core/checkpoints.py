@@ -1,8 +1,8 @@
-"""Checkpoints that explain themselves: recipes and weights, opened with ``weights_only=True`` anywhere.
+"""Self-describing checkpoints: weights plus the recipe of every part, opened with ``weights_only=True``.
 
-A training checkpoint holds, beside Lightning's state, ``"segcft": {"version", "parts": {name: recipe}, "seconds"}``;
+A training checkpoint holds, besides Lightning's state, ``"segcft": {"version", "parts": {name: recipe}, "seconds"}``;
 the weights of part ``name`` are the entries ``name.*`` of its ``state_dict``. A bundle, the folder that
-``segcft export`` writes, is read wherever a checkpoint is.
+``segcft export`` writes, can be given wherever a checkpoint is expected.
 """
 
 import pickle
@@ -16,43 +16,43 @@ from segcft.core import manifests
 from segcft.core.recipes import Recorded, build, resolve
 
 FORMAT = 1
-BUNDLED = "model.ckpt"  # the checkpoint of a bundle
+BUNDLED = "model.ckpt"  # name of the checkpoint file in a bundle
 Part = TypeVar("Part", bound=nn.Module)
 
 
 def describe(parts: dict[str, Recorded], seconds: dict[str, float]) -> dict[str, Any]:
-    """What to store under ``"segcft"``.
+    """The entry that a checkpoint stores under ``"segcft"``.
 
     Args:
-        parts: Attribute of the task -> the part it holds.
-        seconds: Training seconds of this stage and of those it builds on.
+        parts: Attribute name of the task -> the module stored there.
+        seconds: Training seconds, stage name -> seconds, of this stage and the earlier ones it started from.
     """
     return {"version": FORMAT, "parts": {name: part.recipe for name, part in parts.items()}, "seconds": seconds}
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Open a checkpoint, or that of a bundle whose files are all as they were exported, without running code from it.
+    """Read a checkpoint file, or the checkpoint in a bundle folder after checking its checksums; runs no code from it.
 
     Raises:
-        ValueError: If the file is missing, not a checkpoint, hostile, or not segcft's, or the bundle is not intact.
+        ValueError: If the file is missing, damaged, unsafe or not written by segcft, or if the bundle fails its checks.
     """
     try:
         file = manifests.verified(Path(path), BUNDLED) if Path(path).is_dir() else path
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"checkpoint {path} does not exist") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:  # the last: cut short
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:  # OSError: truncated
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} is not a checkpoint that can be opened safely: {reason}") from error
     if not isinstance(checkpoint, dict) or "segcft" not in checkpoint:
-        raise ValueError(f"{path} was not written by segcft: it holds no recipe")
+        raise ValueError(f"{path} was not written by segcft: it has no 'segcft' entry")
     if checkpoint["segcft"]["version"] != FORMAT:
         raise ValueError(f"{path} has format {checkpoint['segcft']['version']}; this segcft reads format {FORMAT}")
     return checkpoint
 
 
 def load(path: str | Path, kind: type[Part]) -> Part:
-    """Rebuild the part of type ``kind`` with its trained weights (EMA weights where the run kept them).
+    """Rebuild the part of type ``kind`` with its trained weights (the EMA weights if the run kept an average).
 
     Raises:
         ValueError: If the checkpoint cannot be read or holds no part of that kind.
@@ -68,7 +68,7 @@ def load(path: str | Path, kind: type[Part]) -> Part:
 
 
 def search(path: str | Path, kind: type[Part]) -> Part | None:
-    """The first module of type ``kind`` anywhere inside a checkpoint's parts; None if there is none.
+    """The first module of type ``kind`` in a checkpoint, at any depth; None if it has none.
 
     Raises:
         ValueError: If the checkpoint cannot be read.
@@ -88,6 +88,6 @@ def _restored(name: str, recipe: dict[str, Any], state: dict[str, Any]) -> Any:
 
 
 def seconds(path: str | Path) -> dict[str, float]:
-    """Training seconds of the stage that wrote a checkpoint and of those it builds on."""
+    """Training seconds by stage, of the stage that wrote the checkpoint and the earlier ones it started from."""
     spent: dict[str, float] = read(path)["segcft"]["seconds"]
     return spent

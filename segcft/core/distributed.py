@@ -1,4 +1,4 @@
-"""What several processes agree on; with one process everything is its own."""
+"""Communication between distributed processes; with a single process every function is trivial."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ def place() -> tuple[int, int]:
 def total(value: Tensor) -> Tensor:
     """Sum over all processes, of any shape.
 
-    Its gradient is that of the sum: averaged over the processes, as DDP does, the gradients of a loss made of such
-    sums are those of one process that sees all subjects.
+    The gradient flows through the sum. After DDP has averaged gradients over processes, a loss made of such sums has
+    the same gradient as in one process that sees all subjects.
     """
     if place()[1] == 1:
         return value
@@ -39,7 +39,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def align(weight: Tensor) -> None:
-    """Have the gradient of a weight lie as it does, also along axes of length 1: DDP asks that of its buckets."""
+    """Give a weight's gradient the weight's own strides, also on axes of length 1, as DDP's buckets require."""
 
     def aligned(gradient: Tensor) -> Tensor:
         return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
@@ -48,7 +48,7 @@ def align(weight: Tensor) -> None:
 
 
 def any_of(wish: bool, device: torch.device) -> bool:
-    """Whether any process wishes so."""
+    """True in every process if ``wish`` is true in any."""
     if place()[1] == 1:
         return wish
     wishes = torch.tensor(float(wish), device=device)
@@ -57,7 +57,7 @@ def any_of(wish: bool, device: torch.device) -> bool:
 
 
 def agreed(value: Any) -> Any:
-    """Rank 0's value, plain data."""
+    """The value that rank 0 has, in every process; it must be picklable."""
     if place()[1] == 1:
         return value
     values = [value]
@@ -66,7 +66,7 @@ def agreed(value: Any) -> Any:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Every process's value, plain data, by rank."""
+    """The values of all processes, ordered by rank; they must be picklable."""
     size = place()[1]
     if size == 1:
         return [value]

@@ -1,4 +1,4 @@
-"""Manifests: a folder that lists its files with size and SHA-256, and is opened only if every one of them is right."""
+"""Manifests: a folder's list of its files with size and SHA-256, verified before any of them is opened."""
 
 import json
 from pathlib import Path
@@ -17,16 +17,16 @@ def write(folder: Path) -> None:
 
 
 def verified(folder: Path, name: str) -> Path:
-    """The file ``name`` of a folder that is exactly as its manifest says.
+    """Path of the file ``name``, after checking that the folder matches its manifest exactly.
 
     Raises:
-        ValueError: If the manifest cannot be read or names something outside the folder, if a file is missing, added or
-            changed, or if ``name`` is not listed.
+        ValueError: If the manifest cannot be read or names something outside the folder; if a file is missing, extra or
+            changed; or if ``name`` is not listed.
     """
     listed = _listed(folder)
     outside = [each for each in listed if each in ("", ".", "..", MANIFEST) or set(each) & set("/\\:\0")]
     if outside:
-        raise ValueError(f"{folder / MANIFEST} names {outside[0]!r}, which is no file of its own folder")
+        raise ValueError(f"{folder / MANIFEST} names {outside[0]!r}, which is not a file of this folder")
     found = {path.name for path in folder.iterdir()} - {MANIFEST}
     for each in sorted({*listed, *found, name}):
         reason = _wrong(folder / each, listed.get(each))
@@ -36,7 +36,7 @@ def verified(folder: Path, name: str) -> Path:
 
 
 def _wrong(path: Path, listed: Any) -> str:
-    """What is wrong with one file; empty if nothing is."""
+    """The reason why a file does not match its entry; empty if it matches."""
     if listed is None:
         return f"is not listed in {MANIFEST}"
     if path.is_symlink() or not path.is_file():

@@ -1,4 +1,4 @@
-"""Where numbers come from: machine, versions and commit."""
+"""Provenance of results: hardware, package versions and git commit."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ import torch
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, accelerator if there is one, and versions."""
+    """Processor, number of cores, GPU if there is one, and the Python and torch versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -20,10 +20,10 @@ def hardware() -> dict[str, Any]:
 
 
 def commit(root: Path | None = None) -> str | None:
-    """Commit of the checkout that segcft runs from, ``+`` behind it if tracked files differ; None of an installed one.
+    """Git commit of the checkout that segcft runs from, with ``+`` appended if tracked files differ; None without one.
 
     Args:
-        root: Folder of the checkout; that of this file unless given.
+        root: Folder of the checkout; by default the one that holds this file.
     """
     root = root or Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

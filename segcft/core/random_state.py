@@ -1,4 +1,4 @@
-"""Random generators of this process as plain data: kept in checkpoints, restored, and told apart between processes."""
+"""State of the random generators (Python, NumPy, torch): saved in checkpoints, restored, and different per process."""
 
 import random
 from typing import Any
@@ -10,9 +10,9 @@ State = dict[str, Any]
 
 
 def state() -> State:
-    """Python's, NumPy's and torch's generators, on the processor and on this process's GPU."""
+    """State of Python's, NumPy's and torch's generators, on the CPU and on this process's GPU, as plain data."""
     version, words, gauss = random.getstate()
-    kind, keys, place, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (the generator that libraries use)
+    kind, keys, place, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (used by libraries)
     words_of_numpy = np.asarray(keys).tolist()
     return {
         "python": {"version": version, "words": list(words), "gauss": gauss},
@@ -23,7 +23,7 @@ def state() -> State:
 
 
 def restore(found: State) -> None:
-    """Go on where ``state`` was."""
+    """Set all generators to a state that ``state`` returned."""
     python, numpy = found["python"], found["numpy"]
     random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
     np.random.set_state((numpy["kind"], np.array(numpy["keys"], np.uint32), numpy["place"], *numpy["gauss"]))  # noqa: NPY002
@@ -33,7 +33,7 @@ def restore(found: State) -> None:
 
 
 def separate(rank: int) -> None:
-    """Give processes that were seeded alike their own chance; rank 0 keeps its own."""
+    """Reseed the generators by rank, so that processes draw different numbers; rank 0 keeps its seed."""
     if rank:
         seed = (torch.initial_seed() + 1_000_003 * rank) % 2**32
         random.seed(seed)

@@ -1,4 +1,4 @@
-"""Recipes: how an object was built, as plain data that a checkpoint can carry and rebuild without any old path."""
+"""Recipes: class path and constructor arguments as plain data, from which a checkpoint rebuilds its parts."""
 
 import functools
 import importlib
@@ -13,7 +13,7 @@ TRUST = "SEGCFT_TRUSTED_PACKAGES"  # environment variable: a user's own packages
 
 
 class Recorded:
-    """Mixin of every part that a checkpoint can rebuild: remembers its constructor's arguments as plain data."""
+    """Mixin for every class that a checkpoint can rebuild: records the constructor's arguments as plain data."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -22,38 +22,38 @@ class Recorded:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """``{"class_path": ..., "init_args": {...}}``; a part given by its path is recorded as the part itself."""
-        given: dict[str, Any] = self.__dict__.get("_arguments", {})  # nothing for a class without a constructor
+        """``{"class_path": ..., "init_args": {...}}``; for a part given as a path, the recipe of the loaded part."""
+        given: dict[str, Any] = self.__dict__.get("_arguments", {})  # empty for a class without a constructor
         arguments = {name: _present(getattr(self, name, None), value) for name, value in given.items()}
         return {"class_path": _path(type(self)), "init_args": arguments}
 
 
 def build(recipe: dict[str, Any], trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> Any:
-    """Rebuild what a recipe describes, nested recipes first.
+    """Build the object that a recipe describes, nested recipes first.
 
     Raises:
-        ValueError: If a class lies outside the ``trusted`` packages or does not exist.
+        ValueError: If a class is outside the ``trusted`` packages or does not exist.
     """
     return resolve(recipe["class_path"], trusted)(**_built(recipe["init_args"], trusted))
 
 
 def resolve(class_path: str, trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> type:
-    """The class a recipe names.
+    """The class that a recipe names.
 
     Raises:
-        ValueError: If it lies outside the ``trusted`` packages or does not exist.
+        ValueError: If it is outside the ``trusted`` packages, does not exist, or does not record its arguments.
     """
     found = imported(class_path, trusted)
     if not (isinstance(found, type) and (issubclass(found, Recorded) or is_dataclass(found))):
-        raise ValueError(f"class_path {class_path!r} is not something that segcft records")
+        raise ValueError(f"class_path {class_path!r} is neither a recorded class nor a dataclass")
     return found
 
 
 def imported(class_path: str, trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> Any:
-    """What a dotted path names, if it lies in a trusted package or module, or in one that the user declared so.
+    """The object at a dotted path, if its package is in ``trusted`` or in ``SEGCFT_TRUSTED_PACKAGES``.
 
     Raises:
-        ValueError: If it lies outside or does not exist.
+        ValueError: If the package is not trusted or the object does not exist.
     """
     module_name, _, name = class_path.rpartition(".")
     if not trusts(module_name, trusted):
@@ -72,12 +72,12 @@ def imported(class_path: str, trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> An
 
 
 def trusts(path: str, trusted: tuple[str, ...]) -> bool:
-    """Whether a dotted path lies in a trusted package or module, or in one that the user declared so."""
+    """Whether a dotted path is in one of the ``trusted`` packages or in one of ``SEGCFT_TRUSTED_PACKAGES``."""
     return any(f"{path}.".startswith(f"{package}.") for package in trusted + declared())
 
 
 def declared() -> tuple[str, ...]:
-    """Packages that the user trusts."""
+    """Packages named in the environment variable ``SEGCFT_TRUSTED_PACKAGES``."""
     return tuple(package.strip() for package in os.environ.get(TRUST, "").split(",") if package.strip())
 
 
@@ -90,7 +90,7 @@ def _built(value: Any, trusted: tuple[str, ...]) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Turn an argument into str, int, float, bool, None, lists and dicts: all that a safe checkpoint may hold."""
+    """Convert an argument to str, int, float, bool, None, lists and dicts, which ``weights_only=True`` can load."""
     if isinstance(value, Recorded):
         return value.recipe
     if is_dataclass(value) and not isinstance(value, type):
@@ -106,7 +106,7 @@ def plain(value: Any) -> Any:
 
 
 def _present(part: Any, value: Any) -> Any:
-    """The recipe of a part, or of each of a list of parts, as it is now; the recorded ``value`` if it is no part."""
+    """The current recipe of a part, or of every part in a list; the recorded ``value`` if it is not a part."""
     if isinstance(part, Recorded):
         return part.recipe
     if isinstance(value, list) and isinstance(part, Iterable):
@@ -125,7 +125,7 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def recording_init(self: Recorded, *args: Any, **kwargs: Any) -> None:
-        if "_arguments" not in self.__dict__:  # the most derived class speaks for all
+        if "_arguments" not in self.__dict__:  # record the arguments of the most derived class only
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
             arguments = {name: plain(value) for name, value in list(bound.arguments.items())[1:]}

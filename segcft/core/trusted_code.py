@@ -1,4 +1,4 @@
-"""Configuration files may come from anybody: none of them imports code of a package that the user did not name."""
+"""Safety of configuration files: no YAML file may import code from a package that the user has not trusted."""
 
 import importlib.util
 import os
@@ -17,15 +17,15 @@ OPTION = "--trust"
 
 
 def admit(arguments: Sequence[str]) -> list[str]:
-    """Take ``--trust PACKAGE`` out of a command line, and look into every YAML file that it names.
+    """Remove ``--trust PACKAGE`` from a command line, and check every YAML file that the command line names.
 
-    Packages on the command line itself were typed by the user and may be anything.
+    Class paths typed on the command line itself are not checked: the user chose them.
 
     Returns:
-        The other arguments.
+        The remaining arguments.
 
     Raises:
-        ValueError: If a file names code of a package that is neither ours nor trusted; nothing is imported before.
+        ValueError: If a file names code of a package that is not trusted. The check runs before anything is imported.
     """
     others, given = [], iter(arguments)
     for argument in given:
@@ -42,26 +42,26 @@ def admit(arguments: Sequence[str]) -> list[str]:
 
 
 def _look(path: Path, seen: set[Path]) -> None:
-    """Into one YAML file and those that it names."""
+    """Check one YAML file and the YAML files it refers to."""
     if path.suffix not in (".yaml", ".yml") or path in seen or not path.is_file():
         return
     seen.add(path)
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML file: {error}") from error
+        raise ValueError(f"{path} is not a valid YAML file: {error}") from error
     for key, text in _texts(content):
         if DOTTED.fullmatch(text) and not trusts(text, NAMEABLE) and _runs_code(text):
             package = text.partition(".")[0]
             raise ValueError(
-                f"{path}: {key}: {text!r} would run code of {package!r}, which is no part of segcft; "
-                f"if you know that code, add {OPTION} {package}"
+                f"{path}: {key}: {text!r} would run code of {package!r}, which is not part of segcft; "
+                f"if you trust that code, add {OPTION} {package}"
             )
         _look(path.parent / text, seen)
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string, with the key that it stands under."""
+    """Every string in a nested structure, with the key it is stored under."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _texts(item, str(name))
@@ -73,7 +73,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _runs_code(dotted: str) -> bool:
-    """Whether a module stands at the beginning of the path; folders without code are looked into."""
+    """Whether some prefix of a dotted path is an importable module; namespace folders without code are searched."""
     parts = dotted.split(".")
     for count in range(1, len(parts) + 1):
         try:

@@ -1,4 +1,4 @@
-"""What measures a counterfactual and guides fine-tuning: judges, guidance, losses."""
+"""Guidance of fine-tuning: judges (segmentor, regressor) that measure counterfactuals, and the losses."""
 
 from segcft.guidance.external_segmentor import ExternalSegmentor
 from segcft.guidance.guidance import (

@@ -1,4 +1,4 @@
-"""Segmentors that were made elsewhere, with other habits: the adapter between their conventions and ours."""
+"""Adapter for segmentation networks trained elsewhere: converts their input and output conventions to ours."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,20 +11,20 @@ from segcft.guidance.imported_networks import ExternalNetwork, opened
 from segcft.guidance.judges import SegmentationModel
 from segcft.variables.variables import DataDescription
 
-_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}  # by spatial dimensions
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}  # interpolation mode by spatial dimensions
 
 
 @dataclass(frozen=True)
 class InputConvention:
-    """How a network wants its images; ours are (B, C, *S) in [-1, 1].
+    """The input format of an external network; our images are (B, C, *S) in [-1, 1].
 
     Attributes:
-        levels: What -1 and 1 of our images stand for, for instance the HU of the data's window.
-        window: Levels that the network was trained on, values beyond are clipped; the whole of ``levels`` by default.
-        range: What the network reads at both ends of the window, for instance [0, 1] or [0, 255]; or ``zscore``: mean
-            0 and deviation 1 of every image.
-        channels: Channels that the network reads; a grey image is repeated.
-        size: Edge lengths *S that the network reads, linearly resized to and fro; those of the image by default.
+        levels: The grey levels that -1 and 1 stand for in our images, for instance the HU of the data's window.
+        window: Levels the network was trained on; values outside are clipped. By default the same as ``levels``.
+        range: The values to which the window's ends are mapped, for instance [0, 1] or [0, 255]; or ``zscore``, which
+            standardises every image to mean 0 and standard deviation 1.
+        channels: Number of input channels; a grey image is repeated.
+        size: Spatial size *S of the input; images are resized linearly to it and logits back. By default not resized.
     """
 
     levels: tuple[float, float] = (-1.0, 1.0)
@@ -36,10 +36,10 @@ class InputConvention:
     def __post_init__(self) -> None:
         for name, pair in (("levels", self.levels), ("window", self.window)):
             if pair is not None and not pair[0] < pair[1]:
-                raise ValueError(f"input.{name}: {list(pair)} does not rise")
+                raise ValueError(f"input.{name}: {list(pair)}: the first value must be below the second")
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(B, C, *S) in [-1, 1] -> what the network reads, (B, channels, *size)."""
+        """Images (B, C, *S) in [-1, 1] -> network input (B, channels, *size)."""
         low, high = self.levels
         bottom, top = self.window or self.levels
         share = (low + (image + 1) / 2 * (high - low) - bottom) / (top - bottom)
@@ -55,19 +55,19 @@ class InputConvention:
 
 
 class ExternalSegmentor(SegmentationModel):
-    """Makes a judge of a segmentation network that was trained elsewhere, with other habits.
+    """A judge made of a segmentation network that was trained elsewhere.
 
     Args:
         network: TorchScript file, folder of a MONAI bundle, or ``ImportedNetwork``.
-        channels: Every structure of the data -> the output channel that outlines it, by index or by name.
-        input: How the network wants its images.
-        output: ``sigmoid``: logits, each structure by itself; ``softmax``: logits of exclusive classes, background
-            included; ``probabilities``: either, after its activation.
-        temperature: See ``SegmentationModel``; 1 takes the network's own probabilities.
-        description: What the data measure; a task or an evaluation fills it in.
+        channels: Structure of the data -> its output channel, by index or by name.
+        input: The network's input format.
+        output: ``sigmoid``: independent logits per structure; ``softmax``: logits of exclusive classes, including the
+            background; ``probabilities``: either of them after the activation.
+        temperature: See ``SegmentationModel``; 1 uses the network's probabilities unchanged.
+        description: Structures and variables of the data; set by the task or the evaluation.
 
     Raises:
-        ValueError: If the network cannot be opened or does not fit structures, channels or images; names the field.
+        ValueError: If the network cannot be opened or does not fit structures, channels or images; names the option.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class ExternalSegmentor(SegmentationModel):
             self._check_structures()
 
     def attach(self, description: DataDescription) -> None:
-        """Take over what the data measure, and try the network on an empty image.
+        """Set the description of the data, and check the network on an empty image.
 
         Raises:
-            ValueError: If a structure has no channel, or the network cannot read such images or has other outputs.
+            ValueError: If a structure has no channel, or the network rejects such images or returns unexpected outputs.
         """
         if self.attached:
             return
@@ -102,10 +102,10 @@ class ExternalSegmentor(SegmentationModel):
             self.eval()(torch.zeros(1, description.channels, *size))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, C, *S) in [-1, 1] -> logits (B, K, *S); of a class against all others together under ``softmax``.
+        """(B, C, *S) in [-1, 1] -> logits (B, K, *S); under ``softmax``, those of one class against all others.
 
         Raises:
-            ValueError: If the network cannot read the image or does not return the channels it should.
+            ValueError: If the network rejects the image or does not return the expected channels.
         """
         given = self.input(image)
         try:
@@ -158,16 +158,16 @@ class ExternalSegmentor(SegmentationModel):
 
 
 def _tensor(found: Any) -> Tensor:
-    """The first tensor of what a network returned: some return several, or name them."""
+    """The first tensor in a network's output, which may be a tuple, a list or a dict."""
     while not isinstance(found, Tensor):
         if not isinstance(found, dict | list | tuple) or not found:
-            raise ValueError(f"network returns {type(found).__name__}, no tensor")
+            raise ValueError(f"network returns {type(found).__name__}, not a tensor")
         found = next(iter(found.values() if isinstance(found, dict) else found))
     return found
 
 
 def _logits(found: Tensor, indices: list[int], output: str) -> Tensor:
-    """Chosen channels of (B, outputs, *S) as logits that a sigmoid turns into their probabilities, (B, K, *S)."""
+    """Selected channels of (B, outputs, *S) converted to independent (sigmoid) logits, (B, K, *S)."""
     if output == "softmax":
         everyone = range(found.shape[1])
         rest = [found[:, [other for other in everyone if other != k]].logsumexp(1) for k in indices]
@@ -177,7 +177,7 @@ def _logits(found: Tensor, indices: list[int], output: str) -> Tensor:
 
 
 def _resized(image: Tensor, size: Any) -> Tensor:
-    """(B, C, *S) linearly resized to ``size``, or as it is."""
+    """(B, C, *S) resized linearly to ``size``, or unchanged if it has that size."""
     if size is None or tuple(size) == tuple(image.shape[2:]):
         return image
     return F.interpolate(image, size=tuple(size), mode=_LINEAR[image.dim() - 2], align_corners=False)

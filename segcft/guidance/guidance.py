@@ -1,4 +1,4 @@
-"""Guidance: the judge that measures a counterfactual and passes the gradient on to the HVAE."""
+"""Guidance of fine-tuning: a judge measures counterfactual images and passes gradients to the HVAE."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from segcft.variables.variables import DataDescription
 
 
 class Guidance(nn.Module, Recorded):
-    """Measures the guided variables; a guidance without a judge measures nothing (No-CFT).
+    """Base class: measures the guided variables of an image; without a judge it measures nothing (No-CFT).
 
     Attributes:
-        names: The variables it measures; known once it is attached.
-        seconds: Training seconds that the judge cost, by stage.
-        shape: How the structures' shape follows the parents; None to leave it free.
+        names: The variables it measures; set by ``attach``.
+        seconds: Training seconds of the judge, by stage.
+        shape: Model of how the structures' shape depends on the parents; None for no constraint on shape.
     """
 
     names: Sequence[str] = ()
@@ -34,23 +34,23 @@ class Guidance(nn.Module, Recorded):
         self.shape: ShapeModel | None = None
 
     def attach(self, description: DataDescription) -> None:
-        """Tell judges that were made elsewhere what the data measure; the task does it before it begins.
+        """Pass the description of the data to external judges; called by the task before training.
 
         Raises:
-            ValueError: If such a judge does not fit the data.
+            ValueError: If a judge does not fit the data.
         """
 
     def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """Guided variables in real units, (B,) each, and the shape by its own names.
+        """Measure the guided variables in real units, (B,) each, and the shape descriptors if there is a shape model.
 
         Args:
             image: Counterfactual images, (B, C, *S) in [-1, 1].
-            factual: Images whose anatomy regions are laid into, (B, C, *S); ``image`` itself unless given.
+            factual: Factual images, whose anatomy defines the regions, (B, C, *S); by default ``image``.
         """
         return {}
 
     def learn(self, batch: Mapping[str, Tensor], cf_image: Tensor) -> dict[str, Tensor]:
-        """Losses by which the judge itself goes on learning, scalars to be added up; none of a frozen one.
+        """Losses that train the judge itself, scalars to be summed; empty for a frozen judge.
 
         Args:
             batch: Factual ``image`` (B, C, *S) and ``mask`` (B, K, *S).
@@ -60,14 +60,14 @@ class Guidance(nn.Module, Recorded):
 
 
 class NoGuidance(Guidance):
-    """No-CFT: go on with the ELBO alone, the baseline."""
+    """No-CFT, the baseline: continue training on the ELBO only."""
 
 
 class JudgeGuidance(Guidance):
-    """A frozen judge: always in eval mode, no gradient for itself, but gradient through it.
+    """Guidance by a frozen judge: always in eval mode; gradients flow through it, but its weights are not trained.
 
     Args:
-        judge: The judge, or the checkpoint to read it from.
+        judge: The judge, or the path of its checkpoint.
 
     Raises:
         ValueError: If the checkpoint cannot be read, or the judge is of the wrong kind.
@@ -88,12 +88,12 @@ class JudgeGuidance(Guidance):
         self.eval()
 
     def attach(self, description: DataDescription) -> None:
-        """Tell the judge; a segmentor of ours measures whatever these data declare of its structures."""
+        """Pass the description to the judge; a ``Segmentor`` then measures all variables of its structures."""
         self.judge.attach(description)
         self._name()
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode whatever the trainer asks for."""
+        """Stay in eval mode, whatever ``mode`` is."""
         return super().train(False)
 
     def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
@@ -105,17 +105,17 @@ class JudgeGuidance(Guidance):
 
 
 class RegressorGuidance(JudgeGuidance):
-    """Reg-CFT: a regressor reads the variables off the whole image."""
+    """Reg-CFT: a regressor predicts the variables from the whole image."""
 
     kind = Regressor
 
 
 class SegmentorGuidance(JudgeGuidance):
-    """Seg-CFT: a segmentor outlines each structure and is measured softly (Xia et al., 2025, arXiv:2509.24913).
+    """Seg-CFT: variables are measured on a segmentor's soft masks (Xia et al., 2025, arXiv:2509.24913).
 
     Args:
-        judge: The segmentor, or the checkpoint to read it from.
-        shape: Measure the structures' shape as well, for fine-tuning to hold them to it.
+        judge: The segmentor, or the path of its checkpoint.
+        shape: Also measure centroid and spread of the structures, as targets of fine-tuning, see ``ShapeModel``.
     """
 
     judge: SegmentationModel
@@ -127,12 +127,12 @@ class SegmentorGuidance(JudgeGuidance):
         self._outline()
 
     def attach(self, description: DataDescription) -> None:
-        """Tell the judge."""
+        """Pass the description to the judge and build the shape model."""
         super().attach(description)
         self._outline()
 
     def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """Measure all guided variables, and the shape by its own names."""
+        """Measure all guided variables and, with ``shape``, the shape descriptors."""
         if self.shape is None:
             return self.judge.measure(image, factual)
         masks = self.judge.probabilities(image)
@@ -144,21 +144,22 @@ class SegmentorGuidance(JudgeGuidance):
 
 
 class CoTrainedGuidance(SegmentorGuidance):
-    """A segmentor that goes on learning while it guides, so that it keeps up with the images it has to judge.
+    """A segmentor that continues to train during fine-tuning, so that it adapts to counterfactual images.
 
-    A frozen segmentor never saw a counterfactual, and an HVAE that is trained against it may find changes that move
-    its outlines and nothing else. This one learns from factual images and their masks, as it was trained, and to give
-    the same outlines of a counterfactual whose contrast, brightness and noise are slightly changed: the target is its
-    own answer to the unchanged image (Laine and Aila, 2017, arXiv:1610.02242), for nobody has outlined that.
+    A frozen segmentor has never seen counterfactuals, and an HVAE trained against it may learn adversarial changes that
+    alter its masks only. This segmentor keeps learning from factual images and their masks. In addition, since
+    counterfactuals have no ground-truth masks, it is trained to be consistent: a counterfactual with slightly changed
+    contrast, brightness and noise must get the masks of the unperturbed one (Laine and Aila, 2017, arXiv:1610.02242).
 
-    Both learn in one step and neither cheats for the other: a counterfactual is measured with detached weights, and
-    the judge's losses see detached counterfactuals. Normalisation statistics and dropout stay frozen.
+    HVAE and judge are updated in the same step without sharing gradients: counterfactuals are measured with detached
+    judge weights, and the judge's losses use detached counterfactuals. Batch normalisation statistics and dropout stay
+    frozen.
 
     Args:
-        judge: The segmentor to begin with, or its checkpoint.
+        judge: The initial segmentor, or the path of its checkpoint.
         shape: See ``SegmentorGuidance``.
-        consistency: Weight of the agreement on counterfactuals, relative to the loss on factual images.
-        perturbation: Standard deviation of the change of contrast (factor), brightness and noise (image units).
+        consistency: Weight of the consistency loss, relative to the loss on factual images.
+        perturbation: Standard deviation of the perturbation of contrast (factor), brightness and noise (image units).
     """
 
     def __init__(
@@ -169,13 +170,13 @@ class CoTrainedGuidance(SegmentorGuidance):
         self.consistency, self.perturbation = consistency, perturbation
 
     def forward(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """Measure with weights that no gradient reaches."""
+        """Measure with detached weights of the judge."""
         weights = {f"guidance.judge.{name}": weight.detach() for name, weight in self.judge.named_parameters()}
         measured: dict[str, Tensor] = functional_call(_Measurement(self), weights, (image, factual))
         return measured
 
     def learn(self, batch: Mapping[str, Tensor], cf_image: Tensor) -> dict[str, Tensor]:
-        """``judge_mask``: cross-entropy and Dice on factual images; ``judge_consistency``: on counterfactual ones."""
+        """``judge_mask``: cross-entropy and Dice on factual images; ``judge_consistency``: on counterfactuals."""
         image = cf_image.detach()
         with torch.no_grad():
             steady = torch.sigmoid(self.judge(image).float())  # (B, K, *S)
@@ -186,7 +187,7 @@ class CoTrainedGuidance(SegmentorGuidance):
         }
 
     def _perturbed(self, image: Tensor) -> Tensor:
-        """Another contrast and brightness for each image, and noise, (B, C, *S)."""
+        """Images with random contrast, brightness and noise, (B, C, *S)."""
         each = (len(image), *[1] * (image.dim() - 1))
         contrast, brightness = self.perturbation * torch.randn(2, *each, device=image.device)
         noise = self.perturbation * torch.randn_like(image)
@@ -195,15 +196,15 @@ class CoTrainedGuidance(SegmentorGuidance):
 
 
 class EnsembleGuidance(Guidance):
-    """Several judges whose errors differ: what fools one of them does not fool their mean.
+    """The mean of several judges, which is harder to exploit than one of them.
 
-    It leaves the shape free, whatever its members measure.
+    It puts no constraint on shape, even if its members do.
 
     Args:
-        members: What each measures is averaged over those that measure it.
+        members: The judges; each variable is averaged over the members that measure it.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the list is empty.
     """
 
     def __init__(self, members: list[Guidance]) -> None:
@@ -215,7 +216,7 @@ class EnsembleGuidance(Guidance):
         self._name()
 
     def attach(self, description: DataDescription) -> None:
-        """Tell every member."""
+        """Attach every member."""
         for member in self._each():
             member.attach(description)
         self._name()
@@ -225,12 +226,12 @@ class EnsembleGuidance(Guidance):
         return {name: torch.stack(each).mean(0) for name, each in self._measured(image, factual).items()}
 
     def disagreement(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """Standard deviation over the members in real units, (B,) each; 0 where one alone measures."""
+        """Standard deviation over the members in real units, (B,) each; 0 if only one measures the variable."""
         measured = self._measured(image, factual)
         return {name: torch.stack(each).std(0, correction=0) for name, each in measured.items()}
 
     def learn(self, batch: Mapping[str, Tensor], cf_image: Tensor) -> dict[str, Tensor]:
-        """Losses of the members that learn, each under its own number."""
+        """Losses of the trainable members, their names prefixed with the member's index."""
         learning = [member.learn(batch, cf_image) for member in self._each()]
         return {f"{name}_{k}": loss for k, losses in enumerate(learning) for name, loss in losses.items()}
 
@@ -246,7 +247,7 @@ class EnsembleGuidance(Guidance):
 
 
 class _Measurement(nn.Module):
-    """Measuring as a module's forward pass, for ``functional_call``."""
+    """Wraps measuring as a forward pass, as ``functional_call`` requires."""
 
     def __init__(self, guidance: SegmentorGuidance) -> None:
         super().__init__()

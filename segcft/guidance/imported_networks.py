@@ -1,4 +1,4 @@
-"""Networks that were made elsewhere: any ``nn.Module``, a TorchScript file, or the folder of a MONAI bundle."""
+"""External networks: an ``nn.Module`` by class path, a TorchScript file, or a MONAI bundle folder."""
 
 import io
 import json
@@ -17,10 +17,10 @@ TRUSTED_NETWORKS = (*TRUSTED_PACKAGES, "monai.networks.nets")
 
 
 class ExternalNetwork(nn.Module, Recorded):
-    """A network that segcft did not make, (B, channels, *S) -> (B, outputs, *S).
+    """Base class of external networks, (B, channels, *S) -> (B, outputs, *S).
 
     Args:
-        outputs: Names of its output channels in order, if structures are to be found by name.
+        outputs: Names of the output channels in order; needed only to select structures by name.
     """
 
     def __init__(self, outputs: list[str] | None = None) -> None:
@@ -29,7 +29,7 @@ class ExternalNetwork(nn.Module, Recorded):
 
 
 class ImportedNetwork(ExternalNetwork):
-    """An ``nn.Module`` by its class path; its weights travel in our checkpoints, its code does not.
+    """An ``nn.Module`` given by class path; our checkpoints store its weights, but not its code.
 
     Code is imported from ``monai.networks.nets`` and from packages that the environment variable
     ``SEGCFT_TRUSTED_PACKAGES`` names, here and wherever the checkpoint is opened.
@@ -37,11 +37,11 @@ class ImportedNetwork(ExternalNetwork):
     Args:
         network: Class path, for instance ``mypackage.networks.UNet``.
         options: Arguments of its constructor.
-        weights: File of its ``state_dict``, read once and without running code from it.
+        weights: File with its ``state_dict``; read once, with ``weights_only=True``.
         outputs: See ``ExternalNetwork``.
 
     Raises:
-        ValueError: If the class is not trusted, does not exist or cannot be built so, or the weights do not fit it.
+        ValueError: If the class is not trusted, does not exist or rejects the options, or if the weights do not fit.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ImportedNetwork(ExternalNetwork):
         super().__init__(outputs)
         factory = imported(network, TRUSTED_NETWORKS)
         if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
-            raise ValueError(f"network: {network!r} is no torch.nn.Module")
+            raise ValueError(f"network: {network!r} is not a torch.nn.Module")
         try:
             self.module: nn.Module = factory(**(options or {}))
         except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
@@ -64,23 +64,23 @@ class ImportedNetwork(ExternalNetwork):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """How it was built; its weights are not read again."""
+        """Recipe without the path of the weights, which are in the checkpoint."""
         recipe = super().recipe
         return {**recipe, "init_args": {**recipe["init_args"], "weights": None}}
 
     def forward(self, image: Tensor) -> Any:
-        """What the module says, unchanged."""
+        """The module's output, unchanged."""
         return self.module(image)
 
 
 class ScriptedNetwork(ExternalNetwork):
-    """A TorchScript file; program and weights both travel in our checkpoints, and it is frozen until asked to learn.
+    """A TorchScript file; our checkpoints store both its program and its weights. Frozen unless it is co-trained.
 
-    TorchScript holds no Python pickle and opening it runs no Python, but using it runs its graph: open files, and
-    checkpoints that hold one, only from people you trust.
+    Opening TorchScript executes no Python code, but running it executes its graph: only open TorchScript files, and
+    checkpoints that contain one, from people you trust.
 
     Args:
-        file: What ``torch.jit.save`` wrote; None for one whose program comes with the state.
+        file: File written by ``torch.jit.save``; None if the program will come from a checkpoint's state.
         outputs: See ``ExternalNetwork``.
 
     Raises:
@@ -98,33 +98,33 @@ class ScriptedNetwork(ExternalNetwork):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """How it was built; the program comes with the state, not from the file again."""
+        """Recipe without the file's path, since the program is in the checkpoint."""
         recipe = super().recipe
         return {**recipe, "init_args": {**recipe["init_args"], "file": None}}
 
     def forward(self, image: Tensor) -> Any:
-        """What the program says, unchanged."""
+        """The program's output, unchanged."""
         assert self.module is not None, "load the state first"
         return self.module(image)
 
     def get_extra_state(self) -> Tensor:
-        """The program as bytes, (N,) uint8: no buffer, for those are averaged."""
+        """The program as bytes, (N,) uint8; extra state, because the EMA would average a buffer."""
         return torch.frombuffer(bytearray(self._program), dtype=torch.uint8) if self._program else torch.empty(0)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over a program; its present weights follow as parameters."""
+        """Load a program from bytes; its weights are then loaded as parameters."""
         program = state.cpu().numpy().tobytes()
-        if program != self._program:  # else optimisers hold the weights that are here
+        if program != self._program:  # reopening would replace parameters that optimisers hold
             self._open(program, "the checkpoint's TorchScript")
 
     def _open(self, program: bytes, source: str) -> None:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch asks authors of programs to move on
+                warnings.simplefilter("ignore", FutureWarning)  # torch's deprecation notice is for the program's author
                 module: nn.Module = torch.jit.load(io.BytesIO(program), map_location="cpu")  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             raise ValueError(
-                f"{source} is not TorchScript. If it is a pickled module, it is refused, for opening it may run code: "
+                f"{source} is not TorchScript. A pickled module is refused because opening it may run code: "
                 "save it with torch.jit.save, or give ImportedNetwork its class path and its state_dict"
             ) from error
         self._program, self.module = program, module.train(self.training)
@@ -132,10 +132,10 @@ class ScriptedNetwork(ExternalNetwork):
 
 
 def opened(path: str) -> ExternalNetwork:
-    """The network of a TorchScript file or of a MONAI bundle's folder.
+    """Open a TorchScript file or a MONAI bundle folder.
 
     Raises:
-        ValueError: If there is neither.
+        ValueError: If the path is neither.
     """
     if Path(path).is_dir():
         return _bundle(Path(path))
@@ -151,7 +151,7 @@ def _bundle(folder: Path) -> ExternalNetwork:
         return ScriptedNetwork(str(script), outputs)
     found = [path for path in (folder / f"configs/inference.{kind}" for kind in ("json", "yaml")) if path.is_file()]
     if not found:
-        raise ValueError(f"{folder} is no MONAI bundle: it lacks configs/inference.json or .yaml, or models/model.ts")
+        raise ValueError(f"{folder} is not a MONAI bundle; no configs/inference.json or .yaml, no models/model.ts")
     config = _read(found[0])
     network = config.get("network_def")
     if not isinstance(network, dict) or "_target_" not in network:
@@ -169,11 +169,11 @@ def _output_names(folder: Path) -> list[str] | None:
         channels = _read(path)["network_data_format"]["outputs"]["pred"]["channel_def"]
         return [channels[key] for key in sorted(channels, key=int)]
     except (KeyError, TypeError, AttributeError, ValueError):
-        return None  # optional, and free in form
+        return None  # optional metadata without a fixed format
 
 
 def _plain(value: Any, config: dict[str, Any], path: Path, depth: int = 8) -> Any:
-    """A value of a bundle's configuration with its references followed; expressions are code and refused."""
+    """A value of a bundle's configuration with references resolved; ``$`` expressions are code and refused."""
     if isinstance(value, dict):
         if "_target_" not in value:
             return {key: _plain(item, config, path) for key, item in value.items()}
@@ -183,7 +183,7 @@ def _plain(value: Any, config: dict[str, Any], path: Path, depth: int = 8) -> An
         return _plain(config[value[1:]], config, path, depth - 1)
     elif not (isinstance(value, str) and value[:1] in ("$", "@", "%")):
         return value
-    raise ValueError(f"{path}: network_def: {value!r} would have to be run; write the value itself")
+    raise ValueError(f"{path}: network_def: {value!r} is an expression that would run code; write its value instead")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -193,20 +193,20 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no dictionary")
+        raise ValueError(f"{path} does not hold a dictionary")
     return content
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:
-    """Read a ``state_dict``, or a dictionary with one under ``state_dict`` or ``model``."""
+    """Load a file that holds a ``state_dict``, or a dictionary with one under ``state_dict`` or ``model``."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} holds more than a state_dict, or is damaged: refused, for it may run code") from error
+        raise ValueError(f"{path} holds more than a state_dict, or is damaged; it is refused as unsafe") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds {type(state).__name__}, no state_dict")
+        raise ValueError(f"{path} holds {type(state).__name__}, not a state_dict")
     state = next((state[key] for key in ("state_dict", "model") if key in state), state)
     try:
         module.load_state_dict(state)

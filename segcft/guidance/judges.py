@@ -1,4 +1,4 @@
-"""Networks that measure the structural parents in an image: a segmentor through its masks, a regressor directly."""
+"""Judges: networks that measure variables in an image, a segmentor through its masks, a regressor directly."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from segcft.variables.variables import DataDescription
 
 
 class Judge(nn.Module, Recorded):
-    """Measures every variable of an image that it can read.
+    """Base class of networks that measure variables in an image.
 
     Args:
-        description: What the data measure; carried so that a judge can be used away from its data. One that was made
-            elsewhere may do without until ``attach``.
+        description: Structures and variables of the data, stored so that the judge can be used without the data. An
+            external judge may get it later, by ``attach``.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the data have no variable that it can measure.
     """
 
     description: DataDescription
@@ -32,14 +32,14 @@ class Judge(nn.Module, Recorded):
 
     @property
     def attached(self) -> bool:
-        """Whether it knows what the data measure."""
+        """Whether the description of the data is known."""
         return "description" in self.__dict__
 
     def attach(self, description: DataDescription) -> None:
-        """Tell a judge that was built without its data what they measure; one that knows keeps what it knows.
+        """Set the description if it is not known yet; otherwise it is kept.
 
         Raises:
-            ValueError: If it can read none of their variables.
+            ValueError: If the data have no variable that it can measure.
         """
         if self.attached:
             return
@@ -49,30 +49,31 @@ class Judge(nn.Module, Recorded):
 
     @staticmethod
     def readable(description: DataDescription) -> list[str]:
-        """Variables that a judge of this kind can measure: those of structures."""
+        """Names of the variables that this kind of judge can measure: those that belong to a structure."""
         return list(description.parents.structural)
 
     @property
     def names(self) -> list[str]:
-        """The variables that it measures, in order."""
+        """Names of the variables it measures, in order."""
         return self.readable(self.description)
 
     def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """The variables that it reads in real units, (B,) each.
+        """Measure the variables in real units, (B,) each.
 
         Args:
             image: (B, C, *S) in [-1, 1].
-            factual: Image whose anatomy regions are laid into, (B, C, *S); ``image`` itself unless given.
+            factual: Factual image, whose anatomy defines the regions, (B, C, *S); by default ``image``.
         """
         raise NotImplementedError
 
 
 class SegmentationModel(Judge):
-    """Anything that outlines the structures: one logit map each, (B, C, *S) -> (B, K, *S); masks may overlap.
+    """Base class of segmentors: one logit map per structure, (B, C, *S) -> (B, K, *S); masks may overlap.
 
     Args:
         description: Structures, spacing and variables; see ``Judge``.
-        temperature: Divides the logits before a soft area is taken; below 1 it removes the bias of many faint pixels.
+        temperature: Divides the logits before soft areas are computed; values below 1 reduce the bias from many pixels
+            with a small probability.
     """
 
     def __init__(self, description: DataDescription | None, temperature: float) -> None:
@@ -84,19 +85,19 @@ class SegmentationModel(Judge):
         raise NotImplementedError
 
     def probabilities(self, image: Tensor) -> Tensor:
-        """(B, C, *S) -> sharpened probability of every structure, (B, K, *S), in fp32."""
+        """(B, C, *S) -> probability of every structure after temperature scaling, (B, K, *S), in fp32."""
         return self.sharpened(self(image))
 
     def sharpened(self, logits: Tensor) -> Tensor:
-        """Logits -> probabilities of the same shape, in fp32."""
+        """Logits -> probabilities after temperature scaling, same shape, in fp32."""
         return torch.sigmoid(logits.float() / self.temperature)
 
     def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """Soft measurements."""
+        """Measure the variables on the soft masks; see ``Judge.measure``."""
         return self.measure_outlines(self.probabilities(image), image, factual)
 
     def measure_outlines(self, masks: Tensor, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """The same of outlines (B, K, *S) known already; the factual image is only outlined if a region needs it."""
+        """As ``measure``, from given masks (B, K, *S); the factual image is segmented only if a region needs it."""
         anatomy = None
         if factual is not None and self.description.follows_anatomy:
             with torch.no_grad():
@@ -105,12 +106,12 @@ class SegmentationModel(Judge):
 
 
 class Segmentor(SegmentationModel):
-    """A network of ours with one logit map per structure, so that structures may overlap in projection.
+    """A segmentor trained by segcft, with independent logit maps, since structures may overlap in projection.
 
     Args:
         description: Structures, spacing and variables.
         network: ``monai.NAME`` (2-D and 3-D) or ``smp.NAME`` (segmentation-models-pytorch, 2-D).
-        options: Further arguments of that network.
+        options: Further constructor arguments of that network.
         temperature: See ``SegmentationModel``.
 
     Raises:
@@ -129,7 +130,7 @@ class Segmentor(SegmentationModel):
         self.network = segmentation_network(network, description.spatial_dims, description.channels, outputs, options)
 
     def attach(self, description: DataDescription) -> None:
-        """Measure the variables of these data from now on, if their structures are those that it outlines."""
+        """Use the variables of these data from now on, if their structures are the ones it was trained on."""
         ours, theirs = self.description, description
         if (ours.structures, ours.spatial_dims) == (theirs.structures, theirs.spatial_dims):
             self.description = description
@@ -141,7 +142,7 @@ class Segmentor(SegmentationModel):
 
 
 class Regressor(Judge):
-    """Predicts the visible variables from the whole image, without a notion of where they are.
+    """Predicts the visible variables from the whole image, without localising structures.
 
     Args:
         description: Variables and their training statistics.
@@ -163,7 +164,7 @@ class Regressor(Judge):
 
     @staticmethod
     def readable(description: DataDescription) -> list[str]:
-        """Structural variables, and those declared visible."""
+        """Names of structural variables and of those declared visible."""
         return description.parents.visible
 
     def forward(self, image: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class Regressor(Judge):
         return standardised
 
     def measure(self, image: Tensor, factual: Tensor | None = None) -> dict[str, Tensor]:
-        """Predictions in real units; of regions, it has learnt those of the image that it sees."""
+        """Predict the variables in real units; ``factual`` is ignored."""
         predicted, parents = self(image).float(), self.description.parents
         return {name: predicted[:, k] * parents[name].std + parents[name].mean for k, name in enumerate(self.names)}
 
@@ -180,7 +181,7 @@ class Regressor(Judge):
 def segmentation_network(
     name: str, spatial_dims: int, channels: int, outputs: int, options: dict[str, Any] | None = None
 ) -> nn.Module:
-    """Build a network of MONAI or segmentation-models-pytorch by name, always with fresh weights.
+    """Build a network of MONAI or segmentation-models-pytorch by name, with random weights.
 
     Raises:
         ValueError: If the library or the network is unknown, a 2-D network is asked for volumes, or an option is wrong.

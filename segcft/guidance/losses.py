@@ -1,4 +1,4 @@
-"""What fine-tuning minimises: distance to the targets, under a bound on the ELBO, with the smallest change."""
+"""Losses of fine-tuning: guidance, minimality, segmentation, and the constraint on the NELBO."""
 
 from collections.abc import Mapping
 
@@ -23,18 +23,18 @@ def guidance_loss(
     kept: Values | None = None,
     specificity: float | Tensor = 1.0,
 ) -> Tensor:
-    """Mean absolute distance in training deviations, summed over all guided variables.
+    """Mean absolute error in training standard deviations, summed over all guided variables.
 
-    The intervened variable is held to its target and every other to where the causal model says it stays, so that
-    leaking into another structure costs as much as missing the target, or more.
+    The target of the intervened variable is the do() value; that of every other is the value which the causal model
+    predicts. So leakage into another structure costs as much as missing the target, or more with ``specificity``.
 
     Args:
         measured: Guided variables of the counterfactual images in real units, (B,) each.
-        target: Where they should be, (B,) each.
-        parents: Units and deviations.
+        target: Target values in real units, (B,) each.
+        parents: Statistics used to standardise the values.
         weights: Factor per variable, 1 where it is not named.
-        kept: True where the causal model leaves a variable as it was, (B,) each; nowhere unless given.
-        specificity: Factor on the distance of what is kept.
+        kept: True where the causal model does not change a variable, (B,) each; by default nowhere.
+        specificity: Factor on the error of these unchanged variables.
     """
     names = [name for name in parents.visible if name in measured]
     if not names:
@@ -47,16 +47,16 @@ def guidance_loss(
 
 
 def minimality_loss(cf_image: Tensor, image: Tensor) -> Tensor:
-    """Mean absolute change of a pixel, in image units."""
+    """Mean absolute difference between counterfactual and factual image, in image units."""
     return (cf_image - image).abs().mean()
 
 
 def displacement_elsewhere(displacement: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared displacement, weighted by the distance from the structure that is to move, a scalar.
+    """Mean squared displacement, weighted by the distance from the intervened structure, a scalar.
 
     Args:
         displacement: (B, D, *S) in pixels.
-        mask: Of the structure, (B, *S), bool; a subject without any is left out.
+        mask: Mask of the structure, (B, *S), bool; subjects with an empty mask are left out.
     """
     with torch.no_grad():
         step, near = reach(displacement), mask
@@ -71,9 +71,9 @@ def displacement_elsewhere(displacement: Tensor, mask: Tensor) -> Tensor:
 def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """Binary cross-entropy plus soft Dice, averaged over structures; logits and mask (B, K, *S), mask in [0, 1].
 
-    Dice takes the overlap of p and m as (p + m - |p - m|) / 2: p m where m is 0 or 1, and least at p = m where it lies
-    between (Wang et al., Dice Semimetric Losses, 2023). It is that of all processes' subjects together: no mean over
-    subjects.
+    Dice uses the overlap (p + m - |p - m|) / 2, which equals p m for m in {0, 1} and makes the loss minimal at p = m
+    for soft masks (Wang et al., Dice Semimetric Losses, 2023). Its sums run over the subjects of all processes; it
+    is not a mean over subjects.
     """
     logits, axes = logits.float(), (0, *range(2, logits.dim()))
     probability = torch.sigmoid(logits)
@@ -85,16 +85,16 @@ def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 class ElboConstraint(nn.Module, Recorded):
-    """Keep the HVAE a good model of the data: NELBO <= bound, by an augmented Lagrangian.
+    """Constraint NELBO <= bound, which keeps the HVAE a good model of the data, by an augmented Lagrangian.
 
     The coefficient of the NELBO is max(0, multiplier + damping * (NELBO - bound)), the standard form for an inequality
-    (Nocedal and Wright, 2006, chapter 17): it never pushes a satisfied bound upwards.
+    (Nocedal and Wright, 2006, chapter 17). It is 0 where the NELBO is below the bound by multiplier / damping or more.
 
     Args:
         multiplier: Initial multiplier, or the constant weight when ``fixed``.
         step: Step of the multiplier's ascent after every training step.
         damping: Weight of the quadratic term.
-        slack: Added to the measured NELBO of the pretrained model to give the bound, nats per dimension.
+        slack: The bound is the pretrained model's measured NELBO plus this, nats per dimension.
         fixed: Use a constant weight and no bound.
     """
 
@@ -117,7 +117,7 @@ class ElboConstraint(nn.Module, Recorded):
 
     @property
     def measured(self) -> bool:
-        """Whether the bound is known, or not needed."""
+        """Whether the bound has been set or is not needed."""
         return self.fixed or bool(torch.isfinite(self.bound))
 
     def measure(self, nelbo: Tensor) -> None:
@@ -128,12 +128,12 @@ class ElboConstraint(nn.Module, Recorded):
         """Penalty on the batch's NELBO, a scalar.
 
         Args:
-            nelbo: Of this process's subjects.
-            level: Mean over all processes, without gradient; ``nelbo`` itself unless given.
+            nelbo: NELBO of this process's subjects, a scalar.
+            level: Its mean over all processes, without gradient; by default ``nelbo``.
         """
         if self.fixed:
             return self.multiplier * nelbo
-        if not self._checked:  # once: to look at it is to wait for the device
+        if not self._checked:  # only once, since reading it synchronises with the device
             assert self.measured, "measure the bound before training"
             self._checked = True
         level = nelbo.detach() if level is None else level
@@ -142,13 +142,13 @@ class ElboConstraint(nn.Module, Recorded):
 
     @torch.no_grad()
     def ascend(self, nelbo: Tensor) -> None:
-        """Raise the multiplier while the bound is broken, lower it, not below 0, while it holds.
+        """Dual ascent: raise the multiplier while the bound is violated, lower it (not below 0) while it holds.
 
-        One batch that bursts, whose step is left out, must not weigh for the rest of the training: beyond one nat per
-        dimension, or where there is no number, the excess counts as one.
+        The excess is clipped to one nat per dimension (also if it is not finite), so that a single diverged batch,
+        whose step is skipped, does not dominate the rest of the training.
 
         Args:
-            nelbo: Mean over all processes, a scalar: they have to stay agreed.
+            nelbo: Mean over all processes, a scalar, so that all processes keep the same multiplier.
         """
         if not self.fixed:
             excess = torch.nan_to_num(nelbo.detach() - self.bound, nan=1.0).clamp(max=1)

@@ -1,7 +1,7 @@
-"""Which edge moves: where structures lie and how far they reach, abducted from the image and predicted under do().
+"""Shape model: predicts position and extent (centroid, spread) of every structure under an intervention.
 
-An area says how much a structure grows, not where. Its shape is no parent of the image, but an effect of the parents
-with its own noise, shape = f(pa) + noise; so a counterfactual shape is the factual one, moved by f(pa*) - f(pa).
+An area determines how much a structure grows, but not in which direction. Shape is modelled as an effect of the parents
+with additive noise, shape = f(pa) + noise; so the counterfactual shape is the factual one plus f(pa*) - f(pa).
 """
 
 import torch
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from segcft.variables.measurements import AXES, shape_descriptors
 from segcft.variables.variables import DataDescription, Values
 
-FINEST = 0.25  # pixels, and 5 % of a spread: what varies less than that is not worth a loss
+FINEST = 0.25  # lower bound of the scale of errors, in pixels; for log spreads 5 % of it
 
 
 class ShapeModel(nn.Module):
-    """Centroid and spread of every structure along every axis, mm; f is quadratic, by least squares.
+    """Centroid and spread of every structure along every axis in mm, fitted by least squares with a quadratic f.
 
-    A spread is positive and modelled by its logarithm.
+    Spreads are positive, so their logarithm is modelled.
 
     Args:
         description: Structures, spacing and parents.
@@ -41,24 +41,24 @@ class ShapeModel(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Whether ``fit`` was called, now or before a checkpoint was written."""
+        """Whether ``fit`` was called, in this run or in the one whose checkpoint was loaded."""
         return bool(self.coefficients.isfinite().all())
 
     def measure(self, mask: Tensor) -> dict[str, Tensor]:
-        """Probabilities (B, K, *S) -> centroids in mm from the first edge, and spreads in log mm, (B,) each."""
+        """Soft masks (B, K, *S) -> centroids in mm from the image's first edge and spreads in log mm, (B,) each."""
         found = shape_descriptors(mask, self.spacing)
         found = torch.where(self.is_spread, found.clamp(min=1e-3).log(), found)
         return dict(zip(self.names, found.unbind(1), strict=True))
 
     def features(self, values: Values) -> Tensor:
-        """Parents in real units, (B,) each -> 1, the encoded parents and the squares of the continuous, (B, F)."""
+        """Regression features of the parents: 1, the encoded parents, and squares of the continuous ones, (B, F)."""
         encoded = self.parents.encode(values)
         continuous = [name for name in self.parents.names if self.parents[name].kind == "continuous"]
         squares = [self.parents.standardise(values, continuous).square()] if continuous else []
         return torch.cat([torch.ones_like(encoded[:, :1]), encoded, *squares], dim=1)
 
     def fit(self, measured: Values, values: Values) -> None:
-        """Least squares over training subjects: what was measured and their parents, (N,) each."""
+        """Fit by least squares to the measured shapes and the parents of the training subjects, (N,) each."""
         features = self.features(values).double()
         shapes = torch.stack([measured[name] for name in self.names], dim=1).double()
         ridge = 1e-4 * len(features) * torch.eye(features.shape[1], dtype=torch.float64, device=features.device)
@@ -67,11 +67,11 @@ class ShapeModel(nn.Module):
         self.scale.copy_(torch.maximum(self.scale, shapes.std(0).float()))
 
     def counterfactual(self, measured: Values, values: Values, cf_values: Values) -> dict[str, Tensor]:
-        """Shape of the same subjects under other parents, (B,) each."""
+        """Counterfactual shape of the same subjects under other parents, (B,) each."""
         moved = (self.features(cf_values) - self.features(values)) @ self.coefficients
         return {name: measured[name] + moved[:, k] for k, name in enumerate(self.names)}
 
     def distance(self, measured: Values, target: Values) -> Tensor:
-        """Mean absolute distance in training deviations, a scalar."""
+        """Mean absolute error in training standard deviations, a scalar."""
         apart = torch.stack([measured[name] - target[name] for name in self.names], dim=1)
         return (apart / self.scale).abs().mean()

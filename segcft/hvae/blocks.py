@@ -1,4 +1,4 @@
-"""Convolutional pieces in two or three dimensions; ``*S`` is (H, W) or (D, H, W)."""
+"""Convolutional building blocks of the HVAE in 2-D and 3-D; ``*S`` is (H, W) or (D, H, W)."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ _POINTWISE = {2: Pointwise2d, 3: Pointwise3d}
 
 
 def conv(spatial_dims: int, in_channels: int, out_channels: int, kernel: int = 3) -> nn.Module:
-    """A convolution that keeps the size; biases start at zero.
+    """A convolution with padding that keeps the spatial size, its bias initialised to zero.
 
     Raises:
         ValueError: If ``spatial_dims`` is neither 2 nor 3.
@@ -19,14 +19,14 @@ def conv(spatial_dims: int, in_channels: int, out_channels: int, kernel: int = 3
     if spatial_dims not in kinds:
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
     layer = kinds[spatial_dims](in_channels, out_channels, kernel, padding=kernel // 2)
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # variance survives SiLU and depth
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # keeps the variance through SiLU and depth
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
 
 
 def scaled(layer: nn.Module, gain: float) -> nn.Module:
-    """Multiply a layer's initial weight by ``gain``: 0 starts silent, sqrt(1 / depth) keeps a deep sum in range."""
+    """Multiply a layer's initial weight by ``gain``: 0 for zero output, sqrt(1 / depth) for a deep residual sum."""
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
     weight.data.mul_(gain)
@@ -34,10 +34,10 @@ def scaled(layer: nn.Module, gain: float) -> nn.Module:
 
 
 class Block(nn.Module):
-    """A chain of activations and convolutions.
+    """A block of alternating activations and convolutions.
 
     Attributes:
-        lean: Whether it keeps less for the backward pass, see ``convolutions.chain``.
+        lean: Whether to store less for the backward pass and recompute it, see ``convolutions.chain``.
     """
 
     lean: bool = False
@@ -46,14 +46,14 @@ class Block(nn.Module):
 class Bottleneck(Block):
     """Pre-activation bottleneck: SiLU, convolution, shift by the parents, SiLU, convolution.
 
-    The parents enter after the first convolution as one shift per channel, so no activation can swallow them.
+    The embedded parents are added after the first convolution as one shift per channel.
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: Channels read.
-        out_channels: Channels written.
-        embedding: Length of the embedded parents; 0 for a block that does not see them.
-        kernel: 3, or 1 where the map has no neighbours.
+        in_channels: Input channels.
+        out_channels: Output channels.
+        embedding: Length of the embedded parents; 0 for a block without conditioning.
+        kernel: 3, or 1 for maps of a single pixel.
         gain: Factor on the last convolution's initial weight.
     """
 

@@ -1,11 +1,11 @@
-"""The HVAE of de Sousa Ribeiro et al. (2023, arXiv:2306.15764), equal in maths to its public code and cheaper to run.
+"""The HVAE of de Sousa Ribeiro et al. (2023, arXiv:2306.15764): same function as its public code, faster to compute.
 
-What differs from ``hvae.HVAE`` is the family of blocks: four convolutions with GELU, parents that are not embedded, a
-prior that sees its own past alone, learnt maps added where the decoder widens, and a learnt log-scale per pixel.
+It differs from ``hvae.HVAE`` in its blocks: four convolutions with GELU, parents that are not embedded, a prior that
+sees only its own earlier features, learnt maps added after upsampling, and a learnt log-scale per pixel.
 
 The public code (biomedia-mira/causal-gen) tiles the parents over the image and concatenates them. A 1x1 convolution of
-a constant is a constant, and GELU acts on each channel alone: the same sum is a shift of every channel, computed once
-for an image. ``benchmarks/parity.py`` holds both against each other.
+a constant map is a constant, so here the same sum is computed once per image as a shift of every channel.
+``benchmarks/parity.py`` compares both implementations.
 """
 
 import math
@@ -24,7 +24,7 @@ from segcft.hvae.latents import LatentBlock, Normal
 from segcft.hvae.likelihoods import CappedDiscretisedGaussian, Likelihood
 from segcft.spatial.resize import shrink, spread
 
-SQUEEZE = 4  # width of a block over that of its bottleneck
+SQUEEZE = 4  # ratio of a block's width to its bottleneck's
 MAPS_UP_TO = 64  # pixels along the longest axis: finer stages have no learnt map
 Preset = Literal["morphomnist32", "mimic192"]
 PRESETS: dict[str, list[Stage]] = {
@@ -48,15 +48,15 @@ PRESETS: dict[str, list[Stage]] = {
 
 
 class Quadruple(Block):
-    """GELU, 1x1, GELU, kxk, GELU, kxk, GELU, 1x1: the middle at a bottleneck's width.
+    """Bottleneck block: GELU, 1x1, GELU, kxk, GELU, kxk, GELU, 1x1.
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: Channels read.
-        bottleneck: Channels in between.
-        out_channels: Channels written.
+        in_channels: Input channels.
+        bottleneck: Channels of the inner convolutions.
+        out_channels: Output channels.
         kernel: k, 3 or 1.
-        beside: Further inputs of the first convolution that arrive as ``shift``; they count for its initial weights.
+        beside: Number of further input channels that are given as ``shift``; they count in the weight initialisation.
         gain: Factor on the last convolution's initial weight.
     """
 
@@ -76,22 +76,22 @@ class Quadruple(Block):
         self.expand = scaled(_even(conv(spatial_dims, bottleneck, out_channels, 1)), gain)
 
     def forward(self, features: Tensor, shift: Tensor | None = None) -> Tensor:
-        """(B, in_channels, *S), and what to add after the first convolution -> (B, out_channels, *S)."""
+        """(B, in_channels, *S), and a shift added after the first convolution -> (B, out_channels, *S)."""
         return self.apart((), features, shift)[0]
 
     def apart(self, sizes: Sequence[int], features: Tensor, shift: Tensor | None = None) -> list[Tensor]:
-        """What ``forward`` returns, by ``sizes`` of channels."""
+        """The output of ``forward``, split into parts of ``sizes`` channels."""
         weights = weights_of(self.squeeze, self.first, self.second, self.expand)
         return chain(features, weights, GELU, shift, sizes, self.lean)
 
 
 class Step(Quadruple):
-    """``x + quadruple(x)``; where the width changes, a 1x1 convolution of x.
+    """Residual block ``x + quadruple(x)``; x passes a 1x1 convolution if the width changes.
 
     Args:
         spatial_dims: 2 or 3.
-        width: Channels read; the bottleneck has a quarter of them.
-        out_width: Channels written.
+        width: Input channels; the bottleneck has a quarter of them.
+        out_width: Output channels.
         kernel: 3 or 1.
         gain: Factor on the last convolution's initial weight.
     """
@@ -105,16 +105,16 @@ class Step(Quadruple):
         return added(super().forward(features, shift), self.skip(features))
 
     def narrowed(self, features: Tensor, size: Sequence[int]) -> Tensor:
-        """The average of what ``forward`` returns over the pixels that become one, (B, out_width, *size).
+        """``forward`` followed by average pooling, (B, out_width, *size).
 
-        Averages and 1x1 convolutions commute, and there are fewer pixels afterwards.
+        Pooling commutes with 1x1 convolutions, so it is done first, where it leaves fewer pixels to convolve.
         """
         (hidden,) = chain(features, weights_of(self.squeeze, self.first, self.second), GELU, lean=self.lean)
         return added(self.expand(shrink(gelu(hidden), size)), self.skip(shrink(features, size)))
 
 
 class ParityBlock(LatentBlock):
-    """One block of the decoder; the last of a stage has the next one's width.
+    """One stochastic block of the decoder; the last of a stage has the next stage's width.
 
     Args:
         spatial_dims: 2 or 3.
@@ -122,8 +122,8 @@ class ParityBlock(LatentBlock):
         latent: Channels of the latent.
         parents_dim: Length P of the parents' vector.
         out_width: Channels of the next block.
-        conditional_prior: Let the prior see the parents.
-        gain: Factor on the initial weights that write into the decoder's state.
+        conditional_prior: Condition the prior on the parents.
+        gain: Factor on the initial weights of the layers that add to the decoder's state.
     """
 
     def __init__(
@@ -154,13 +154,13 @@ class ParityBlock(LatentBlock):
         self.residual = Step(spatial_dims, width, out_width, kernel, gain)
 
     def prior_of(self, state: Tensor, memory: Tensor, parents: Tensor) -> tuple[Normal, Tensor]:
-        """See ``LatentBlock.prior_of``; GELU acts on the parents, too."""
+        """See ``LatentBlock.prior_of``; GELU is also applied to the parents."""
         shift = spread(self.prior_shift(F.gelu(parents)), memory) if self.prior_shift is not None else None
         mean, log_std, features = self.prior.apart(self.split, memory, shift)
         return Normal(mean.float(), log_std.float()), features
 
     def posterior_of(self, state: Tensor, memory: Tensor, seen: Tensor, parents: Tensor) -> Normal:
-        """See ``LatentBlock.posterior_of``; ``seen`` is what the first convolution makes of the activation."""
+        """See ``LatentBlock.posterior_of``; ``seen`` is the first convolution of the encoder's activation."""
         shift = spread(self.posterior_shift(F.gelu(parents)), state) + seen
         mean, log_std = self.posterior.apart(self.split[:2], state, shift)
         return Normal(mean.float(), log_std.float())
@@ -180,10 +180,10 @@ class ParityBlock(LatentBlock):
 
 
 class ParityHVAE(HVAE):
-    """The public HVAE, in 2-D or 3-D: an ``HVAE`` that every task takes.
+    """The public HVAE in 2-D or 3-D; every task accepts it in place of ``HVAE``.
 
     A stage of n blocks has n in the decoder and n in the encoder, the last of which leads to the next coarser stage.
-    Its ``latent_channels`` may be 0: its blocks then go on with their prior's mean, as wide as the widest latent.
+    With ``latent_channels`` 0 its blocks use the prior's mean instead of a latent, as wide as the widest latent.
 
     Args:
         spatial_dims: 2 or 3.
@@ -234,7 +234,7 @@ class ParityHVAE(HVAE):
     def _build(self, channels: int, parents_dim: int, embedding: int) -> None:
         dims, stages = self.spatial_dims, self.stages
         gain = self.gain
-        self.finest = 0  # the priors' memory goes on to the end
+        self.finest = 0  # priors keep their features at all resolutions
         self.embed = nn.Identity()
         self.stem = _even(conv(dims, channels, stages[0].width, 7))
         self.encoder = nn.ModuleList(
@@ -265,7 +265,7 @@ class ParityHVAE(HVAE):
         """One GELU and one 1x1 convolution for all blocks of the stage."""
         blocks = [block for block in self._blocks(depth) if isinstance(block, ParityBlock)]
         if not all(block.stochastic for block in blocks):
-            return super()._look(features, depth)  # nobody reads them
+            return super()._look(features, depth)  # no posterior reads them
         weights = torch.cat([block.look.get_parameter("weight") for block in blocks])
         (found,) = chain(features, [weights, None], GELU, lean=blocks[0].posterior.lean)
         return list(found.chunk(len(blocks), dim=1))
@@ -276,9 +276,9 @@ class ParityHVAE(HVAE):
         return step.narrowed(features, self.stages[depth].size(self.spatial_dims))
 
     def _widen(self, flow: Tensor, depth: int) -> Tensor:
-        """Repeat every pixel, and add the learnt map of the stage."""
+        """Upsample by repeating pixels, and add the learnt map of the stage."""
         flow = F.interpolate(flow, self.stages[depth].size(self.spatial_dims), mode="nearest")
-        coarser = len(self.stages) - 1 - depth  # maps are those of the coarsest stages; the top's is ``start``
+        coarser = len(self.stages) - 1 - depth  # only coarse stages have maps; the top one's is ``start``
         return flow + self.maps[-coarser] if coarser <= len(self.maps) else flow
 
 
@@ -289,7 +289,7 @@ def _preset(name: str) -> list[Stage]:
 
 
 def _even(layer: nn.Module, inputs: int = 0, bias: bool = True) -> nn.Module:
-    """Draw a layer's weight evenly within 1 / sqrt(inputs), its own unless given; ``bias`` may be another's."""
+    """Initialise a layer uniformly within 1 / sqrt(inputs), by default its own number; ``bias`` False leaves it out."""
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
     bound = 1 / math.sqrt(inputs or weight[0].numel())
@@ -300,5 +300,5 @@ def _even(layer: nn.Module, inputs: int = 0, bias: bool = True) -> nn.Module:
 
 
 def _shift(parents_dim: int, width: int, inputs: int) -> nn.Module:
-    """What the parents add to every channel of a convolution that has ``inputs``, them included."""
+    """The layer that maps parents to a channel shift; ``inputs`` counts all input channels, the parents included."""
     return _even(nn.Linear(parents_dim, width, bias=False), inputs)

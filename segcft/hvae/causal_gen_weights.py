@@ -1,4 +1,4 @@
-"""Weights that the public HVAE code (biomedia-mira/causal-gen) has trained, for ``ParityHVAE``."""
+"""Loading weights trained with the public HVAE code (biomedia-mira/causal-gen) into ``ParityHVAE``."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -9,18 +9,19 @@ from torch import Tensor, nn
 
 from segcft.hvae.causal_gen import ParityBlock, ParityHVAE, Quadruple, Step
 
-PARTS = {"squeeze": 1, "first": 3, "second": 5, "expand": 7}  # of a Quadruple, and their places there
+PARTS = {"squeeze": 1, "first": 3, "second": 5, "expand": 7}  # layers of a Quadruple -> their index in the public code
 
 
 def load_public_weights(model: ParityHVAE, state: Mapping[str, Tensor]) -> None:
-    """Copy a state of the public ``HVAE`` (its "heavy" blocks) into the same model here; both then compute the same.
+    """Copy the weights of a public ``HVAE`` (with "heavy" blocks) into the equivalent model here.
 
     Args:
-        model: In 2-D, with the same stages, prior, channels and parents, which have to be in the same order and units.
-        state: Its ``state_dict()``; of a checkpoint of its, the entry ``ema_model_state_dict``.
+        model: A 2-D model with the same stages, prior, channels and parents; the parents must have the same order and
+            units.
+        state: The public model's ``state_dict()``; in its checkpoints, the entry ``ema_model_state_dict``.
 
     Raises:
-        ValueError: If a weight is missing, left over, or of another shape.
+        ValueError: If a weight is missing, unused, or of another shape.
     """
     reader = _Reader(state)
     reader.copy(model.stem, "encoder.stem")
@@ -44,7 +45,7 @@ def _stages(model: ParityHVAE) -> list[list[ParityBlock]]:
 
 
 def _encoder_steps(model: ParityHVAE) -> list[Step]:
-    """Blocks in the order in which an image passes them."""
+    """Blocks of the encoder, in the order in which they are applied."""
     found: list[nn.Module] = []
     for depth, blocks in enumerate(model.encoder):
         found += [model.narrow[depth - 1]] if depth else []
@@ -57,7 +58,7 @@ def _weight(layer: nn.Module, kind: str) -> Tensor:
 
 
 class _Reader:
-    """Takes weights out of a state, each once."""
+    """Reads weights from a state dict, each exactly once."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self.left = dict(state)
@@ -68,7 +69,7 @@ class _Reader:
         return self.left.pop(name)
 
     def fill(self, ours: Tensor, theirs: Tensor, name: str) -> None:
-        if ours.dim() == 2:  # a shift by the parents: a 1x1 convolution there
+        if ours.dim() == 2:  # a linear layer here is a 1x1 convolution there
             theirs = theirs.flatten(1)
         if ours.shape != theirs.shape:
             raise ValueError(f"public weight {name!r}: {tuple(theirs.shape)} does not fit {tuple(ours.shape)}")
@@ -79,7 +80,7 @@ class _Reader:
             self.fill(_weight(layer, kind), self.take(f"{name}.{kind}"), f"{name}.{kind}")
 
     def divide(self, layers: Sequence[nn.Module], name: str) -> None:
-        """One convolution there, of several inputs concatenated, for one of each here; the first has the bias."""
+        """Split one public convolution over concatenated inputs into one layer per input; the first gets the bias."""
         self.fill(_weight(layers[0], "bias"), self.take(f"{name}.bias"), f"{name}.bias")
         weight = self.take(f"{name}.weight")
         inputs = [_weight(layer, "weight").shape[1] for layer in layers]
@@ -91,7 +92,7 @@ class _Reader:
             self.fill(_weight(layer, "weight"), part, f"{name}.weight")
 
     def quadruple(self, ours: Quadruple, name: str, beside: Sequence[nn.Module] = ()) -> None:
-        """``beside``: layers whose inputs are concatenated to the first convolution's there, in order."""
+        """``beside``: layers whose inputs the public code concatenates to the first convolution's, in order."""
         self.divide([ours.squeeze, *beside], f"{name}.conv.{PARTS['squeeze']}")
         for part in ("first", "second", "expand"):
             self.copy(getattr(ours, part), f"{name}.conv.{PARTS[part]}")

@@ -1,9 +1,8 @@
-"""Convolutions and the activations before them, written out where that is cheaper than what autograd makes of them.
+"""Chains of activations and convolutions, with a hand-written backward pass where that is faster than autograd.
 
 A block of the HVAE is activation, convolution, activation, convolution and so on (He et al., 2016, arXiv:1603.05027).
-Autograd keeps both what every activation reads and what it makes, and leaves to a convolution's backward pass sums and
-products that on CPUs are several times faster by themselves. ``chain`` computes the same numbers. ``*S`` is (H, W) or
-(D, H, W).
+Autograd stores both input and output of every activation, and its convolution backward pass on CPUs is several times
+slower than explicit sums and matrix products. ``chain`` computes the same values. ``*S`` is (H, W) or (D, H, W).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-LARGE = 2**18  # numbers; below, Python takes longer than it saves, and there is little memory to save
-TURNED = 2**16  # numbers; below, seeing them another way takes longer than it saves
+LARGE = 2**18  # elements; below, the overhead in Python exceeds the gain
+TURNED = 2**16  # elements; below, changing the view costs more than it saves
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
-Weights = Sequence[Any]  # weight, bias, weight, bias and so on; instead of a bias there may be None
+Weights = Sequence[Any]  # weight, bias, weight, bias, ...; a bias may be None
 
 
 class Activation(NamedTuple):
-    """A function of every number by itself.
+    """An elementwise function and its derivative.
 
     Attributes:
-        forward: Its value.
-        backward: From the gradient of the value, and the number, to the gradient of the number, which is written over
-            ``grad_input``.
+        forward: Maps the input to the output.
+        backward: Maps the output's gradient and the input to the input's gradient, written into ``grad_input``.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -38,7 +36,7 @@ def _unchanged(gradient: Tensor, number: Tensor, *, grad_input: Tensor) -> Tenso
 
 
 def gelu(number: Tensor) -> Tensor:
-    """``F.gelu`` of (B, C, *S); channels last take half the time on CPUs, where oneDNN has to see them as they lie."""
+    """``F.gelu`` of (B, C, *S); viewed in memory order, since oneDNN is twice as fast on contiguous data (CPU)."""
     return F.gelu(number.movedim(1, -1)).movedim(-1, 1) if _turns(number) else F.gelu(number)
 
 
@@ -66,23 +64,23 @@ def chain(
     sizes: Sequence[int] = (),
     lean: bool = False,
 ) -> list[Tensor]:
-    """Activation, convolution, activation, convolution and so on; every one keeps the size.
+    """Apply activation, convolution, activation, convolution, ...; every convolution keeps the spatial size.
 
     Args:
         features: (B, C, *S).
-        weights: Of every convolution its weight, then its bias; see ``weights_of``.
-        activation: Before every convolution.
-        shift: Added after the first convolution: (B, its channels, *S), or 1 instead of every S.
-        sizes: Channels of the parts to return; all in one part unless given.
-        lean: Keep for the backward pass what activations read, and make anew what they make of it, of large maps.
+        weights: Weight and bias of every convolution; see ``weights_of``.
+        activation: Applied before every convolution.
+        shift: Added after the first convolution; (B, channels, *S), or with ones in place of *S.
+        sizes: Number of channels of each part to return; by default one part with all channels.
+        lean: For large maps, store only the activations' inputs for the backward pass and recompute their outputs.
 
     Returns:
-        The last convolution's value, (B, channels, *S), or its parts. Nobody else has them: see ``added``.
+        The last convolution's output, (B, channels, *S), or its parts. They may be overwritten, see ``added``.
     """
     lower = torch.is_autocast_enabled(features.device.type)
     costly = features.numel() >= LARGE or torch.compiler.is_compiling()
     large = features.device.type == "cpu" and costly and not lower
-    parts = tuple(sizes) if large else ()  # dense, which slices are not; of small maps one convolution is cheaper
+    parts = tuple(sizes) if large else ()  # contiguous parts, unlike slices; for small maps one convolution is faster
     if torch.is_grad_enabled() and (large or (lean and costly)):
         if lower:
             dtype = torch.get_autocast_dtype(features.device.type)
@@ -99,17 +97,17 @@ def weights_of(*layers: nn.Module) -> Weights:
 
 
 def added(value: Tensor, other: Tensor) -> Tensor:
-    """The sum, written over ``value``, which nobody else may have, where that loses no digits.
+    """The sum of both, computed in place in ``value`` if its precision suffices; ``value`` must not be used elsewhere.
 
-    Autograd copies the gradient of a view that was written over, so an eager step leaves views alone; compilers decide
-    for themselves what is written where, and cannot ask what is a view.
+    Autograd copies the gradient of a view that is modified in place, so in eager mode views are not modified. Under
+    torch.compile this is not checked: compilers choose themselves what to compute in place.
     """
     writes = value.dtype == other.dtype and (torch.compiler.is_compiling() or not value._is_view())
     return value.add_(other) if writes else value + other
 
 
 class Pointwise2d(nn.Conv2d):
-    """A convolution without neighbours."""
+    """A 1x1 convolution in 2-D."""
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, channels, H, W)."""
@@ -117,7 +115,7 @@ class Pointwise2d(nn.Conv2d):
 
 
 class Pointwise3d(nn.Conv3d):
-    """A convolution without neighbours."""
+    """A 1x1x1 convolution in 3-D."""
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, channels, D, H, W)."""
@@ -136,7 +134,7 @@ def _values(
     parts: Sequence[int] = (),
     kept: list[tuple[Tensor, Tensor]] | None = None,
 ) -> list[Tensor]:
-    """See ``chain``; what every activation reads and makes is put into ``kept``, in the weights' precision."""
+    """See ``chain``; input and output of every activation are appended to ``kept``, in the weights' precision."""
     *inner, last, bias = weights
     for place in range(0, len(weights), 2):
         made = activation.forward(features)
@@ -205,11 +203,11 @@ def _convolve(features: Tensor, weight: Any, bias: Tensor | None = None) -> Tens
 
 
 def _gradients(gradient: Tensor, value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Of what a convolution reads, and of its weight."""
+    """Gradients of a convolution's input and of its weight."""
     gradient = _laid_as(gradient, value)
     if _is_product(value, weight):
         rows, read = _rows(gradient), _rows(value)
-        wide = rows.shape[1] > read.shape[1]  # products with more columns than rows are faster
+        wide = rows.shape[1] > read.shape[1]  # matrix products with more columns than rows are faster
         by_weight = (read.t() @ rows).t() if wide else rows.t() @ read
         return _product(gradient, weight.flatten(1)), by_weight.reshape(weight.shape)
     axes = gradient.dim() - 2
@@ -221,19 +219,19 @@ def _gradients(gradient: Tensor, value: Tensor, weight: Tensor) -> tuple[Tensor,
 
 
 def _is_product(features: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution has no neighbours and pixels lie as rows of a matrix: CPUs multiply those faster."""
+    """Whether a convolution is 1x1 and channels are last in memory, so that a matrix product is faster on CPUs."""
     if max(weight.shape[2:]) > 1 or features.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    return features.dtype == weight.dtype and features.stride(1) == 1  # of parts, too: they are to round alike
+    return features.dtype == weight.dtype and features.stride(1) == 1  # also for parts, so that they round identically
 
 
 def _rows(features: Tensor) -> Tensor:
-    """A row of channels a pixel: (B, C, *S) -> (B * S, C)."""
+    """One row of channels per pixel: (B, C, *S) -> (B * S, C)."""
     return features.movedim(1, -1).flatten(0, -2)
 
 
 def _product(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(B, C, *S), (C, channels) -> (B, channels, *S), which is no view, so that it may be written over."""
+    """(B, C, *S), (C, channels) -> (B, channels, *S); not a view, so that it may be modified in place."""
     size = len(features), weight.shape[1], *features.shape[2:]
     value = torch.empty(size, dtype=features.dtype, memory_format=CHANNELS_LAST[features.dim()])
     rows = _rows(value)
@@ -244,7 +242,7 @@ def _product(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 def _laid_as(gradient: Tensor, value: Tensor) -> Tensor:
-    """In the memory format of ``value``: those of all blocks before take after it, and others are slow to add."""
+    """The gradient in the memory format of ``value``, which earlier blocks also use; mixed formats are slow to add."""
     last = CHANNELS_LAST[value.dim()]
     return gradient.contiguous(memory_format=last) if value.is_contiguous(memory_format=last) else gradient
 

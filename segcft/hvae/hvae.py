@@ -1,8 +1,8 @@
-"""The image mechanism: a top-down hierarchical VAE whose latents are the image's exogenous noise, or its mediators.
+"""The image mechanism: a hierarchical VAE (HVAE) whose latents are exogenous noise or mediators.
 
 After Child (2021, arXiv:2011.10650) and de Sousa Ribeiro et al. (2023, arXiv:2306.15764): a bottom-up encoder, a
-top-down chain of stochastic blocks, parents injected everywhere but in the prior. Resolutions without latents are
-deterministic: there, shape has to follow the parents instead of hiding in fine latents.
+top-down decoder of stochastic blocks, conditioned on the parents everywhere but in the prior. Resolutions without
+latents are deterministic; this keeps shape information out of fine latents, so that it has to follow the parents.
 """
 
 import math
@@ -30,7 +30,7 @@ class Stage:
     Attributes:
         resolution: Pixels along every axis, or one number per axis.
         width: Channels.
-        blocks: Blocks of the encoder, and of the decoder, at this resolution.
+        blocks: Number of encoder blocks and of decoder blocks at this resolution.
         latent_channels: Channels of each block's latent; 0 makes the resolution deterministic.
     """
 
@@ -50,11 +50,11 @@ class Stage:
 
 Recompute = int | Literal["activations"]
 Mediation = Literal["total", "direct", "indirect"]
-Choice = Callable[[int, Normal, Normal | None], Tensor]  # (place among the latents, prior, posterior) -> latent
+Choice = Callable[[int, Normal, Normal | None], Tensor]  # (index of the latent, prior, posterior) -> latent
 
 
 class Descent(NamedTuple):
-    """What a pass of the decoder finds; see ``Abduction``."""
+    """Results of one decoder pass; see ``Abduction``."""
 
     latents: list[Tensor]
     pixels: Pixels
@@ -63,15 +63,15 @@ class Descent(NamedTuple):
 
 
 class TopDownBlock(LatentBlock):
-    """One stochastic block of SiLU bottlenecks.
+    """One stochastic block of the decoder, made of SiLU bottlenecks.
 
     Args:
         spatial_dims: 2 or 3.
         stage: Widths and latent channels.
         embedding: Length of the embedded parents.
-        conditional_prior: Let the prior see the decoder's state, and so the parents.
-        blind: Let the posterior see the prior's memory instead of both.
-        gain: Factor on the initial weights that write into the decoder's state.
+        conditional_prior: Condition the prior on the decoder's state, and so on the parents.
+        blind: Condition the posterior on the prior's features only, not on the decoder's state.
+        gain: Factor on the initial weights of the layers that add to the decoder's state.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class TopDownBlock(LatentBlock):
 
 
 class HVAE(nn.Module, Recorded):
-    """Hierarchical VAE with parents, in 2-D or 3-D.
+    """Hierarchical VAE conditioned on the image's parents, in 2-D or 3-D.
 
     Args:
         spatial_dims: 2 or 3.
@@ -120,21 +120,21 @@ class HVAE(nn.Module, Recorded):
         parents_dim: Length P of the parents' vector.
         stages: Resolutions, finest first; each an integer fraction of the one before.
         likelihood: Pixel-wise likelihood.
-        conditional_prior: p(z | parents) instead of an exogenous p(z): latents are mediators, which the parents move.
-            Exogenous latents are the Markovian default.
-        blind: q(z | image) instead of q(z | image, parents), the image standardised by its own mean and deviation: what
-            parents tell and no shape shows, such as brightness, cannot hide in exogenous latents. For parents that say
-            how bright and rich in contrast an image is; where none does, that would be lost.
+        conditional_prior: Use a prior p(z | parents): latents are mediators, which change with the parents. By default
+            the prior is p(z) and latents are exogenous noise (a Markovian model).
+        blind: Use a posterior q(z | image) without parents that reads the image standardised to mean 0 and standard
+            deviation 1. Then the latents cannot encode brightness and contrast. For data whose parents determine both;
+            otherwise that information would be lost.
         embedding: Length of the embedded parents.
-        mixing: Of mediators, a in [0, 1]: 1 holds them in a counterfactual, 0 lets them follow the prior; see
-            ``Belief.moved``.
-        recompute: What is computed anew in the backward pass: less memory, more time, the same gradient. With
-            ``activations``, what activations make of what they read; with a number, all of the blocks at that many
-            pixels or more along the longest axis. 0 for nothing.
+        mixing: Weight a in [0, 1] of the posterior in a mediator's distribution; in a counterfactual, 1 keeps the
+            latent and 0 lets it follow the prior. See ``Belief.moved``.
+        recompute: Activation checkpointing: less memory, more time, the same gradient. ``activations`` recomputes the
+            outputs of activation functions; a number recomputes all blocks at that many pixels or more along the
+            longest axis; 0 recomputes nothing.
 
     Raises:
-        ValueError: If a resolution does not divide the one before it, no stage has latents, ``mixing`` is no share,
-            ``recompute`` is another word, or a model is blind whose prior sees the parents.
+        ValueError: If a resolution does not divide the one before it, no stage has latents, ``mixing`` is not in
+            [0, 1], ``recompute`` is invalid, or ``blind`` is combined with ``conditional_prior``.
     """
 
     def __init__(
@@ -155,9 +155,9 @@ class HVAE(nn.Module, Recorded):
         if not 0 <= mixing <= 1:
             raise ValueError(f"mixing must lie between 0 and 1, got {mixing}")
         if isinstance(recompute, str) and recompute != "activations":
-            raise ValueError(f"recompute must be a number of pixels or activations, got {recompute!r}")
+            raise ValueError(f"recompute must be a number of pixels or 'activations', got {recompute!r}")
         if blind and conditional_prior:
-            raise ValueError("blind is about exogenous latents: it goes without conditional_prior")
+            raise ValueError("blind needs exogenous latents: it cannot be combined with conditional_prior")
         self.conditional_prior, self.blind = conditional_prior, blind
         self.mixing, self.recompute = mixing, recompute
         self.spatial_dims, self.stages = spatial_dims, stages
@@ -177,11 +177,11 @@ class HVAE(nn.Module, Recorded):
 
     @property
     def gain(self) -> float:
-        """Factor on the initial weights of every block's last layer: their sum stays in range, however deep."""
+        """Factor on the initial weights of every block's last layer, which bounds the sum over a deep decoder."""
         return math.sqrt(1 / max(1, sum(stage.blocks for stage in self.stages)))
 
     def _build(self, channels: int, parents_dim: int, embedding: int) -> None:
-        """Make the networks; what a family of blocks decides."""
+        """Create the networks; a subclass with other blocks overrides it."""
         dims, stages = self.spatial_dims, self.stages
         self.embed: nn.Module = nn.Sequential(
             nn.Linear(parents_dim, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
@@ -210,16 +210,16 @@ class HVAE(nn.Module, Recorded):
         return [nn.ModuleList(block(stage) for _ in range(stage.blocks)) for stage in self.stages]
 
     def abduct(self, image: Tensor, pa: Tensor, temperature: float = 1.0, samples: int = 1) -> Abduction:
-        """Latents z ~ q(z | image, parents): one encoder and one decoder pass.
+        """Abduction: infer latents z ~ q(z | image, parents) in one encoder and one decoder pass.
 
         Args:
             image: (B, C, *S) in [-1, 1], S the first stage's resolution.
             pa: Encoded parents, (B, P).
-            temperature: Factor on the posterior's deviation; 0 takes its mean.
-            samples: Particles drawn of every image, which is encoded once; those of an image follow each other.
+            temperature: Factor on the posterior's standard deviation; 0 takes its mean.
+            samples: Posterior samples per image, consecutive in the batch; each image is encoded once.
 
         Returns:
-            An abduction of B * samples rows.
+            An abduction with B * samples rows.
         """
         encoded = self._encode(image)
         if samples > 1:
@@ -235,15 +235,16 @@ class HVAE(nn.Module, Recorded):
         return Abduction(latents, pixels, nll, beliefs, pa, added)
 
     def predict(self, abduction: Abduction, pa: Tensor, mediation: Mediation = "total") -> Pixels:
-        """The abducted images under other parents: g(z*, pa*), one decoder pass.
+        """Prediction: decode the abducted latents under counterfactual parents, g(z*, pa*), in one decoder pass.
 
-        Exogenous latents stay, z* = z; mediators follow the parents, see ``mediate``.
+        Exogenous latents are kept, z* = z; mediators follow the parents, see ``mediate``.
 
         Args:
-            abduction: Of the factual images; its temperature is in its latents and not applied again.
+            abduction: Abduction of the factual images; its temperature is already part of the latents.
             pa: Encoded counterfactual parents pa*, (B, P).
-            mediation: Which ways from the parents to the image are open. ``total``: all, g(z*, pa*). ``direct``: none
-                through the latents, g(z, pa*). ``indirect``: only through them, g(z*, pa), in two decoder passes.
+            mediation: Which causal paths from the parents to the image are active. ``total``: all, g(z*, pa*).
+                ``direct``: not through the latents, g(z, pa*). ``indirect``: only through the latents, g(z*, pa), with
+                two decoder passes.
 
         Raises:
             ValueError: If ``mediation`` is unknown.
@@ -258,9 +259,9 @@ class HVAE(nn.Module, Recorded):
         return pixels if mediation == "total" else self._decode(latents, abduction.pa)
 
     def mediate(self, abduction: Abduction, pa: Tensor) -> tuple[list[Tensor], Pixels]:
-        """Latents z* under other parents (B, P), and g(z*, pa*).
+        """Counterfactual latents z* under parents pa* (B, P), and the decoded g(z*, pa*).
 
-        From the top: the prior of block i sees pa* and, through the decoder's state, z*_<i.
+        From the top down: the prior of block i is conditioned on pa* and, through the decoder's state, on z*_<i.
         """
         if not self.conditional_prior:
             return abduction.latents, self._again(abduction, pa)
@@ -273,14 +274,14 @@ class HVAE(nn.Module, Recorded):
         return latents, pixels
 
     def sample(self, pa: Tensor, temperature: float = 1.0) -> Pixels:
-        """Draw latents from the prior and decode them under ``pa`` (B, P)."""
+        """Sample latents from the prior and decode them under ``pa`` (B, P)."""
         return self._top_down(pa, lambda place, prior, posterior: prior.sample(temperature)).pixels
 
     def _decode(self, latents: list[Tensor], pa: Tensor) -> Pixels:
         return self._top_down(pa, lambda place, prior, posterior: latents[place]).pixels
 
     def _again(self, abduction: Abduction, pa: Tensor) -> Pixels:
-        """The abducted latents under other parents (B, P), which an exogenous prior does not see: it is not asked."""
+        """Decode abducted latents under other parents (B, P), skipping the prior, which does not depend on them."""
         parents, added, states = self.embed(pa), iter(abduction.added), []
         state = self.start.expand(len(pa), *self.start.shape[1:])
         for depth in reversed(range(len(self.stages))):
@@ -294,7 +295,7 @@ class HVAE(nn.Module, Recorded):
         return self._pixels(states)
 
     def _encode(self, image: Tensor) -> list[Tensor]:
-        """Activations of every stage, finest first."""
+        """Encoder activations of every stage, finest first."""
         if tuple(image.shape[2:]) != self.stages[0].size(self.spatial_dims):
             size = self.stages[0].size(self.spatial_dims)
             raise ValueError(f"this HVAE reads images of {size}, got {tuple(image.shape[2:])}")
@@ -307,12 +308,12 @@ class HVAE(nn.Module, Recorded):
         return encoded
 
     def _top_down(self, pa: Tensor, choose: Choice, encoded: list[Tensor] | None = None) -> Descent:
-        """Walk from the coarsest stage to the finest.
+        """Run the decoder from the coarsest stage to the finest.
 
         Args:
             pa: Encoded parents, (B, P).
-            choose: Says where each latent comes from.
-            encoded: The encoder's activations, finest first, for posteriors; there are no beliefs without.
+            choose: Returns each latent, given its index, prior and posterior.
+            encoded: The encoder's activations, finest first, for the posteriors; without them there are none.
         """
         parents = self.embed(pa)
         state = memory = self.start.expand(len(pa), *self.start.shape[1:])
@@ -344,14 +345,14 @@ class HVAE(nn.Module, Recorded):
         return self.likelihood.pixels(loc, raw_scale)._replace(states=tuple(states))
 
     def _run(self, depth: int, part: Callable[..., Any], *given: Any) -> Any:
-        """Call a part of the networks at a stage, keeping its activations or not."""
+        """Call a module at a stage, with activation checkpointing if ``recompute`` asks for it."""
         pixels = 0 if isinstance(self.recompute, str) else self.recompute
         if max(self.stages[depth].size(self.spatial_dims)) >= pixels > 0 and torch.is_grad_enabled():
             return checkpoint(part, *given, use_reentrant=False)
         return part(*given)
 
     def _look(self, features: Tensor, depth: int) -> list[Tensor]:
-        """What the posterior of every block of a stage reads of the encoder."""
+        """Encoder features for the posterior of every block of a stage."""
         return [features] * len(self._blocks(depth))
 
     def _blocks(self, depth: int) -> nn.ModuleList:
@@ -360,12 +361,12 @@ class HVAE(nn.Module, Recorded):
         return blocks
 
     def _narrow(self, features: Tensor, depth: int) -> Tensor:
-        """On to the next coarser stage."""
+        """Downsample to the next coarser stage."""
         narrowed: Tensor = self.narrow[depth - 1](shrink(features, self.stages[depth].size(self.spatial_dims)))
         return narrowed
 
     def _widen(self, flow: Tensor, depth: int) -> Tensor:
-        """On to the next finer stage; a 1x1 convolution commutes with interpolation and is cheaper before it."""
+        """Upsample to the next finer stage; the 1x1 convolution is done before interpolation, where it is cheaper."""
         return grow(self.widen[depth](flow), self.stages[depth].size(self.spatial_dims))
 
 
@@ -379,6 +380,6 @@ def _check(stages: list[Stage], spatial_dims: int) -> None:
 
 
 def _head(spatial_dims: int, width: int, channels: int) -> nn.Sequential:
-    """Two convolutions at full resolution; location and raw log-scale start at zero."""
+    """Output layers, two convolutions at full resolution; mean and raw log-scale are initially zero."""
     last = scaled(conv(spatial_dims, width, 2 * channels), 0.0)
     return nn.Sequential(nn.SiLU(), conv(spatial_dims, width, width), nn.SiLU(), last)

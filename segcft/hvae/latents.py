@@ -1,4 +1,4 @@
-"""Latents of the image mechanism: their distributions, their blocks, and what abduction finds out about them."""
+"""Latent variables of the HVAE: distributions, stochastic blocks, the ELBO's terms and the result of abduction."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from segcft.hvae.likelihoods import Pixels
 
 
 class Normal(NamedTuple):
-    """Diagonal normal in fp32."""
+    """Diagonal normal distribution in fp32."""
 
     mean: Tensor
     log_std: Tensor
 
     def sample(self, temperature: float) -> Tensor:
-        """Mean plus noise. Noise is drawn channels last, as the mean mostly lies, and the same however it lies."""
+        """Draw a sample; the noise is drawn in channels-last order, so it does not depend on the memory format."""
         if temperature == 0:
             return self.mean
         count, channels, *size = self.mean.shape
@@ -32,28 +32,28 @@ class Normal(NamedTuple):
         return divergence
 
     def mixed(self, other: "Normal", share: float) -> "Normal":
-        """Distribution of ``share * x + (1 - share) * y``, x drawn from self and y, independently, from other."""
+        """Distribution of ``share * x + (1 - share) * y`` for independent x ~ self and y ~ other."""
         std = torch.hypot(share * self.log_std.exp(), (1 - share) * other.log_std.exp())
         return Normal(share * self.mean + (1 - share) * other.mean, std.log())
 
     def carry(self, value: Tensor, other: "Normal") -> Tensor:
-        """The value of the same standardised noise under other, m' + s' (v - m) / s; v itself where nothing differs."""
+        """Map a value to ``other`` with the same standardised noise, m' + s' (v - m) / s; exactly v if both agree."""
         stretch = torch.expm1(other.log_std - self.log_std)
         return value + (other.mean - self.mean) + stretch * (value - self.mean)
 
 
 def normal(statistics: Tensor) -> Normal:
-    """Means and raw deviations (B, 2 * latent_channels, *S) as a distribution."""
+    """Network output (B, 2 * latent_channels, *S), means and raw log standard deviations, as a distribution."""
     mean, log_std = statistics.float().chunk(2, dim=1)
-    return Normal(mean, 5 * torch.tanh(log_std / 5))  # deviations between e^-5 and e^5, smoothly
+    return Normal(mean, 5 * torch.tanh(log_std / 5))  # standard deviation between e^-5 and e^5, smoothly
 
 
 class _Draw(torch.autograd.Function):
-    """Mean plus noise by deviation; of these its gradient needs none but the mean and the draw, which others keep."""
+    """Reparameterised sample; its backward pass needs only the mean and the sample, which are stored anyway."""
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_std: Tensor, noise: Tensor, temperature: float) -> Tensor:
-        std = log_std.clone().exp_()  # dense: of a part of the channels exp is eight times slower
+        std = log_std.clone().exp_()  # contiguous: exp is eight times slower on a slice of channels
         drawn = torch.add(mean, std.mul_(noise), alpha=temperature, out=std)
         ctx.save_for_backward(mean, drawn)
         return drawn
@@ -66,7 +66,7 @@ class _Draw(torch.autograd.Function):
 
 
 class _Divergence(torch.autograd.Function):
-    """KL of two normals, (B,), with its gradient written out: half the passes over the latents that autograd makes."""
+    """KL divergence of two normals, (B,), with a hand-written gradient that needs half of autograd's memory passes."""
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:
@@ -91,35 +91,35 @@ class _Divergence(torch.autograd.Function):
 
 
 class LatentBlock(nn.Module, ABC):
-    """One latent's place in the decoder: its prior, its posterior, and its way into the decoder and the next prior.
+    """One stochastic block of the decoder: a latent's prior and posterior, and how it updates the decoder's state.
 
     Attributes:
-        stochastic: Whether the latent is drawn; where it is not, it is its prior's mean and counts as no latent.
+        stochastic: Whether the latent is sampled; otherwise the prior's mean is used and it does not count as a latent.
     """
 
     stochastic: bool = True
 
     @abstractmethod
     def prior_of(self, state: Tensor, memory: Tensor, parents: Tensor) -> tuple[Normal, Tensor]:
-        """Prior of this latent, and the prior's own features.
+        """Prior of this latent, and the prior's features.
 
         Args:
-            state: Of the decoder, (B, width, *S).
-            memory: Of the prior, which an exogenous latent keeps from the parents, (B, width, *S).
-            parents: Embedded, (B, embedding).
+            state: Decoder state, (B, width, *S).
+            memory: Prior state, (B, width, *S); of an exogenous latent it does not depend on the parents.
+            parents: Embedded parents, (B, embedding).
         """
 
     @abstractmethod
     def posterior_of(self, state: Tensor, memory: Tensor, seen: Tensor, parents: Tensor) -> Normal:
-        """Posterior of this latent, of the same and what it reads of the encoder, (B, width, *S) unless told."""
+        """Posterior of this latent; ``seen`` are the encoder's features, by default (B, width, *S)."""
 
     @abstractmethod
     def absorb(self, state: Tensor, latent: Tensor, features: Tensor, parents: Tensor) -> Tensor:
-        """Next decoder state, (B, width, *S) or as wide as the next block's."""
+        """The next decoder state, (B, width, *S) or with the next block's width."""
 
     @abstractmethod
     def recall(self, memory: Tensor, latent: Tensor, features: Tensor) -> Tensor:
-        """Next prior memory, which never sees the parents of an exogenous latent."""
+        """The next prior state; for exogenous latents it does not depend on the parents."""
 
     def step(
         self,
@@ -130,15 +130,15 @@ class LatentBlock(nn.Module, ABC):
         seen: Tensor | None,
         last: bool,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Normal, Normal | None]:
-        """Next state and memory, the latent and the prior's features, its prior and its posterior.
+        """Run the block: next decoder and prior states, (latent, prior features), prior and posterior.
 
         Args:
-            choose: The latent, of its prior and its posterior; called again where activations are recomputed.
-            state: Of the decoder, (B, width, *S).
-            memory: Of the prior, (B, width, *S).
-            parents: Embedded, (B, embedding).
-            seen: What the posterior reads of the encoder; there is no posterior without.
-            last: Whether no prior comes after it: the memory is left as it is.
+            choose: Returns the latent from its prior and posterior; called again if activations are recomputed.
+            state: Decoder state, (B, width, *S).
+            memory: Prior state, (B, width, *S).
+            parents: Embedded parents, (B, embedding).
+            seen: Encoder features for the posterior; None for no posterior.
+            last: Whether this is the last prior, so that its state need not be updated.
         """
         prior, features = self.prior_of(state, memory, parents)
         posterior, latent = None, prior.mean
@@ -150,10 +150,10 @@ class LatentBlock(nn.Module, ABC):
 
 
 class Belief(NamedTuple):
-    """About one latent, given those above it and the factual parents, (B, latent_channels, *S) each.
+    """Prior and posterior of one latent given those above it and the factual parents, (B, latent_channels, *S) each.
 
     Attributes:
-        prior: p(z_i | z_<i), and of the parents if they condition it.
+        prior: p(z_i | z_<i), or p(z_i | z_<i, parents) with a conditional prior.
         posterior: q(z_i | z_<i, image, parents).
     """
 
@@ -163,15 +163,16 @@ class Belief(NamedTuple):
     def moved(self, latent: Tensor, prior: Normal, mixing: float) -> Tensor:
         """The latent under its counterfactual prior.
 
-        The mediator's distribution is r = a q + (1 - a) p, the posterior mixed with the prior of its own world (de
-        Sousa Ribeiro et al., 2023, arXiv:2306.15764): mean a mu_q + (1 - a) mu_p, variance (a sigma_q)^2 +
-        ((1 - a) sigma_p)^2. Its noise e = (z - mu_r) / sigma_r is abducted under p(z | pa) and spent under p(z | pa*):
-        z* = mu_r* + sigma_r* e. One mechanism in both worlds: z* = z where the priors agree.
+        The mediator's distribution is r = a q + (1 - a) p, a mixture of the posterior with the prior of the factual or
+        the counterfactual world (de Sousa Ribeiro et al., 2023, arXiv:2306.15764): mean a mu_q + (1 - a) mu_p, variance
+        (a sigma_q)^2 + ((1 - a) sigma_p)^2. Its noise e = (z - mu_r) / sigma_r is inferred with the factual prior
+        p(z | pa) and reused with the counterfactual one p(z | pa*): z* = mu_r* + sigma_r* e. Both worlds use the same
+        mechanism, so z* = z where the priors agree.
 
         Args:
             latent: Abducted z_i, (B, latent_channels, *S).
             prior: p(z_i | z*_<i, pa*).
-            mixing: a in [0, 1]; 0 carries the prior's own noise, 1 keeps the latent.
+            mixing: a in [0, 1]; 0 transfers the prior's noise, 1 keeps the latent.
         """
         factual, counterfactual = (self.posterior.mixed(world, mixing) for world in (self.prior, prior))
         return factual.carry(latent, counterfactual)
@@ -182,7 +183,7 @@ class Elbo(NamedTuple):
 
     Attributes:
         nll: Negative log-likelihood of the image.
-        kl: KL of every latent, top block first, (B, L).
+        kl: KL divergence of every latent, top block first, (B, L).
         places: Resolution of every latent, such as ``8x8``.
     """
 
@@ -196,7 +197,7 @@ class Elbo(NamedTuple):
 
     @property
     def kl_by_resolution(self) -> dict[str, Tensor]:
-        """``kl_8x8`` -> mean KL of the latents there, scalars in nats per image dimension."""
+        """Mean KL summed per resolution, keys such as ``kl_8x8``, scalars in nats per image dimension."""
         found: dict[str, Tensor] = {}
         for place, kl in zip(self.places, self.kl.mean(0), strict=True):
             found[f"kl_{place}"] = found.get(f"kl_{place}", 0) + kl
@@ -204,16 +205,16 @@ class Elbo(NamedTuple):
 
 
 class Abduction(NamedTuple):
-    """What the posterior pass finds out about an image.
+    """The inferred exogenous noise of a batch of images, with the terms needed for the ELBO.
 
     Attributes:
         latents: z, top block first, (B, latent_channels, *S) each.
         pixels: Distribution of the factual image under these latents, (B, C, *S).
-        nll: Of the image under it, (B,) in nats per image dimension.
-        beliefs: Prior and posterior that each latent was drawn between, top block first.
+        nll: Negative log-likelihood of the image under ``pixels``, (B,) in nats per image dimension.
+        beliefs: Prior and posterior of each latent, top block first.
         pa: Encoded factual parents, (B, P).
-        added: What every ``LatentBlock`` adds to the decoder's state, top block first: its latent, and its prior's
-            features, which an exogenous prior finds again under other parents.
+        added: Latent and prior features that every ``LatentBlock`` added to the decoder's state, top block first. With
+            an exogenous prior the features are the same under other parents and can be reused.
     """
 
     latents: list[Tensor]
@@ -225,7 +226,7 @@ class Abduction(NamedTuple):
 
     @property
     def elbo(self) -> Elbo:
-        """Terms of the bound; computed whenever they are asked for, which who wants an answer does not."""
+        """Terms of the ELBO; computed on demand, since counterfactuals do not need them."""
         kl = torch.stack([belief.posterior.kl(belief.prior) for belief in self.beliefs], dim=1)
         places = ["x".join(map(str, latent.shape[2:])) for latent in self.latents]
         return Elbo(self.nll, kl / self.pixels.loc[0].numel(), places)

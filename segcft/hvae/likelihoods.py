@@ -1,4 +1,4 @@
-"""p(image | latents, parents): the last, pixel-wise mechanism and its exogenous noise u = (x - loc) / scale."""
+"""Pixel-wise likelihoods p(image | latents, parents), with exogenous noise u = (x - loc) / scale."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,8 +16,8 @@ class Pixels(NamedTuple):
 
     Attributes:
         loc: Mean.
-        log_scale: Logarithm of the deviation.
-        states: What the decoder derived them from, its state after every stage, coarsest first.
+        log_scale: Logarithm of the standard deviation.
+        states: The decoder's state after every stage, coarsest first.
     """
 
     loc: Tensor
@@ -30,8 +30,8 @@ class Likelihood(nn.Module, Recorded, ABC):
 
     Args:
         scale: Standard deviation of every pixel; ``None`` learns one per pixel.
-        min_scale: Smallest standard deviation that can be learnt; keeps the density bounded.
-        initial_scale: Learnt standard deviation at the start.
+        min_scale: Lower bound of a learnt standard deviation, which bounds the density.
+        initial_scale: Initial value of a learnt standard deviation.
 
     Raises:
         ValueError: If a scale is not positive.
@@ -58,7 +58,7 @@ class Likelihood(nn.Module, Recorded, ABC):
 
 
 class Gaussian(Likelihood):
-    """Density of a continuous image: the NLL of images on a fine grey scale, can be negative."""
+    """Gaussian density of continuous grey levels; its NLL can be negative."""
 
     def nll(self, image: Tensor, pixels: Pixels) -> Tensor:
         """0.5 u^2 + log scale + 0.5 log 2 pi."""
@@ -67,16 +67,16 @@ class Gaussian(Likelihood):
 
 
 class DiscretisedGaussian(Likelihood):
-    """Probability of an 8-bit grey level: the Gaussian's mass in the bin of width 2 / 255 around it.
+    """Probability of an 8-bit grey level: the Gaussian's mass in a bin of width 2 / 255 around it.
 
     Uses the tanh approximation of the normal distribution function (de Sousa Ribeiro et al., 2023, as in VDVAE-style
-    models), evaluated in log space so that badly explained pixels keep a gradient.
+    models), evaluated in log space so that pixels of very low probability keep a gradient.
     """
 
     levels = 256
 
     def nll(self, image: Tensor, pixels: Pixels) -> Tensor:
-        """-log P(bin of the image); the first and the last bin take the tails."""
+        """-log P(bin of the image); the first and the last bin include the tails."""
         half, inverse = 1 / (self.levels - 1), torch.exp(-pixels.log_scale)
         centred = image.float() - pixels.loc
         upper, lower = self._logit((centred + half) * inverse), self._logit((centred - half) * inverse)
@@ -89,16 +89,16 @@ class DiscretisedGaussian(Likelihood):
 
     @staticmethod
     def _logit(value: Tensor) -> Tensor:
-        """Logit of the standard normal's distribution function; linear beyond 6 deviations."""
+        """Logit of the standard normal's distribution function; linear beyond 6 standard deviations."""
         inner = value.clamp(-6, 6)
         slope = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * 36)
         return _normal_logit(inner) + slope * (value - inner)
 
 
 class CappedDiscretisedGaussian(DiscretisedGaussian):
-    """The discretised Gaussian of the public HVAEs: one log-scale a pixel, as it is, and a cap on what a pixel costs.
+    """The discretised Gaussian of the public HVAEs: an unconstrained log-scale per pixel, and a cap on a pixel's NLL.
 
-    No pixel is less probable than ``floor``, and one that is has no gradient.
+    Probabilities below ``floor`` are replaced by it; such a pixel has no gradient.
 
     Args:
         min_log_scale: Smallest log-scale.
@@ -115,7 +115,7 @@ class CappedDiscretisedGaussian(DiscretisedGaussian):
         self.min_log_scale, self.cap = min_log_scale, -math.log(floor)
 
     def pixels(self, loc: Tensor, raw_scale: Tensor) -> Pixels:
-        """Decoder outputs (B, C, *S) -> distribution in fp32; the second is the log-scale."""
+        """Decoder outputs (B, C, *S) -> distribution in fp32; ``raw_scale`` is the log-scale."""
         return Pixels(loc.float(), raw_scale.float().clamp(min=self.min_log_scale))
 
     def nll(self, image: Tensor, pixels: Pixels) -> Tensor:
@@ -128,5 +128,5 @@ class CappedDiscretisedGaussian(DiscretisedGaussian):
 
 
 def _normal_logit(value: Tensor) -> Tensor:
-    """Logit g with sigmoid(g(y)) close to the standard normal's distribution function."""
+    """A polynomial g for which sigmoid(g(y)) approximates the standard normal's distribution function."""
     return 2 * math.sqrt(2 / math.pi) * (value + 0.044715 * value**3)

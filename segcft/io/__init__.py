@@ -1,1 +1,1 @@
-"""Image files and tables, read and written; no torch in here."""
+"""Reading and writing image files and CSV tables, with NumPy only (no torch)."""

@@ -1,4 +1,4 @@
-"""CSV tables read by column name, whose errors name the file, the row, the field and the value."""
+"""Reading CSV tables by column name; every error names the file, row, field and value."""
 
 import os
 import zlib
@@ -11,23 +11,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute, csv
 
-FIRST_ROW = 2  # the header is row 1, as a spreadsheet or an editor counts
-BLOCK = 2**23  # bytes parsed at once; no row is longer
+FIRST_ROW = 2  # the header is row 1, as in a spreadsheet
+BLOCK = 2**23  # bytes parsed at once; also the longest row that can be read
 BLANK = ["", "nan", "NaN", "NA", "N/A", "<NA>", "null", "NULL", "None"]
 
 
 def bad_cell(path: Path, row: int, field: str, value: object, reason: str) -> ValueError:
-    """The error of one cell; ``row`` counts records with the header as 1 (a quoted line break starts no record)."""
+    """A ValueError about one cell; ``row`` counts records, the header being 1 (a quoted line break does not count)."""
     text = str(value)
     shown = repr(text if len(text) <= 100 else f"{text[:97]}...")
     return ValueError(f"{path}, row {row}, {field} = {shown}: {reason}")
 
 
 def find_table(folder: Path, name: str) -> Path:
-    """``folder/name``, or the same with ``.gz``, whichever exists.
+    """``folder/name`` or ``folder/name.gz``, whichever exists.
 
     Raises:
-        ValueError: If neither does.
+        ValueError: If neither exists.
     """
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
@@ -53,12 +53,12 @@ def header(path: Path) -> list[str]:
 
 
 def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
-    """Parts of a table as text, blank cells as NaN, indexed by row number; other columns are never kept.
+    """Read columns of a table in chunks: all values as text, blank cells as NaN, the index being the row number.
 
     Args:
         path: A CSV in UTF-8, plain or ``.gz``.
-        columns: What is needed.
-        optional: What is read as well where the table has it.
+        columns: Required columns.
+        optional: Columns that are read if the table has them.
 
     Raises:
         ValueError: If the file cannot be read or lacks a column.
@@ -68,7 +68,7 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
     if absent:
         raise ValueError(f"{path}: no column {', '.join(map(repr, absent))}; it holds {', '.join(map(repr, known))}")
     wanted = list(dict.fromkeys([*columns, *(name for name in optional if name in known)]))
-    read = csv.ReadOptions(use_threads=False, block_size=BLOCK)  # one thread: errors know their row
+    read = csv.ReadOptions(use_threads=False, block_size=BLOCK)  # one thread, so that errors can name the row
     convert = csv.ConvertOptions(
         column_types=dict.fromkeys(wanted, pa.string()),
         include_columns=wanted,
@@ -87,24 +87,24 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
 
 
 def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
-    """All that ``read_columns`` yields, as one frame.
+    """The chunks of ``read_columns`` as one frame.
 
     Raises:
-        ValueError: As there, and if the table has no rows.
+        ValueError: As ``read_columns``, and if the table has no rows.
     """
     parts = [part for part in read_columns(path, columns, optional) if len(part)]
     if not parts:
-        raise ValueError(f"{path}: it has a header and no rows")
+        raise ValueError(f"{path}: it has a header but no rows")
     return pd.concat(parts)
 
 
 def numbers(frame: pd.DataFrame, field: str, path: Path, blank: bool = False) -> NDArray[np.float64]:
-    """A text column as numbers, (N,); ``blank`` cells stay NaN where they are allowed.
+    """A text column as numbers, (N,); blank cells become NaN if ``blank`` allows them.
 
     Raises:
         ValueError: At the first cell that is not a finite number.
     """
-    codes, levels = pd.factorize(frame[field])  # a table repeats few values: each is parsed once
+    codes, levels = pd.factorize(frame[field])  # values repeat: parse each distinct one once
     parsed = pd.to_numeric(pd.Series(levels, dtype=object), errors="coerce").to_numpy(np.float64)
     values = np.append(parsed, np.nan)[codes]
     wrong = ~np.isfinite(values) & ~((codes == -1) & blank)
@@ -113,10 +113,10 @@ def numbers(frame: pd.DataFrame, field: str, path: Path, blank: bool = False) ->
 
 
 def years(frame: pd.DataFrame, field: str, path: Path) -> NDArray[np.float64]:
-    """Years of dates written as YYYYMMDD, (N,); blank is NaN.
+    """The year of each date written as YYYYMMDD, (N,); NaN for a blank cell.
 
     Raises:
-        ValueError: If a cell is no date.
+        ValueError: If a cell is not a date.
     """
     dates = numbers(frame, field, path, blank=True)
     months, days = dates // 100 % 100, dates % 100
@@ -126,10 +126,10 @@ def years(frame: pd.DataFrame, field: str, path: Path) -> NDArray[np.float64]:
 
 
 def categories(frame: pd.DataFrame, field: str, path: Path, meaning: Mapping[str, float]) -> NDArray[np.float64]:
-    """A column of words as numbers, (N,); blank cells are NaN.
+    """A column of words as numbers, (N,); NaN for a blank cell.
 
     Raises:
-        ValueError: At the first word without a meaning.
+        ValueError: At the first word that ``meaning`` does not list.
     """
     codes, levels = pd.factorize(frame[field])
     unknown = np.append([level not in meaning for level in levels], False)[codes]
@@ -138,14 +138,14 @@ def categories(frame: pd.DataFrame, field: str, path: Path, meaning: Mapping[str
 
 
 def extract(column: "pd.Series[str]", pattern: str) -> pd.DataFrame:
-    """Named groups of a regular expression (RE2) as columns; NaN where it does not match."""
+    """The named groups of a regular expression (RE2 syntax) as columns; NaN where it does not match."""
     found = compute.extract_regex(pa.array(column, pa.string(), from_pandas=True), pattern)
     groups = {field.name: compute.struct_field(found, field.name).to_pandas() for field in found.type}
     return pd.DataFrame(groups).set_axis(column.index)
 
 
 def origins(frame: pd.DataFrame, field: str, path: Path) -> "pd.Series[str]":
-    """Where each row came from, ``path, row 5, field = 'value'``, (N,)."""
+    """Origin of each row for error messages, ``path, row 5, field = 'value'``, (N,)."""
     rows = pa.array(frame.index.to_numpy()).cast(pa.string())
     values = pa.array(frame[field], pa.string(), from_pandas=True)
     texts = compute.binary_join_element_wise(f"{path}, row ", rows, f", {field} = '", values, "'", "")
@@ -153,10 +153,10 @@ def origins(frame: pd.DataFrame, field: str, path: Path) -> "pd.Series[str]":
 
 
 def refuse(frame: pd.DataFrame, field: str, path: Path, wrong: NDArray[np.bool_], reason: str) -> None:
-    """Raise for the first cell of a column that is ``wrong`` (N,).
+    """Raise an error about the first cell of a column where ``wrong`` (N,) is True.
 
     Raises:
-        ValueError: If any is.
+        ValueError: If any is True.
     """
     if wrong.any():
         first = int(wrong.argmax())
@@ -164,16 +164,17 @@ def refuse(frame: pd.DataFrame, field: str, path: Path, wrong: NDArray[np.bool_]
 
 
 def refuse_outside(frame: pd.DataFrame, field: str, path: Path, folder: Path | None = None) -> None:
-    """Raise for the first file name that leaves a folder; blank cells pass.
+    """Raise an error about the first path that leaves the folder; blank cells are accepted.
 
     Args:
-        frame: Part of the table.
-        field: Column of paths, relative to the folder.
-        path: Of the table.
-        folder: What must not be left, by links neither; None to look at the name alone: no ``..``, and not absolute.
+        frame: The table, or a chunk of it.
+        field: Column of paths relative to the folder.
+        path: The table's file, for the message.
+        folder: Folder that paths must stay in, also after following links; None checks the text only: it may not be
+            absolute or contain ``..``.
 
     Raises:
-        ValueError: If any does.
+        ValueError: If any path leaves it.
     """
     if folder is None:
         inside = [cell != cell or _descends(cell) for cell in frame[field].tolist()]
@@ -181,7 +182,7 @@ def refuse_outside(frame: pd.DataFrame, field: str, path: Path, folder: Path | N
         return
     home = os.path.realpath(folder)
     inside = [cell != cell or _inside(home, cell) for cell in frame[field].tolist()]
-    hint = f"this file lies outside {folder}, perhaps by a link: say allow_outside: true if that is meant"
+    hint = f"this file lies outside {folder}, perhaps through a link; set allow_outside: true if that is intended"
     refuse(frame, field, path, ~np.array(inside, bool), hint)
 
 
@@ -192,15 +193,15 @@ def _descends(path: str) -> bool:
 def _inside(folder: str, path: str) -> bool:
     try:
         return os.path.commonpath([folder, os.path.realpath(os.path.join(folder, path))]) == folder
-    except (OSError, ValueError):  # no path at all, such as one with a null in it
+    except (OSError, ValueError):  # not a valid path, for instance with a null byte
         return False
 
 
 def refuse_twice(frame: pd.DataFrame, field: str, path: Path, what: str) -> None:
-    """Raise for the first value of an identifying column that is blank or has occurred before.
+    """Raise an error about the first value of an identifier column that is blank or repeated.
 
     Raises:
-        ValueError: If any has.
+        ValueError: If any is.
     """
     refuse(frame, field, path, frame[field].isna().to_numpy(), f"every {what} needs one")
     refuse(frame, field, path, frame[field].duplicated().to_numpy(), f"this {what} occurs twice")

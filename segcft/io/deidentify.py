@@ -1,17 +1,17 @@
-"""DICOM files without the person: what an answer keeps of the file that it was made from."""
+"""De-identification of DICOM files: which tags a counterfactual keeps from its source file."""
 
 from typing import Any
 
 from pydicom.uid import generate_uid
 
-PIXELS = (0x0028, 0x7FE0)  # groups that describe and hold them
+PIXELS = (0x0028, 0x7FE0)  # tag groups of image description and pixel data
 KEPT = {
     *("SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "InstanceNumber"),
     *("BodyPartExamined", "ViewPosition", "PatientPosition", "PatientOrientation", "Laterality", "ImageLaterality"),
     *("ImagerPixelSpacing", "EstimatedRadiographicMagnificationFactor", "SliceThickness", "SpacingBetweenSlices"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PresentationLUTShape"),
 }
-EMPTY = (  # a file has to have them, whatever they say (DICOM PS3.3, type 2)
+EMPTY = (  # required to be present, but may be empty (DICOM PS3.3, type 2)
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName", "SeriesNumber"),
 )
@@ -20,16 +20,16 @@ FREE_TEXT = ("LT", "ST", "UT")
 
 
 def pseudonym(uid: str) -> str:
-    """The same new identifier for the same old one, so that series of a study stay together."""
+    """A new UID derived from the old one, always the same, so that the series of a study stay together."""
     return str(generate_uid(entropy_srcs=["segcft", uid]))
 
 
 def remove_identity(data: Any) -> None:
-    """Keep pixels, geometry and kind of a pydicom data set, in place; all else goes.
+    """Remove everything but pixels, geometry and image type from a pydicom data set, in place.
 
-    Stricter than the basic profile (DICOM PS3.15, annex E), which lists what to remove: private tags, dates, names,
-    institutions, devices, comments and sequences go because nothing says that they may stay. Text that is burnt into
-    the pixels stays.
+    Stricter than the basic profile (DICOM PS3.15, annex E), which lists what to remove: here everything that is not
+    explicitly kept is removed, so also private tags, dates, names, institutions, devices, comments and sequences.
+    Text that is burnt into the pixels is not removed.
     """
     links = {name: pseudonym(str(data[name].value)) for name in LINKS if name in data}
     for element in list(data):

@@ -1,4 +1,4 @@
-"""From an image file to grey levels or labels: PNG, JPEG, DICOM, NIfTI. Every error is a ValueError naming the file."""
+"""Reading grey levels or labels from PNG, JPEG, DICOM and NIfTI; every error is a ValueError that names the file."""
 
 import os
 from collections.abc import Callable
@@ -17,20 +17,20 @@ from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 Pixels = NDArray[Any]
 Window = tuple[float, float]
 
-LARGEST = 2**28  # pixels or voxels; a file that claims more is broken or hostile
-LONGEST = 2**15  # pixels along a side of a PNG or JPEG: it will be padded to a square
+LARGEST = 2**28  # pixels or voxels; a file that declares more is rejected as damaged or malicious
+LONGEST = 2**15  # pixels per side of a PNG or JPEG, since it will be padded to a square
 FILMS, DICOM, NIFTI = (".png", ".jpg", ".jpeg"), (".dcm", ".dicom"), (".nii", ".nii.gz")
 MILLIMETRES = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 
 
 @dataclass
 class Picture:
-    """What one file holds.
+    """The contents of one image file.
 
     Attributes:
-        levels: Grey levels or labels, *S.
-        spacing: Edge lengths along S in mm; None where the file does not say.
-        affine: From indices to RAS+ millimetres, (4, 4); None where the file does not say.
+        levels: Grey levels or labels, (*S).
+        spacing: Pixel size along each axis in mm; None if the file does not state it.
+        affine: Maps voxel indices to RAS+ coordinates in mm, (4, 4); None if the file does not state it.
     """
 
     levels: Pixels
@@ -39,55 +39,53 @@ class Picture:
 
 
 def read_picture(path: Path, window: Window | None = None) -> Picture:
-    """Grey levels of an image.
+    """Read the grey levels of an image.
 
-    Without a window, 8-bit files come as they are and DICOM through its own VOI LUT or window, all as uint8. With one,
-    levels stay as they are (DICOM: after rescale slope and intercept, so HU in CT). MONOCHROME1 is inverted: after the
-    VOI, or by reflecting levels in the window.
+    Without a window the result is uint8: 8-bit files are returned unchanged, DICOM is mapped by its own VOI LUT or
+    window. With a window the levels are returned unchanged (DICOM: after rescale slope and intercept, so HU in CT).
+    MONOCHROME1 is inverted: after the VOI mapping, or by reflecting the levels within the window.
 
-    Volumes are reoriented to the closest RAS+ axes. A NIfTI of one slice is a 2-D image with rows from superior (or
-    anterior) down and columns from the patient's right, as films are shown.
+    Volumes are reoriented to the closest RAS+ axes. A NIfTI with one slice is a 2-D image: rows run from superior (or
+    anterior) downwards and columns start at the patient's right, as radiographs are displayed.
 
     Args:
         path: ``.png``, ``.jpg``, ``.jpeg``, ``.dcm``, ``.dicom``, ``.nii`` or ``.nii.gz``.
-        window: The levels that will become black and white.
+        window: The levels that will be shown as black and as white.
 
     Raises:
-        ValueError: If the file is missing, cut short, too large or of no known kind, or if more than 8 bits come
-            without a window.
+        ValueError: If the file is missing, truncated, too large or of unknown format, or has more than 8 bits and no
+            window is given.
     """
     picture = _open(path, lambda data: dicom_levels(data, window))
     if window is None and picture.levels.dtype != np.uint8:
-        raise ValueError(
-            f"{path} holds {picture.levels.dtype} levels and no window of its own: give window: [low, high]"
-        )
+        raise ValueError(f"{path} holds {picture.levels.dtype} levels and states no window: set window: [low, high]")
     return picture
 
 
 def read_labels(path: Path) -> Picture:
-    """Labels of a mask or label map, as they are stored, int32; see ``read_picture`` for kinds and orientation.
+    """Read the labels of a mask or label map as int32; formats and orientation are those of ``read_picture``.
 
     Raises:
-        ValueError: As in ``read_picture``, and if a label is not a whole number, or a colour.
+        ValueError: As ``read_picture``, and if a label is not a whole number or is a colour.
     """
     picture = _open(path, _rescaled, _indices)
     labels = picture.levels.astype(np.int32)
     if (labels != picture.levels).any():
-        raise ValueError(f"{path} holds levels that are not whole numbers, so it is no label map")
+        raise ValueError(f"{path} holds levels that are not whole numbers, so it is not a label map")
     return Picture(labels, picture.spacing, picture.affine)
 
 
 def is_picture(path: Path) -> bool:
-    """Whether ``read_picture`` knows a file of this kind, by its name or its first bytes."""
+    """Whether ``read_picture`` can read a file of this format, judged by its name or its first bytes."""
     name = path.name.lower()
     return name.endswith((*FILMS, *DICOM, *NIFTI)) or (_has_preamble(path))
 
 
 def read_grey(path: str | Path) -> Pixels:
-    """A PNG or JPEG as grey levels, (H, W), uint8 or uint16.
+    """Read a PNG or JPEG as grey levels, (H, W), uint8 or uint16.
 
     Raises:
-        ValueError: If the file is missing, is no image, is cut short or too large.
+        ValueError: If the file is missing, not an image, truncated or too large.
     """
     return _read_image(Path(path), _luminance)
 
@@ -113,7 +111,7 @@ def _luminance(image: Any) -> Pixels:
 
 
 def _indices(image: Any) -> Pixels:
-    """Labels as stored: a palette's colours do not matter, other colours are refused."""
+    """Labels as stored: of a palette image the indices; an image with real colours is refused."""
     levels = np.asarray(image) if image.mode in ("P", "RGB") else _luminance(image)
     if levels.ndim == 3 and (levels != levels[..., :1]).any():
         raise ValueError("it has colours; labels are grey levels or indices of a palette")
@@ -121,7 +119,7 @@ def _indices(image: Any) -> Pixels:
 
 
 def _open(path: Path, grey: Callable[[Any], Pixels], convert: Callable[[Any], Pixels] = _luminance) -> Picture:
-    """A file of any kind; ``grey`` makes levels of a DICOM, ``convert`` of a PNG or JPEG."""
+    """Read a file of any format; ``grey`` extracts the levels of a DICOM, ``convert`` those of a PNG or JPEG."""
     name = path.name.lower()
     if name.endswith(FILMS):
         return Picture(_read_image(path, convert))
@@ -140,7 +138,7 @@ def _open(path: Path, grey: Callable[[Any], Pixels], convert: Callable[[Any], Pi
 
 
 def _has_preamble(path: Path) -> bool:
-    """Whether a file of any name says that it is DICOM, as archives export them."""
+    """Whether a file has the DICOM preamble; archives often export DICOM files without a suffix."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -164,19 +162,19 @@ def _read_dicom(path: Path, grey: Callable[[Any], Pixels]) -> Picture:
         raise ValueError("one frame of grey levels is needed")
     if data.Rows * data.Columns > LARGEST:
         raise ValueError(f"{data.Rows} x {data.Columns} pixels are too many")
-    spacing = data.get("PixelSpacing") or data.get("ImagerPixelSpacing")  # the latter at the detector
+    spacing = data.get("PixelSpacing") or data.get("ImagerPixelSpacing")  # the second is measured at the detector
     return Picture(grey(data), tuple(float(side) for side in spacing) if spacing else None)
 
 
 def _rescaled(data: Any, stored: Pixels | None = None) -> Pixels:
-    """Stored pixels of a DICOM after rescale slope and intercept, (H, W)."""
+    """DICOM pixels after rescale slope and intercept, (H, W)."""
     stored = data.pixel_array if stored is None else stored
     levels = np.asarray(apply_modality_lut(stored, data))
     return stored if np.array_equal(stored, levels) else levels
 
 
 def dicom_levels(data: Any, window: Window | None, stored: Pixels | None = None) -> Pixels:
-    """Levels of a DICOM's own pixels, (H, W), or of any it could have ``stored``; see ``read_picture``."""
+    """Grey levels of a DICOM's pixels, or of the ``stored`` values given instead, (H, W); see ``read_picture``."""
     levels, inverted = _rescaled(data, stored), data.PhotometricInterpretation == "MONOCHROME1"
     if window is not None:
         return window[0] + window[1] - levels.astype(np.float32) if inverted else levels
@@ -210,7 +208,7 @@ def _read_nifti(path: Path) -> Picture:
 
 
 def shown(stored: Pixels, affine: NDArray[np.float64]) -> Pixels:
-    """Voxels of a NIfTI (X, Y, Z) as ``read_picture`` turns them: RAS+, or an image (H, W) where there is one slice."""
+    """Voxels of a NIfTI (X, Y, Z) in the orientation of ``read_picture``: RAS+, or (H, W) if there is one slice."""
     levels: Pixels = apply_orientation(stored, io_orientation(affine))
     return levels if 1 not in levels.shape else levels.take(0, _flat_axis(levels.shape))[::-1, ::-1].T
 

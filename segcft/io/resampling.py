@@ -1,4 +1,4 @@
-"""From the pixels of a file to a frame: pad to a square and resize, or resample to a spacing; no torch here."""
+"""Resampling a file's pixels to the model's frame: pad to a square and resize, or resample to a spacing (NumPy)."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from segcft.spatial.geometry import box_weights
 
-cv2.setNumThreads(0)  # OpenCV's own threads hang in forked loader workers; parallelism lies in ours
+cv2.setNumThreads(0)  # OpenCV's threads hang in forked workers; the loader's workers are parallel
 
 Pixels = NDArray[np.uint8]
 
 
 def pad_square(image: Pixels) -> Pixels:
-    """Centre (H, W) in a black square whose side is the longer one, (S, S)."""
+    """Pad (H, W) with black to a centred square (S, S), S the longer side."""
     height, width = image.shape
     side = max(height, width)
     square = np.zeros((side, side), image.dtype)
@@ -24,13 +24,13 @@ def pad_square(image: Pixels) -> Pixels:
 
 
 def resize(image: Pixels, size: int) -> Pixels:
-    """A square (S, S) -> (size, size): the mean over each new pixel when it shrinks, linear when it grows."""
+    """Resize a square (S, S) to (size, size): area averaging when shrinking, linear interpolation when enlarging."""
     method = cv2.INTER_AREA if size < len(image) else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)
 
 
 def scaled_frame(frame: Sequence[int], size: int) -> tuple[int, ...]:
-    """The same frame with ``size`` pixels along its longest side.
+    """Scale a frame so that its longest side has ``size`` pixels.
 
     Raises:
         ValueError: If ``size`` is not positive.
@@ -39,12 +39,12 @@ def scaled_frame(frame: Sequence[int], size: int) -> tuple[int, ...]:
     (512, 256)
     """
     if size < 1:
-        raise ValueError(f"a size is a number of pixels, got {size}")
+        raise ValueError(f"size must be a positive number of pixels, got {size}")
     return tuple(max(1, round(side * size / max(frame))) for side in frame)
 
 
 def field_of_view(shape: NDArray[np.int64], size: int) -> Pixels:
-    """Where an image of shape (height, width) lies once padded and resized, (size, size) in {0, 1}."""
+    """Mask of the pixels that show the image, not padding, after padding and resizing (height, width): (size, size)."""
     height, width = (size * shape / shape.max()).tolist()
     field = np.zeros((size, size), np.uint8)
     rows, columns = (slice(round((size - side) / 2), round((size + side) / 2)) for side in (height, width))
@@ -53,12 +53,12 @@ def field_of_view(shape: NDArray[np.int64], size: int) -> Pixels:
 
 
 def resample(image: NDArray[np.generic], frame: Sequence[int], steps: Sequence[float]) -> NDArray[np.float32]:
-    """Image or volume (*S) -> (*frame) about the same centre: the mean over each new pixel, 0 beyond the image.
+    """Resample an image or volume (*S) to (*frame) with the same centre: area averages, 0 outside the image.
 
     Args:
         image: (*S).
         frame: New shape.
-        steps: Length of a new pixel along each axis, in old pixels.
+        steps: Size of a new pixel along each axis, in old pixels.
     """
     result = image.astype(np.float32)
     for axis, (size, step) in enumerate(zip(frame, steps, strict=True)):

@@ -1,4 +1,4 @@
-"""Back into a file: the pixels, grid, kind and depth of the file that was read, with a change added; no torch here."""
+"""Writing an edited image in the format, pixel grid and bit depth of its source file (NumPy, no torch)."""
 
 import gzip
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Change = NDArray[np.float32]
 
 
 def suffix(source: Path) -> str:
-    """Of a file that is written like ``source``: JPEG becomes PNG, which loses nothing."""
+    """File suffix of an edited copy of ``source``; JPEG becomes PNG, which is lossless."""
     name = source.name.lower()
     return next((end for end in reversed(NIFTI) if name.endswith(end)), ".png" if name.endswith(FILMS) else ".dcm")
 
@@ -31,33 +31,33 @@ def suffix(source: Path) -> str:
 def write_changed(
     source: Path, change: Change, target: Path, window: Window | None, note: str, identity: bool = False
 ) -> None:
-    """Write a file like ``source``, whole or not at all, in which every pixel without a change is what it was.
+    """Write ``source`` plus a change, atomically; pixels whose change is 0 keep their stored value exactly.
 
-    PNG and JPEG become PNG of the same mode; colours all change alike. DICOM becomes a derived image of a new series,
-    with new UIDs, that says what was done, and loses whatever names the patient, see ``identity.remove_identity``.
-    Levels go back through the inverse of window, VOI and rescale. NIfTI keeps affine and stored type.
+    PNG and JPEG become PNG of the same mode; all colour channels change equally. DICOM becomes a derived image in a new
+    series with new UIDs and a note of what was done; it is de-identified by ``deidentify.remove_identity``. Levels are
+    mapped back by the inverse of window, VOI and rescale. NIfTI keeps its affine and stored data type.
 
     Args:
-        source: What ``read_picture`` read.
-        change: To add to the levels that it gave, (*S); 0 leaves a pixel alone.
-        target: Where to write; its suffix is ``suffix(source)``.
-        window: As ``read_picture`` was given it.
-        note: What was done, in a sentence.
-        identity: Keep every tag of a DICOM file and extension of a NIfTI, the patient's name among them.
+        source: The file that ``read_picture`` read.
+        change: Added to the levels that ``read_picture`` returned, (*S); 0 leaves a pixel unchanged.
+        target: Output path; its suffix must be ``suffix(source)``.
+        window: The window that was given to ``read_picture``.
+        note: Description of what was done, one sentence.
+        identity: Keep all DICOM tags and NIfTI extensions, including the patient's name.
 
     Raises:
-        ValueError: If the file cannot hold the change.
+        ValueError: If the format cannot store the change.
     """
     write: dict[str, Callable[..., None]] = {".png": _png, ".dcm": partial(_dicom, identity=identity)}
     try:
         with staged(target) as path:
             write.get(suffix(source), partial(_nifti, identity=identity))(source, change, path, window, note)
-    except (AttributeError, NotImplementedError, TypeError) as error:  # of libraries, on files they cannot write
+    except (AttributeError, NotImplementedError, TypeError) as error:  # raised by libraries that cannot write the file
         raise ValueError(f"{source} cannot be written with a change: {error}") from error
 
 
 def write_mask(source: Path, mask: NDArray[np.bool_], target: Path) -> None:
-    """A mask (*S) on the grid that ``read_picture`` gave of ``source``: NIfTI for NIfTI, else PNG of 0 and 255."""
+    """Write a mask (*S) on the grid that ``read_picture`` returned for ``source``: NIfTI, or PNG with 0 and 255."""
     with staged(target) as path:
         if suffix(source) not in NIFTI:
             Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(path, format="PNG")
@@ -70,7 +70,7 @@ def write_mask(source: Path, mask: NDArray[np.bool_], target: Path) -> None:
 
 
 def mask_path(target: Path, structure: str) -> Path:
-    """Where the mask of a structure lies beside an image."""
+    """Path of a structure's mask, next to its image."""
     stem, end = target.name.partition(".")[0], ".nii.gz" if suffix(target) in NIFTI else ".png"
     return target.with_name(f"{stem}_{structure}{end}")
 
@@ -110,7 +110,7 @@ def _dicom(source: Path, change: Change, path: Path, window: Window | None, note
 
 
 def _say_derived(data: Any, original: Any, note: str, named: Callable[[str], str]) -> None:
-    """Tags of a derived image (DICOM PS3.3, C.7.6.1.1.2): another series of the same study, its source as ``named``."""
+    """Set the tags of a derived image (DICOM PS3.3, C.7.6.1.1.2): a new series of the study, with its source's UID."""
     data.ImageType = ["DERIVED", "SECONDARY", *list(original.get("ImageType") or [])[2:]]
     data.SeriesInstanceUID = generate_uid(entropy_srcs=[str(original.get("SeriesInstanceUID", generate_uid())), note])
     data.SeriesDescription = "Counterfactual (synthetic)"
@@ -123,15 +123,15 @@ def _say_derived(data: Any, original: Any, note: str, named: Callable[[str], str
 
 
 def _inverse(stored: Pixels, levels: Pixels) -> Callable[[Pixels], Pixels]:
-    """From levels to what is stored; where a window cuts, to its edge. Steps of 8-bit levels become slopes."""
+    """The inverse map, from levels to stored values; levels clipped by the window map to its edge, steps to slopes."""
     turns = np.flatnonzero(np.diff(levels.astype(np.float64)))
     if not len(turns):
-        raise ValueError("all that the file could store looks the same: give another window")
+        raise ValueError("every stored value maps to the same level: set another window")
     kept = np.union1d(turns, turns + 1)
     known, place = np.unique(levels[kept].astype(np.float64), return_inverse=True)
     mean = np.bincount(place, stored[kept].astype(np.float64)) / np.bincount(place)
     slopes = np.diff(mean) / np.diff(known)
-    if np.ptp(slopes) < 1e-9 * abs(slopes[0]):  # one straight line, mostly: quicker than to look it up
+    if np.ptp(slopes) < 1e-9 * abs(slopes[0]):  # mostly a straight line, which is faster than interpolation
         return lambda wanted: mean[0] + slopes[0] * (np.clip(wanted, known[0], known[-1]) - known[0])
     return lambda wanted: np.interp(wanted, known, mean)
 
@@ -143,7 +143,7 @@ def _nifti(source: Path, change: Change, path: Path, window: Window | None, note
     flat = stored.reshape(-1)
     flat[places] = _added(flat[places], change / np.float32(slope))
     changed = type(image)(stored, image.affine, image.header)
-    changed.header.set_slope_inter(slope, float(image.dataobj.inter))  # said aloud, voxels are stored as they are
+    changed.header.set_slope_inter(slope, float(image.dataobj.inter))  # explicit, so that voxels are stored unchanged
     if not identity:
         changed.header["db_name"] = b""
         changed.header.extensions.clear()  # they may hold the DICOM tags
@@ -153,13 +153,13 @@ def _nifti(source: Path, change: Change, path: Path, window: Window | None, note
 
 
 def _places(image: Any) -> Pixels:
-    """Where each pixel of ``read_picture`` lies among the voxels of a NIfTI, counted in C order, (*S)."""
+    """Flat index (C order) of the NIfTI voxel behind each pixel that ``read_picture`` returns, (*S)."""
     shape = (*image.shape, 1, 1)[:3]
     return shown(np.arange(np.prod(shape)).reshape(shape), image.affine)
 
 
 def _added(pixels: Pixels, change: Change) -> Pixels:
-    """Pixels plus their change, rounded and cut to what their type holds; none where the change is 0."""
+    """Pixels plus their change, rounded and clipped to the data type; exactly unchanged where the change is 0."""
     result = pixels + change.astype(np.float64)
     if pixels.dtype.kind in "ui":
         limits = np.iinfo(pixels.dtype)

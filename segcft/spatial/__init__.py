@@ -1,1 +1,1 @@
-"""Grids and deformations: resizing, the model's frame in an image, flows."""
+"""Image grids and deformations: resizing, the position of the model's frame in an image, and flows."""

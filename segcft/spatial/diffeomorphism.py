@@ -1,7 +1,7 @@
-"""Smooth, invertible deformations of an image: the flow of a stationary velocity field, in 2-D and 3-D.
+"""Diffeomorphisms (smooth invertible deformations): the flow of a stationary velocity field, in 2-D and 3-D.
 
-Fields are (B, D, *S) with D = len(S) components in pixels, ordered as S is. Images are pulled back: a point shows what
-lay at ``point + displacement``. A point that is not displaced keeps its value, bit by bit.
+Fields are (B, D, *S) with D = len(S) components in pixels, in the order of S. Images are pulled back: the warped image
+at ``point`` is the image at ``point + displacement``. A point with zero displacement keeps its value exactly.
 """
 
 import itertools
@@ -11,21 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-POLE = 3**0.5 - 2  # of the cubic B-spline's inverse filter
-GIVEN_BACK = 0.4  # of what interpolation takes; 0.6 keeps all of white noise, and is too much for grain that is blurred
-SQUARINGS = 4  # a flow of 1/16 of the time is taken to be linear, and composed with itself
-MARGIN = 12  # pixels beyond which that filter is less than 1e-6
+POLE = 3**0.5 - 2  # pole of the cubic B-spline's inverse filter
+GIVEN_BACK = 0.4  # share of the interpolation loss; 0.6 preserves white noise, but over-sharpens blurred grain
+SQUARINGS = 4  # the flow at time 1/16 is approximated as linear, then composed with itself
+MARGIN = 12  # pixels beyond which the inverse filter is below 1e-6
 
 
 def exponential(velocity: Tensor) -> Tensor:
-    """Displacement of the velocity's flow after unit time, by scaling and squaring (Arsigny et al., 2006).
+    """Displacement of the flow exp(velocity) at time 1, by scaling and squaring (Arsigny et al., 2006).
 
     Args:
         velocity: Stationary velocity field, (B, D, *S) in pixels.
 
     Returns:
-        Displacement (B, D, *S) in pixels; 0 where the velocity vanishes around a point. The opposite velocity gives
-        the inverse up to interpolation.
+        Displacement (B, D, *S) in pixels; 0 where the velocity is 0 in a neighbourhood. The negated velocity gives the
+        inverse, up to interpolation.
     """
     displacement: Tensor = velocity / 2**SQUARINGS
     for _ in range(SQUARINGS):
@@ -34,20 +34,20 @@ def exponential(velocity: Tensor) -> Tensor:
 
 
 def warp(image: Tensor, displacement: Tensor) -> Tensor:
-    """Image (B, C, *S) looked up at ``point + displacement``: linear between pixels, the edge's value beyond it."""
+    """Sample an image (B, C, *S) at ``point + displacement``: linear interpolation, edge values repeated outside."""
     return _kept(image, displacement, _looked_up(image, _points(displacement)))
 
 
 def warp_cubic(image: Tensor, displacement: Tensor, origin: Sequence[int] | None = None) -> Tensor:
-    """As ``warp``, by the cubic B-spline through the pixels, which keeps fine detail (Unser, 1999).
+    """As ``warp``, with cubic B-spline interpolation, which preserves fine detail (Unser, 1999).
 
     Args:
         image: (B, C, *S).
-        displacement: (B, D, *T) in pixels, of a block of the image.
-        origin: First pixel of the block; the whole image is the block unless given.
+        displacement: (B, D, *T) in pixels, for a block of the image.
+        origin: First pixel of the block; by default the block is the whole image.
 
     Returns:
-        (B, C, *T). It may overshoot the image's range.
+        (B, C, *T), which may overshoot the image's range.
     """
     start = list(origin or [0] * (image.dim() - 2))
     block = [slice(at, at + n) for at, n in zip(start, displacement.shape[2:], strict=True)]
@@ -59,7 +59,7 @@ def warp_cubic(image: Tensor, displacement: Tensor, origin: Sequence[int] | None
     low = ((1 - part) ** 3 / 6, (3 * part**3 - 6 * part**2 + 4) / 6)
     high = ((-3 * part**3 + 3 * part**2 + 3 * part + 1) / 6, part**3 / 6)
     weights = (low[0] + low[1], high[0] + high[1])
-    places = (whole - 1 + low[1] / weights[0], whole + 1 + high[1] / weights[1])  # two linear look-ups an axis
+    places = (whole - 1 + low[1] / weights[0], whole + 1 + high[1] / weights[1])  # two linear samples per axis
     coefficients, found = _coefficients(source), torch.zeros(())
     for corner in itertools.product((0, 1), repeat=len(start)):
         place = torch.stack([places[end][:, axis] for axis, end in enumerate(corner)], 1)
@@ -69,14 +69,14 @@ def warp_cubic(image: Tensor, displacement: Tensor, origin: Sequence[int] | None
 
 
 def sharpened(warped: Tensor, displacement: Tensor) -> Tensor:
-    """Give back what interpolation at parts of a pixel has taken from the finest detail of (B, C, *T).
+    """Restore part of the fine detail of (B, C, *T) that interpolation at sub-pixel positions has removed.
 
-    A cubic spline shifted by a part f of a pixel loses in proportion to f^2 (1 - f)^2 and the fourth derivative. Along
-    each axis ``GIVEN_BACK`` of that is added again; nothing where f is 0.
+    A cubic spline shifted by a fraction f of a pixel loses detail in proportion to f^2 (1 - f)^2 times the fourth
+    derivative. Along each axis the share ``GIVEN_BACK`` of this loss is added again; nothing where f is 0.
 
     Args:
-        warped: Of ``warp_cubic``.
-        displacement: That it was given, (B, D, *T) in pixels.
+        warped: Output of ``warp_cubic``.
+        displacement: The displacement given to ``warp_cubic``, (B, D, *T) in pixels.
     """
     found = warped
     for axis in range(2, warped.dim()):
@@ -95,13 +95,13 @@ def _curvature(image: Tensor, axis: int) -> Tensor:
 
 
 def roughness(field: Tensor) -> Tensor:
-    """Mean squared difference of neighbouring pixels of a field (B, D, *S), a scalar."""
+    """Mean squared difference between neighbouring pixels of a field (B, D, *S), a scalar."""
     steps = [field.diff(dim=axis).square().mean() for axis in range(2, field.dim())]
     return torch.stack(steps).sum()
 
 
 def jacobian(displacement: Tensor) -> Tensor:
-    """Matrix of derivatives of ``point + displacement``, (B, D, *S) in pixels -> (B, *S, D, D)."""
+    """Jacobian matrix of the map ``point + displacement``: (B, D, *S) in pixels -> (B, *S, D, D)."""
     axes = tuple(range(2, displacement.dim()))
     slopes = torch.stack(torch.gradient(displacement, dim=axes), 2)  # (B, component, axis, *S)
     return slopes.movedim((1, 2), (-2, -1)) + torch.eye(len(axes), device=displacement.device)
@@ -120,12 +120,12 @@ def _looked_up(image: Tensor, points: Tensor) -> Tensor:
 
 
 def _kept(image: Tensor, displacement: Tensor, moved: Tensor) -> Tensor:
-    """What is not displaced stays as it is, without the rounding of an interpolation."""
+    """Pixels with zero displacement keep their value exactly, without the rounding of interpolation."""
     return torch.where((displacement == 0).all(1, keepdim=True), image, moved)
 
 
 def _around(image: Tensor, points: Tensor) -> tuple[Tensor, list[int]]:
-    """The part of an image that points (B, D, *T) look at, with a margin, and its first pixel; edges are repeated."""
+    """The block of an image that points (B, D, *T) sample, plus a margin, and its first pixel; edges are repeated."""
     places, kept = points.movedim(1, 0).flatten(1), [slice(None), slice(None)]
     padding: list[int] = []
     first: list[int] = []
@@ -138,7 +138,7 @@ def _around(image: Tensor, points: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _coefficients(image: Tensor) -> Tensor:
-    """Of the cubic B-spline through the pixels of (B, C, *S); wrong within ``MARGIN`` of its edges."""
+    """Coefficients of the cubic B-spline through the pixels of (B, C, *S); inexact within ``MARGIN`` of the edges."""
     for axis in range(2, image.dim()):
         n = image.shape[axis]
         ends = [0] * (2 * (image.dim() - 1 - axis)) + [MARGIN, MARGIN]  # F.pad counts from the last axis

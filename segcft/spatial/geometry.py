@@ -1,7 +1,7 @@
-"""How the model's frame of pixels lies in an image of any size: from the image to the frame and back, in 2-D and 3-D.
+"""Mapping between an image of any size and the model's fixed frame of pixels, in 2-D and 3-D.
 
-Both have the same centre. The image is averaged over each pixel of the frame; what the model says of the frame is
-smooth, and is enlarged by cubic convolution (Keys, 1981).
+Both have the same centre. Going to the frame, the image is averaged over each pixel of the frame. Going back, the
+model's fields, which are smooth, are enlarged by cubic convolution (Keys, 1981).
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from segcft.spatial.resize import shrink
 
-ROUNDS = 2  # of back-projection; more of them ring
+ROUNDS = 2  # of back-projection; more cause ringing
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of an image and of the model's frame.
+    """Shapes of an image and of the model's frame, and their scale.
 
     Attributes:
-        shape: Of the image, (*N).
-        frame: Of the model, (*S), as many axes.
-        steps: Length of the frame's pixel along each axis, in the image's pixels.
+        shape: Shape of the image, (*N).
+        frame: Shape of the model's frame, (*S), with as many axes.
+        steps: Size of a frame pixel along each axis, in image pixels.
     """
 
     shape: tuple[int, ...]
@@ -34,24 +34,24 @@ class Geometry:
 
     @classmethod
     def of(cls, shape: Sequence[int], frame: Sequence[int]) -> "Geometry":
-        """Of an image that the frame covers exactly."""
+        """The geometry of an image that the frame covers exactly."""
         steps = tuple(n / s for n, s in zip(shape, frame, strict=True))
         return cls(tuple(shape), tuple(frame), steps)
 
     @property
     def same(self) -> bool:
-        """Whether image and frame are one."""
+        """Whether the image and the frame have the same grid."""
         return self.shape == self.frame and all(step == 1 for step in self.steps)
 
     def reduced(self, limit: int) -> "Geometry":
-        """Of the same image averaged to at most ``limit`` pixels a side."""
+        """The geometry of the same image averaged to at most ``limit`` pixels per side."""
         share = min(1.0, limit / max(self.shape))
         small = tuple(max(1, round(n * share)) for n in self.shape)
         axes = zip(self.steps, small, self.shape, strict=True)
         return Geometry(small, self.frame, tuple(step * new / old for step, new, old in axes))
 
     def shrink(self, image: Tensor) -> Tensor:
-        """(B, C, *N) -> (B, C, *S): the mean over each pixel of the frame, 0 beyond the image."""
+        """Image (B, C, *N) -> frame (B, C, *S): the mean over each frame pixel, 0 outside the image."""
         if self.same:
             return image
         whole = [n // s for n, s in zip(self.shape, self.frame, strict=True)]
@@ -63,13 +63,13 @@ class Geometry:
         return _along_axes(image, self._means)
 
     def enlarge(self, field: Tensor, rows: slice = slice(None)) -> Tensor:
-        """(B, C, *S) -> (B, C, *N) or the given rows of the first axis; 0 beyond the frame."""
+        """Frame (B, C, *S) -> image (B, C, *N), or only some rows of its first axis; 0 outside the frame."""
         if self.same:
             return field[:, :, rows]
         return _along_axes(field, [self._cubic[0][rows], *self._cubic[1:]])
 
     def restore(self, values: Tensor) -> Tensor:
-        """As ``enlarge``, such that ``shrink`` gives about the same values again (Irani and Peleg, 1991)."""
+        """As ``enlarge``, with back-projection so that ``shrink`` returns about ``values`` (Irani and Peleg, 1991)."""
         found = self.enlarge(values)
         if self.same:
             return found
@@ -90,7 +90,7 @@ class Geometry:
 
 
 def box_weights(old: int, new: int, step: float) -> NDArray[np.float32]:
-    """Share of each old pixel in each new one, (new, old); a row sums to how much of the new pixel lies inside."""
+    """Weight of each old pixel in each new one, (new, old); a row sums to the fraction of the new pixel inside."""
     edges = (np.arange(new + 1) - new / 2) * step + old / 2  # in old pixels
     starts, ends = np.arange(old), np.arange(1, old + 1)
     overlap = np.minimum(edges[1:, None], ends) - np.maximum(edges[:-1, None], starts)
@@ -98,10 +98,10 @@ def box_weights(old: int, new: int, step: float) -> NDArray[np.float32]:
 
 
 def cubic_weights(frame: int, image: int, step: float) -> NDArray[np.float32]:
-    """Weight of each of the frame's pixels in each of the image's, (image, frame).
+    """Weight of each frame pixel in each image pixel, (image, frame).
 
-    Cubic convolution between centres, the edge's value within half a pixel of the frame's border, 0 beyond it; where
-    the frame's pixels are the smaller ones, their mean.
+    Cubic convolution between pixel centres, the edge value within half a pixel of the frame's border, 0 beyond it.
+    Where the frame's pixels are smaller than the image's, their mean.
     """
     if step < 1:
         return box_weights(frame, image, 1 / step)
@@ -122,7 +122,7 @@ def _keys(distance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _along_axes(values: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """A matrix an axis, the last axis first, so that the first one may be a few rows alone."""
+    """Multiply each axis by its matrix, the last axis first, since the first matrix may have only a few rows."""
     for axis in reversed(range(len(matrices))):
         matrix = matrices[axis].to(values)
         values = torch.tensordot(values, matrix, ([2 + axis], [1])).movedim(-1, 2 + axis)

@@ -1,4 +1,4 @@
-"""Tensors of images and features on coarser and finer grids; ``*S`` is (H, W) or (D, H, W)."""
+"""Resizing and standardising image and feature tensors; ``*S`` is (H, W) or (D, H, W)."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FLAT = 0.05  # deviation, in image units, that adds to every image's own
+FLAT = 0.05  # in image units, added to the standard deviation so that flat images stay small
 _POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 
@@ -18,19 +18,19 @@ def shrink(features: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def grow(features: Tensor, size: Sequence[int]) -> Tensor:
-    """Interpolate (B, C, *S) linearly up to ``size``: no checkerboard, unlike a pixel shuffle."""
+    """Interpolate (B, C, *S) linearly up to ``size``; unlike pixel shuffle, this leaves no checkerboard artefacts."""
     if tuple(features.shape[2:]) == tuple(size):
         return features
     return F.interpolate(features, tuple(size), mode=_LINEAR_MODE[len(size)], align_corners=False)
 
 
 def spread(vector: Tensor, like: Tensor) -> Tensor:
-    """View (B, C) so that it adds to ``like`` (B, C, *S) at every position."""
+    """View (B, C) as (B, C, 1, ...), so that it broadcasts over the positions of ``like`` (B, C, *S)."""
     return vector.view(*vector.shape, *[1] * (like.dim() - 2))
 
 
 def standardise(image: Tensor) -> Tensor:
-    """(B, C, *S) in [-1, 1] to zero mean and unit deviation of every image; of one that is flat, next to nothing."""
+    """Scale every image of (B, C, *S) to mean 0 and standard deviation 1; a flat image stays close to 0."""
     axes = tuple(range(1, image.dim()))
     deviation, mean = torch.std_mean(image, axes, keepdim=True)
     return (image - mean) / (deviation + FLAT)

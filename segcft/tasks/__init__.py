@@ -1,4 +1,4 @@
-"""The only Lightning in segcft: one module per training stage."""
+"""The training stages as LightningModules: attributes, judges, pretraining and fine-tuning."""
 
 from segcft.tasks.attributes import TrainAttributes
 from segcft.tasks.base import Optimisation, Task

@@ -1,4 +1,4 @@
-"""Learn how the parents cause each other, from the table of attributes alone."""
+"""Training of the structural causal model of the parents, from the table of attributes (no images)."""
 
 from torch import Tensor
 
@@ -9,14 +9,14 @@ from segcft.variables.variables import DataDescription
 
 
 class TrainAttributes(Task):
-    """Exact maximum likelihood of the variables given their causes; no image is read or drawn.
+    """Fits the mechanism of every variable given its causes by exact maximum likelihood; no image is read.
 
     Args:
-        description: What the data measure; linked from the data module.
-        graph: Variable -> its causes; a variable that is not named has none.
-        positive: Variables that are modelled by their logarithm; areas and volumes by default.
+        description: Structures and variables of the data; linked from the data module.
+        graph: Variable -> its causes; a variable that is not listed has none.
+        positive: Variables whose logarithm is modelled; by default areas and volumes.
         hidden: Width of the networks that read the causes.
-        bins: Pieces of each spline.
+        bins: Number of bins of each spline.
         stage: Name of the stage.
         optimisation: Optimiser and schedule.
     """
@@ -37,32 +37,32 @@ class TrainAttributes(Task):
         self.mechanism = StructuralCausalModel(description.parents, graph, positive, hidden, bins)
 
     def setup(self, stage: str) -> None:
-        """Ask the data module for variables alone."""
+        """Let the data module load variables without images."""
         super().setup(stage)
         self.trainer.datamodule.attributes_only = True  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
-        """Let others have their images."""
+        """Let the data module load images again."""
         self.trainer.datamodule.attributes_only = False  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Negative log-likelihood, nats per subject."""
+        """Mean negative log-likelihood, nats per subject."""
         nll = self.terms(batch)
         self.show("train", {"nll": nll}, batch)
         return nll
 
     def terms(self, batch: Batch) -> Tensor:
-        """Negative log-likelihood."""
+        """Mean negative log-likelihood of a batch, a scalar."""
         return -self.mechanism.log_prob(batch).mean()
 
     def evaluate(self, batch: Batch, stage: str) -> None:
-        """Negative log-likelihood of all variables together and of each, in nats per subject and real units."""
+        """Log the negative log-likelihood of all variables and of each, in nats per subject (density per real unit)."""
         terms = {name: -found.mean() for name, found in self.mechanism.log_probs(batch).items()}
         total = sum(terms.values(), start=batch["index"].new_zeros(()))
         self.show(stage, {"nll": total, **{f"nll_{name}": value for name, value in terms.items()}}, batch)
 
     def predictions(self, batch: Batch) -> Batch:
-        """Counterfactual values, (B,) each, under one do() a subject; ``do_NAME`` is NaN where not asked."""
+        """Counterfactual values, (B,) each, under one do() per subject; ``do_NAME`` is NaN where not intervened on."""
         do = fixed_do(batch, self.mechanism.parents.names)
         values = self.mechanism.counterfactual(self.mechanism.parents.take(batch), do)
         return {**values, **{f"do_{name}": asked for name, asked in do.items()}}

@@ -1,4 +1,4 @@
-"""What all training stages share: optimiser, schedule, memory format, and a checkpoint that explains itself."""
+"""Base class of all training stages: optimiser, learning-rate schedule, memory format and checkpoint content."""
 
 import math
 import time
@@ -29,16 +29,16 @@ MODES = ("default", "reduce-overhead")  # of torch.compile
 
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW with linear warm-up, a flat part and a cosine descent to zero.
+    """AdamW with linear warm-up, a constant phase and cosine decay to zero.
 
     Attributes:
-        lr: Learning rate of the flat part.
+        lr: Learning rate of the constant phase.
         weight_decay: Decoupled weight decay.
-        warmup_steps: Steps until ``lr`` is reached; the first step already moves.
-        flat: Share of all steps before the cosine begins.
-        channels_last: Lay weights out for speed (1.4 times on CPU in 2-D); no change in the maths.
-        compile: Compile what a step computes: ``default``, or ``reduce-overhead`` for CUDA graphs, which small shapes
-            gain from. Takes minutes before the first step; docs/performance.md says what it brings. Empty for not.
+        warmup_steps: Steps until ``lr`` is reached; the rate is above 0 from the first step.
+        flat: Fraction of all steps before the cosine decay begins.
+        channels_last: Use the channels-last memory format (1.4 times as fast on CPU in 2-D); results do not change.
+        compile: Mode of ``torch.compile`` for a step: ``default``, or ``reduce-overhead`` (CUDA graphs, for small
+            shapes); empty for none. Compiling takes minutes before the first step; see docs/performance.md.
 
     Raises:
         ValueError: If ``compile`` is none of these.
@@ -56,16 +56,16 @@ class Optimisation:
             raise ValueError(f"compile must be {' or '.join(MODES)}, or empty, got {self.compile!r}")
 
     def factor(self, step: int, steps: int) -> float:
-        """Learning rate at ``step`` of ``steps``, as a share of ``lr``."""
+        """Learning rate at ``step`` of ``steps``, as a fraction of ``lr``."""
         descent = max(0.0, (step / max(1, steps) - self.flat) / max(1e-9, 1 - self.flat))
         return min(1.0, (step + 1) / max(1, self.warmup_steps)) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, descent)))
 
     def optimiser(self, learning: Iterable[nn.Parameter], fused: bool = True) -> AdamW:
-        """AdamW over all weights at one go: a loop over small tensors costs more than the arithmetic.
+        """AdamW that updates all weights in one fused call, since a loop over small tensors is slow.
 
         Args:
-            learning: Weights.
-            fused: One call for all; Lightning does not clip gradients of such in mixed precision.
+            learning: The weights to train.
+            fused: Use the fused kernel; Lightning cannot clip gradients with it in mixed precision.
         """
         return AdamW(learning, lr=self.lr, weight_decay=self.weight_decay, fused=fused, foreach=not fused)
 
@@ -74,7 +74,7 @@ class Task(LightningModule):
     """A training stage.
 
     Attributes:
-        parts: Attributes that a later stage may need; they travel in the checkpoint with their recipes.
+        parts: Names of the attributes that a later stage may load; checkpoints store their recipes.
 
     Args:
         stage: Name of the stage in results, for instance ``pretrain``.
@@ -86,11 +86,11 @@ class Task(LightningModule):
     def __init__(self, stage: str, optimisation: Optimisation) -> None:
         super().__init__()
         self.stage, self.optimisation = stage, optimisation
-        self.earlier_seconds: dict[str, float] = {}  # of this and former stages, before this process
+        self.earlier_seconds: dict[str, float] = {}  # of this stage and earlier ones, before this process
         self._started = math.nan
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW over everything that learns."""
+        """AdamW over all trainable weights, with the learning-rate schedule."""
         choice, steps = self.optimisation, max(1, int(self.trainer.estimated_stepping_batches))
         learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimiser = choice.optimiser(learning, fused="mixed" not in str(self.trainer.precision))
@@ -98,7 +98,7 @@ class Task(LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
-        """Lay out the weights, before several processes agree on their gradients' layout; give each its own chance."""
+        """Set the memory format (before DDP builds its buckets), seed each process differently, and compile."""
         random_state.separate(self.global_rank)
         if stage == "fit" and self.optimisation.channels_last:
             for weight in self.parameters():
@@ -110,7 +110,7 @@ class Task(LightningModule):
             self.terms = compiled(self.terms, self.optimisation.compile)  # type: ignore[method-assign]
 
     def terms(self, batch: Batch, *given: Any) -> Any:
-        """What a training step computes, apart from what it draws, counts and logs."""
+        """The computation of a training step without sampling, counters and logging; this is what is compiled."""
         raise NotImplementedError
 
     def on_fit_start(self) -> None:
@@ -118,66 +118,66 @@ class Task(LightningModule):
         self._started = time.monotonic()
 
     def on_train_start(self) -> None:
-        """A run that goes on may have left its averages laid out another way."""
+        """Align the memory format of optimiser state loaded from a checkpoint with that of the weights."""
         for optimiser in self.trainer.optimizers:
             lay_out(optimiser)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add recipes and the time spent."""
+        """Add the recipes and the training time."""
         parts = {name: getattr(self, name) for name in self.parts}
         checkpoint["segcft"] = checkpoints.describe(parts, self.seconds)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting where the interrupted run stopped."""
+        """Restore the training time of the interrupted run."""
         self.earlier_seconds = dict(checkpoint["segcft"]["seconds"])
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Wall-clock seconds by stage, this one's included."""
+        """Wall-clock seconds by stage, including this one."""
         here = 0.0 if math.isnan(self._started) else time.monotonic() - self._started
         return {**self.earlier_seconds, self.stage: round(self.earlier_seconds.get(self.stage, 0.0) + here, 2)}
 
     def show(self, stage: str, values: dict[str, Tensor], batch: Batch) -> None:
-        """Log means under ``stage/name``, the first one in the progress bar, too.
+        """Log means under ``stage/name``; the first one is also shown in the progress bar.
 
-        While training, only the first is handed over at steps that no logger looks at: it costs more than it seems.
+        At training steps that are not logged, only the first value is passed to Lightning, to save time.
         """
         size, evaluating = len(batch["index"]), stage != "train"
         if not evaluating and not looked_at(self.trainer):
             values = dict(list(values.items())[:1])
-        if not evaluating and self.trainer.world_size > 1:  # in evaluation Lightning sums up over batches first
+        if not evaluating and self.trainer.world_size > 1:  # in evaluation Lightning accumulates over batches first
             means = distributed.mean(torch.stack([value.detach().float() for value in values.values()]))
             values = dict(zip(values, means, strict=True))
         for place, (name, value) in enumerate(values.items()):
             self.log(f"{stage}/{name}", value, batch_size=size, prog_bar=place == 0, sync_dist=evaluating)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The validation step on the test split."""
+        """Log the same metrics as in validation, on the test split."""
         self.evaluate(batch, "test")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Every stage judges itself the same way on the validation and test splits."""
+        """Log the stage's metrics on the validation split."""
         self.evaluate(batch, "val")
 
     def evaluate(self, batch: Batch, stage: str) -> None:
-        """Log what the stage is judged by."""
+        """Log the metrics of the stage under ``stage/``."""
         raise NotImplementedError
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """What the stage says of each subject: measurements of a judge, counterfactuals of a model."""
+        """Predictions for a batch: a judge's measurements or a model's counterfactuals."""
         return {"index": batch["index"], **self.predictions(batch)}
 
     def predictions(self, batch: Batch) -> Batch:
-        """Tensors by name, a subject a row."""
+        """Tensors by name, one row per subject."""
         raise NotImplementedError
 
 
 class FirstLook(Callback, ABC):
-    """Looks at the first batches of every validation, without gradients.
+    """Base class of callbacks that look at the first batches of every validation, without gradients.
 
     Attributes:
-        batches: How many.
-        checked: Whether those of the check before training count, too.
+        batches: Number of batches.
+        checked: Whether to run also in Lightning's sanity check.
     """
 
     batches: int = 1
@@ -193,19 +193,19 @@ class FirstLook(Callback, ABC):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Here averaged weights are still in place."""
+        """Call ``look``; the averaged (EMA) weights are still active here."""
         if batch_idx < self.batches and (self.checked or not trainer.sanity_checking):
             self.look(trainer, pl_module, batch)
 
     @abstractmethod
     def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
-        """Log or draw."""
+        """Log metrics or images of one batch."""
 
 
 def compiled(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
-    """``function`` compiled for the shapes of its first call; ``mode`` is one of ``MODES``, or empty for itself.
+    """``function`` under ``torch.compile`` with static shapes; ``mode`` is one of ``MODES``, or empty for no compiling.
 
-    Noise is drawn as without: the compiler's own numbers are others, and slower on a CPU.
+    Random numbers are drawn by eager kernels, so they are the same as without compiling (and faster on a CPU).
     """
     if not mode:
         return function
@@ -213,11 +213,11 @@ def compiled(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
     fast = torch.compile(function, dynamic=False, options=options)
     if mode == "default":
         return fast
-    return lambda *given: tree_map_only(Tensor, torch.clone, fast(*given))  # a graph writes the next step's over them
+    return lambda *given: tree_map_only(Tensor, torch.clone, fast(*given))  # CUDA graphs reuse the output memory
 
 
 def lay_out(optimiser: Optimizer) -> None:
-    """Lay out what it averages as its weights are, which a fused step takes for granted."""
+    """Give the optimiser's moments the memory format of their weights, which the fused step requires."""
     for weight, averages in optimiser.state.items():
         for name, value in averages.items():
             if value.shape == weight.shape:
@@ -225,31 +225,31 @@ def lay_out(optimiser: Optimizer) -> None:
 
 
 def looked_at(trainer: Trainer, taken: bool = False) -> bool:
-    """Whether loggers look at the step that is being taken, or has been ``taken``."""
+    """Whether the current step is logged, or the one that was just ``taken``."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and (trainer.global_step + (not taken)) % every == 0
 
 
 def passed(step: int, steps: int, share: float) -> float:
-    """How much of the first ``share`` of all steps is over at ``step``, from 0 to 1; all of it if there is none."""
+    """Progress through the first ``share`` of all steps at ``step``, from 0 to 1; 1 if ``share`` is 0."""
     end = share * max(1, steps)
     return min(1.0, step / end) if end else 1.0
 
 
 def asked_in_turn(model: CounterfactualModel, batch: Batch, names: list[str]) -> tuple[Batch, Counterfactual]:
-    """The questions that validation asks, see ``fixed_do``, and the answers, with deterministic abduction."""
+    """The interventions of validation, see ``fixed_do``, and their counterfactuals, with deterministic abduction."""
     do = fixed_do(batch, names)
     return do, model(batch["image"], batch, do, temperature=0.0)
 
 
 def predictions(model: CounterfactualModel, batch: Batch, names: list[str]) -> Batch:
-    """What validation asks and is answered: images (B, C, *S), and ``do_NAME``."""
+    """Counterfactual images (B, C, *S) under the interventions of validation, and these as ``do_NAME``."""
     do, answer = asked_in_turn(model, batch, names)
     return {"image": answer.image, **{f"do_{name}": values for name, values in do.items()}}
 
 
 def elbo_terms(found: Abduction) -> dict[str, Tensor]:
-    """Of the bound, in nats per image dimension: all of it at beta 1, its two terms, and the KL of every resolution."""
+    """Terms of the ELBO in nats per image dimension: the NELBO at beta 1, NLL, KL, and the KL of every resolution."""
     elbo = found.elbo
     terms = {"nelbo": elbo.nelbo().mean(), "nll": elbo.nll.mean(), "kl": elbo.kl.sum(1).mean()}
     return {**terms, **elbo.kl_by_resolution}

@@ -1,4 +1,4 @@
-"""Counterfactual fine-tuning: teach the HVAE that its counterfactuals must measure what was asked for."""
+"""Counterfactual fine-tuning (No-CFT, Reg-CFT, Seg-CFT): counterfactuals are trained to measure the do() value."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -22,43 +22,42 @@ from segcft.variables.variables import DataDescription
 
 
 class CounterfactualFineTuning(Task):
-    """No-CFT, Reg-CFT or Seg-CFT, by choice of the guidance (Xia et al., 2025, arXiv:2509.24913).
+    """No-CFT, Reg-CFT or Seg-CFT, depending on the guidance (Xia et al., 2025, arXiv:2509.24913).
 
-    One encoder and two decoder passes a step: the pass that abducts also gives the ELBO.
+    A step needs one encoder and two decoder passes, since abduction also yields the ELBO.
 
     Args:
-        description: What the data measure; linked from the data module, must fit the pretrained model's.
+        description: Structures and variables of the data; linked from the data module, must fit the pretrained model.
         pretrained: Checkpoint of ``PretrainHVAE``.
         guidance: Judge of the counterfactuals.
         prediction: Replaces the pretrained model's prediction if given.
-        mechanism: Replaces the pretrained model's mechanism if given, itself or the checkpoint of ``TrainAttributes``.
+        mechanism: Replaces the pretrained model's mechanism: a mechanism, or the checkpoint of ``TrainAttributes``.
         constraint: Bound on the NELBO.
-        weights: Factor of a guided variable in the guidance loss, 1 where not named.
+        weights: Guided variable -> its factor in the guidance loss; 1 if not listed.
         guidance_weight: Factor of the guidance loss.
-        minimality: Factor of the mean absolute change.
-        annealing: Share of all steps over which what a change costs rises to its full: minimality and the prediction's
-            price and gate from nothing, what else moves from a half. For images on which a pretrained model hardly
-            answers, see ``Gated``, or moves together what is to move alone.
-        carried: Factor of a second guidance loss, of the factual masks carried along by the flow: their sizes are
-            exact, and no change of grey levels can feign them. Nothing where no flow carries the image, or it has no
-            masks.
-        elsewhere: Factor of the displacement far from the structures that are intervened on, see ``losses``.
-        shape: Factor of the distance to the shape that the guidance predicts, if it measures one.
-        soft: Ask of what is not intervened on to stay as the judge finds it in the factual image, not to equal its
-            label: errors of the judge must not be corrected in the image (attribute amplification).
-        specificity: Factor on the distance of variables that are not to move.
-        questions: Where the targets come from.
-        allow_unmoved: End well though a structure does not move, see ``training_health.Response``; for baselines.
+        minimality: Factor of the minimality loss, the mean absolute change of the image.
+        annealing: Fraction of all steps over which the penalties on a change rise to their full value: minimality, and
+            the prediction's penalty and gate, from 0; the factor on variables that should not change, from a half. Use
+            it if the pretrained model hardly reacts to do(), see ``Gated``, or changes correlated structures together.
+        carried: Factor of a second guidance loss on the factual masks warped by the flow. Their sizes are exact, and a
+            change of grey levels cannot imitate them. 0 if there is no flow or there are no masks.
+        elsewhere: Factor of ``displacement_elsewhere``, far from the structures that are intervened on.
+        shape: Factor of the error to the shape that the guidance predicts, if it has a shape model.
+        soft: For variables that should not change, use the judge's measurement of the factual image as the target, not
+            the label; otherwise the judge's errors are corrected in the image (attribute amplification).
+        specificity: Factor on the error of variables that should not change.
+        questions: How targets are drawn.
+        allow_unmoved: Do not fail if a structure does not change, see ``training_health.Response``; for baselines.
         stage: Name of the stage: ``nocft``, ``regcft`` or ``segcft``.
         optimisation: Optimiser and schedule.
 
     Raises:
-        ValueError: If the pretrained model does not fit the data, ``weights`` name what it does not know or
-            ``annealing`` is no share.
+        ValueError: If the pretrained model does not fit the data, ``weights`` name an unknown variable, or
+            ``annealing`` is not in [0, 1].
     """
 
     parts = ("model", "guidance")
-    price: Tensor  # share of its full price that a change has at this step
+    price: Tensor  # fraction of their full value that the penalties on a change have at this step
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class CounterfactualFineTuning(Task):
     ) -> None:
         super().__init__(stage, optimisation)
         if not 0 <= annealing <= 1:
-            raise ValueError(f"annealing is a share of all steps, between 0 and 1, got {annealing}")
+            raise ValueError(f"annealing is a fraction of all steps, between 0 and 1, got {annealing}")
         self.model = checkpoints.load(pretrained, CounterfactualModel).replaced(prediction, opened(mechanism))
         self.guidance, self.constraint = guidance, constraint or ElboConstraint()
         self.weights, self.guidance_weight, self.minimality = weights or {}, guidance_weight, minimality
@@ -102,7 +101,7 @@ class CounterfactualFineTuning(Task):
         self.asked = list(guidance.names) or self.model.parents.askable
 
     def on_fit_start(self) -> None:
-        """Measure the bound on the pretrained model and fit the shapes, unless a resumed run knows them."""
+        """Measure the pretrained model's NELBO for the bound and fit the shape model, unless a resumed run has both."""
         super().on_fit_start()
         if not self.constraint.measured:
             self.constraint.measure(self._pretrained_nelbo())
@@ -110,7 +109,7 @@ class CounterfactualFineTuning(Task):
             self._fit_shape(self.guidance.shape)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Ask a random question of every subject and judge the answer."""
+        """Draw one intervention per subject, predict its counterfactual and return the total loss."""
         if self.annealing:
             self._anneal()
         terms, learning = self.terms(batch, self.questions.draw(batch, self.asked, self.model.parents))
@@ -129,32 +128,32 @@ class CounterfactualFineTuning(Task):
         return loss
 
     def _anneal(self) -> None:
-        """Raise the price of a change to this step's; the prediction is told."""
+        """Set the penalties on a change to this step's value, also in the prediction."""
         share = passed(self.global_step + 1, int(self.trainer.estimated_stepping_batches), self.annealing)
         self.price.fill_(share)
         self.model.prediction.anneal(share)
 
     def terms(self, batch: Batch, do: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What answers to ``do`` cost, and what the judge itself learns from them."""
+        """Loss terms of the counterfactuals under ``do``, and the losses that train the judge itself."""
         answer = self.model(batch["image"], batch, do)
         specificity = self.specificity * (1 + self.price) / 2
         return self._judge(batch, answer, specificity), self.guidance.learn(batch, answer.image)
 
     def evaluate(self, batch: Batch, stage: str) -> None:
-        """Ask the same questions each time, with deterministic abduction."""
+        """Log the loss terms for fixed interventions, with deterministic abduction."""
         _, answer = asked_in_turn(self.model, batch, self.asked)
         self.show(stage, self._judge(batch, answer, self.specificity), batch)
 
     def predictions(self, batch: Batch) -> Batch:
-        """Images (B, C, *S) under one do() a subject; ``do_NAME`` in real units, NaN where not asked."""
+        """Counterfactual images (B, C, *S), one do() per subject; ``do_NAME`` in real units, NaN where not set."""
         return predictions(self.model, batch, self.asked)
 
     def _judge(self, batch: Batch, answer: Counterfactual, specificity: float | Tensor) -> dict[str, Tensor]:
-        """What the counterfactuals cost, term by term, before any factor."""
+        """The loss terms of the counterfactuals, before weighting."""
         image, shape, target = batch["image"], self.guidance.shape, answer.values
         kept = {name: value == batch[name] for name, value in target.items()}
         measured = self.guidance(answer.image, image)
-        terms = {"guidance": image.new_zeros(()), "shape": image.new_zeros(())}  # the first is shown
+        terms = {"guidance": image.new_zeros(()), "shape": image.new_zeros(())}  # the first is in the progress bar
         if self.soft or shape is not None:
             with torch.no_grad():
                 factual = self.guidance(image)
@@ -172,7 +171,7 @@ class CounterfactualFineTuning(Task):
         }
 
     def _flow(self, batch: Batch, answer: Counterfactual, kept: Batch, specificity: float | Tensor) -> Batch:
-        """What the flow does to the factual masks: ``carried`` and ``elsewhere``; nothing where they are not known."""
+        """Loss terms of the flow, ``carried`` and ``elsewhere``; empty without masks."""
         velocity, about = answer.edit.velocity, self.model.description
         if velocity is None or not (answer.edit.carries_all and "mask" in batch and (self.carried or self.elsewhere)):
             return {}
@@ -191,7 +190,7 @@ class CounterfactualFineTuning(Task):
 
     @torch.no_grad()
     def _fit_shape(self, shape: ShapeModel) -> None:
-        """Shapes of training subjects against their parents; all processes agree on them."""
+        """Fit the shape model on training subjects; all processes get the same coefficients."""
         measured, values, names = [], [], self.model.parents.names
         for batch in self._training_batches(128):
             found = self.guidance(batch["image"])
@@ -203,13 +202,13 @@ class CounterfactualFineTuning(Task):
 
     @torch.no_grad()
     def _pretrained_nelbo(self) -> Tensor:
-        """Mean NELBO on training batches; all processes agree on it."""
+        """Mean NELBO on training batches, the same in all processes."""
         batches = self._training_batches(16)
         losses = [self.model.abduct(batch["image"], batch).elbo.nelbo().mean() for batch in batches]
         return distributed.mean(torch.stack(losses).mean())
 
     def _training_batches(self, count: int) -> Iterator[Batch]:
-        """The first ``count`` of a pass over the training split, where the model is."""
+        """The first ``count`` batches of a pass over the training split, on the model's device."""
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         for batch in islice(loader, count):
             yield {name: value.to(self.device) for name, value in batch.items()}

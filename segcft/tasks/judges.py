@@ -1,4 +1,4 @@
-"""Train the judges: segmentor, regressor, and the independent evaluator, which is another segmentor."""
+"""Training of the judges: segmentor, regressor, and the evaluator, an independent second segmentor."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ class _TrainJudge(Task):
     judge: Judge
 
     def predictions(self, batch: Batch) -> Batch:
-        """What the judge reads in real units, (B,) each."""
+        """The judge's measurements in real units, (B,) each."""
         return self.judge.measure(batch["image"])
 
     def area_errors(self, batch: Batch) -> dict[str, Tensor]:
-        """Signed bias and absolute error of every variable that it reads, see ``_percent``."""
+        """Bias (signed) and absolute error of every measured variable in percent, see ``_percent``."""
         return self._errors(self.judge.measure(batch["image"]), batch)
 
     def _errors(self, measured: Batch, batch: Batch) -> dict[str, Tensor]:
@@ -33,21 +33,21 @@ class _TrainJudge(Task):
         return errors
 
     def _percent(self, name: str, value: Tensor, true: Tensor) -> Tensor:
-        """Error in percent of the true value; of a signed one (an angle, a grey level), of the training range."""
+        """Error in percent of the true value; for signed quantities (angles, grey levels), of the training range."""
         variable = self.judge.description.parents[name]
         scale = true.clamp(min=1e-6) if variable.low >= 0 else torch.full_like(true, variable.high - variable.low)
         return 100 * (value - true) / scale
 
 
 class TrainSegmentor(_TrainJudge):
-    """Learn to outline every structure; masks may overlap.
+    """Trains a segmentor with one mask per structure; masks may overlap.
 
     Args:
-        description: What the data measure; linked from the data module.
+        description: Structures and variables of the data; linked from the data module.
         network: ``monai.NAME`` or ``smp.NAME``.
-        options: Further arguments of the network.
-        temperature: Sharpening of soft areas, see ``Segmentor``.
-        stage: ``segmentor``, or ``evaluator`` for the one that guides nothing.
+        options: Further constructor arguments of the network.
+        temperature: Temperature of soft masks, see ``SegmentationModel``.
+        stage: ``segmentor``, or ``evaluator`` for the independent one that is not used as guidance.
         optimisation: Optimiser and schedule.
     """
 
@@ -66,20 +66,20 @@ class TrainSegmentor(_TrainJudge):
         self.judge = Segmentor(description, network, options, temperature)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy and Dice."""
+        """Cross-entropy plus Dice loss."""
         loss = self.terms(batch)
         self.show("train", {"loss": loss}, batch)
         return loss
 
     def terms(self, batch: Batch) -> Tensor:
-        """Cross-entropy and Dice of what it outlines."""
+        """Cross-entropy plus Dice loss of the predicted masks."""
         return segmentation_loss(self.judge(batch["image"]), batch["mask"])
 
     def evaluate(self, batch: Batch, stage: str) -> None:
-        """Dice of every structure, the error of what it is there to measure, and the share of it that softness makes.
+        """Log the Dice of every structure and the measurement errors, with the part caused by soft masks.
 
-        ``soft_bias_NAME`` is what the soft masks, which guide, measure too much over the same masks made hard, in
-        percent: that much of ``bias_NAME`` is not a matter of outlines, and ``temperature`` moves it.
+        ``soft_bias_NAME`` is the difference in percent between measuring on soft masks, as guidance does, and on the
+        same masks thresholded. This part of ``bias_NAME`` depends on ``temperature`` and not on the outlines.
         """
         logits, about = self.judge(batch["image"]), self.judge.description
         predicted, axes = (logits > 0).float(), tuple(range(2, logits.dim()))
@@ -93,10 +93,10 @@ class TrainSegmentor(_TrainJudge):
 
 
 class TrainRegressor(_TrainJudge):
-    """Learn to read the visible variables off the whole image.
+    """Trains a regressor that predicts the visible variables from the whole image.
 
     Args:
-        description: What the data measure; linked from the data module.
+        description: Structures and variables of the data; linked from the data module.
         widths: Channels of the residual stages.
         stage: Name of the stage.
         optimisation: Optimiser and schedule.
@@ -115,16 +115,16 @@ class TrainRegressor(_TrainJudge):
         self.judge = Regressor(description, widths)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Squared error in training deviations."""
+        """Mean squared error in training standard deviations."""
         loss = self.terms(batch)
         self.show("train", {"loss": loss}, batch)
         return loss
 
     def evaluate(self, batch: Batch, stage: str) -> None:
-        """Loss, and errors in percent."""
+        """Log the loss and the errors in percent."""
         self.show(stage, {"loss": self.terms(batch), **self.area_errors(batch)}, batch)
 
     def terms(self, batch: Batch) -> Tensor:
-        """Squared error of what it reads."""
+        """Mean squared error of the standardised predictions."""
         target = self.judge.description.parents.standardise(batch, self.judge.names)
         return F.mse_loss(self.judge(batch["image"]).float(), target.to(torch.float32))

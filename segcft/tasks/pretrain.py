@@ -1,4 +1,4 @@
-"""Train the image mechanism on factual images."""
+"""Pretraining of the image mechanism (HVAE) on factual images."""
 
 from collections.abc import Callable
 
@@ -14,16 +14,16 @@ from segcft.variables.variables import DataDescription
 
 
 class PretrainHVAE(Task):
-    """Maximise the ELBO of images given their parents.
+    """Trains the HVAE by maximising the ELBO of images given their parents.
 
     Args:
-        description: What the data measure; linked from the data module.
+        description: Structures and variables of the data; linked from the data module.
         hvae: Builds the HVAE from (spatial_dims, channels, parents_dim).
-        prediction: From both worlds' pixels to the counterfactual image; gated by default.
-        mechanism: How parents cause each other, or the checkpoint of ``TrainAttributes``; independent by default.
-        beta: Weight of the KL.
+        prediction: Combines factual and counterfactual decoder outputs to the counterfactual image; default ``Gated``.
+        mechanism: Causal model of the parents, or the checkpoint of ``TrainAttributes``; by default ``Independent``.
+        beta: Final weight of the KL term.
         beta_start: Weight at the first step.
-        beta_share: Share of all steps until ``beta`` is reached.
+        beta_share: Fraction of all steps until ``beta`` is reached.
         stage: Name of the stage.
         optimisation: Optimiser and schedule.
     """
@@ -50,7 +50,7 @@ class PretrainHVAE(Task):
         self.beta, self.beta_start, self.beta_share = beta, beta_start, beta_share
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """NELBO under the present beta."""
+        """The NELBO with the current beta."""
         terms = self.terms(batch)
         beta = self.beta_at(self.global_step, int(self.trainer.estimated_stepping_batches))
         loss = terms["nll"] + beta * terms["kl"]
@@ -58,19 +58,19 @@ class PretrainHVAE(Task):
         return loss
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """The bound and its terms."""
+        """The NELBO and its terms."""
         return elbo_terms(self.model.abduct(batch["image"], batch))
 
     def evaluate(self, batch: Batch, stage: str) -> None:
-        """NELBO at beta 1, and the error of the reconstruction."""
+        """Log the NELBO at beta 1 and the reconstruction error."""
         found = self.model.abduct(batch["image"], batch)
         error = (found.pixels.loc - batch["image"]).abs().mean()
         self.show(stage, {**elbo_terms(found), "reconstruction": error}, batch)
 
     def predictions(self, batch: Batch) -> Batch:
-        """Images (B, C, *S) under one do() a subject; ``do_NAME`` in real units, NaN where not asked."""
+        """Counterfactual images (B, C, *S), one do() per subject; ``do_NAME`` in real units, NaN where not set."""
         return predictions(self.model, batch, self.model.parents.askable)
 
     def beta_at(self, step: int, steps: int) -> float:
-        """Factor of the KL at ``step`` of ``steps``."""
+        """Weight of the KL term at ``step`` of ``steps``."""
         return self.beta_start + passed(step, steps, self.beta_share) * (self.beta - self.beta_start)

@@ -1,7 +1,7 @@
-"""Share out what a training holds: each process keeps a part of every weight, of its average and of Adam's moments.
+"""Sharded training (FSDP2): each process stores a part of every weight, of its EMA and of Adam's moments.
 
-PyTorch's ``fully_shard`` (FSDP2) puts weights together for a step or a validation, and averages gradients in parts.
-What is computed, and what a checkpoint holds, is as under DDP.
+PyTorch's ``fully_shard`` gathers the weights for a step or a validation, and reduces gradients to their shards. Results
+and checkpoints are the same as with DDP.
 """
 
 from collections.abc import Generator, Iterable, Mapping
@@ -20,21 +20,21 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class Sharded(DDPStrategy):
-    """``--trainer.strategy=sharded``: as DDP, but that each process keeps a part of everything."""
+    """``--trainer.strategy=sharded``: as DDP, but weights, EMA and optimiser state are sharded (FSDP2)."""
 
     def configure_ddp(self) -> None:
-        """Share out weights and averages, which a checkpoint may have brought; optimisers are built on the parts.
+        """Shard weights and EMA, before the optimisers are built.
 
         Raises:
-            ValueError: If losses are scaled, of which each process would find another factor, or the step is compiled,
-                which puts whole weights together at other times.
+            ValueError: If the precision is 16-mixed, whose loss scale would differ between processes, or if the step is
+                compiled, which does not support gathering weights at these times.
         """
         if self.precision_plugin.precision == "16-mixed":
-            raise ValueError("--trainer.precision=16-mixed does not go with sharded: use bf16-mixed or 32-true")
+            raise ValueError("--trainer.precision=16-mixed cannot be used with sharded: use bf16-mixed or 32-true")
         module = self.lightning_module
         assert module is not None
         if module.optimisation.compile:  # type: ignore[union-attr]
-            raise ValueError("--model.optimisation.compile does not go with sharded: leave one of them out")
+            raise ValueError("--model.optimisation.compile cannot be used with sharded: leave one of them out")
         trainer, mesh = module.trainer, init_device_mesh(self.root_device.type, (self.world_size,))
         share(module, mesh)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -44,34 +44,34 @@ class Sharded(DDPStrategy):
         trainer.callbacks.insert(0, Fold())  # type: ignore[attr-defined]
 
     def setup(self, trainer: Trainer) -> None:
-        """And let what is measured before the first step have whole weights."""
+        """Set up, then gather the weights for measurements before the first step."""
         super().setup(trainer)
         unfold(self.lightning_module)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """With the first process's statistics of batches, as under DDP."""
+        """Run a step after broadcasting buffers from rank 0, as DDP does."""
         assert self.lightning_module is not None
         for buffer in self.lightning_module.buffers():
             dist.broadcast(buffer, 0)
         return super().training_step(*args, **kwargs)
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """With whole weights, which callbacks may use, too."""
+        """Gather the weights, also for callbacks, and run a validation step."""
         unfold(self.lightning_module)
         return super().validation_step(*args, **kwargs)
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
-        """Gathered gradients are kept in parts."""
+        """Do nothing: accumulated gradients are stored as shards."""
         yield
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """As DDP would have written it."""
+        """Write full tensors, as DDP would."""
         whole = apply_to_collection(checkpoint, DTensor, lambda part: part.full_tensor().cpu())
         super().save_checkpoint(whole, filepath, storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take one's part of everything."""
+        """Load this process's shard of the optimiser state."""
         for optimiser, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             weights = [weight for group in optimiser.param_groups for weight in group["params"]]
             parts = {
@@ -82,10 +82,10 @@ class Sharded(DDPStrategy):
 
 
 class Fold(Callback):
-    """Puts whole weights away before averages are exchanged for them, and before the first step."""
+    """Reshards the weights before and after validation (when EMA weights are swapped) and before the first step."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After training, or the check before it."""
+        """Reshard the weights."""
         if isinstance(pl_module, FSDPModule):
             pl_module.reshard()
 
@@ -93,13 +93,13 @@ class Fold(Callback):
 
 
 def unfold(module: nn.Module | None) -> None:
-    """Put whole weights together, where they are shared out."""
+    """Gather the weights of a sharded module."""
     if isinstance(module, FSDPModule):
         module.unshard()
 
 
 def share(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Leave each process a part of every weight of the first one's."""
+    """Broadcast rank 0's weights and shard them over the processes."""
     for weight in module.parameters():
         weight.data = weight.data.contiguous()
     for value in (*module.parameters(), *module.buffers()):
@@ -108,12 +108,12 @@ def share(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def held(values: Iterable[Tensor]) -> list[Tensor]:
-    """What this process keeps of each: all of what is not shared out."""
+    """This process's shard of each tensor; the whole tensor if it is not sharded."""
     return [value.to_local() if isinstance(value, DTensor) else value for value in values]
 
 
 def _part(value: Any, weight: Tensor) -> Any:
-    """Of a moment of a weight; a count of steps is everybody's."""
+    """The shard of a weight's moment; other state, such as the step count, is kept whole."""
     if not isinstance(value, Tensor) or not isinstance(weight, DTensor) or value.shape != weight.shape:
         return value
     return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)

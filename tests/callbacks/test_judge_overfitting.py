@@ -69,7 +69,7 @@ def test_a_growing_gap_warns(watched):
     validate()
     honest = callback.judge.measure
     callback.judge = SimpleNamespace(measure=lambda *images: {k: v + 1e4 for k, v in honest(*images).items()}, to=id)
-    with pytest.warns(UserWarning, match="please the guide more"):
+    with pytest.warns(UserWarning, match="exploit errors of the guide"):
         assert validate()["val/gap_left_size"] > 1
 
 
@@ -104,7 +104,7 @@ def test_a_question_without_an_answer_is_named_in_the_second_half(share, step, w
         for _ in range(2):
             response.look(trainer, task, batch)
     assert task.logged == pytest.approx({f"health/response_{name}": share for name in Part.names}, rel=1e-4)
-    assert caplog.text.count("of what is asked") == warned, "once a variable"
+    assert caplog.text.count("of the requested change") == warned, "once per variable"
     task.guidance = NoGuidance()
     task.logged.clear()
     response.look(trainer, task, batch)

@@ -146,7 +146,7 @@ def test_another_configuration_is_not_gone_on_with(place, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="killed"):
         run(place, "fit", 2, "segmentor", *OFTEN, *more, "--model.init_args.optimisation.lr=0.5")
     assert seen == [0, 1, 2]
-    assert "optimisation.lr was 0.001, is 0.5. Starting afresh" in caplog.text
+    assert "optimisation.lr was 0.001, is 0.5. Starting from scratch" in caplog.text
     seen.clear()
     with pytest.raises(RuntimeError, match="killed"):
         run(place, "fit", 2, "segmentor", *OFTEN, *more, "--resume=never", "--model.init_args.optimisation.lr=0.5")
@@ -208,7 +208,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(harm, stopped, p
         seen = killed(patch, None)
         run(place, "fit", 2, "segcft", *OFTEN, "--experiment=damaged")
     assert seen[0] == 4
-    assert ("is damaged and left out" in caplog.text) == (harm in ("cut", "flipped"))
+    assert ("is damaged and was skipped" in caplog.text) == (harm in ("cut", "flipped"))
     assert same(last("segcft"), last("segcft", "damaged"))
 
 
@@ -348,7 +348,7 @@ def test_a_disk_that_is_or_becomes_read_only(open_place, monkeypatch, capsys, ca
         patch.setattr(Keep, "on_train_batch_start", seal)
         with pytest.raises(OSError, match=r"could not be written|Permission denied"):
             main(command)
-    assert "training goes on" in caplog.text
+    assert "training continues" in caplog.text
     folder.chmod(0o755)
     assert main(command) == 0
     assert seen[0] == 5

@@ -68,4 +68,4 @@ def test_file_names_and_our_own_classes_are_no_foreign_code(folder):
 def test_broken_files_are_named(folder, capsys):
     (folder / "broken.yaml").write_text("a: [")
     assert main(["fit", "--config=broken.yaml"]) == 2
-    assert "broken.yaml is no YAML file" in capsys.readouterr().err
+    assert "broken.yaml is not a valid YAML file" in capsys.readouterr().err

@@ -173,8 +173,8 @@ def test_smaller_copies_of_the_films_will_do(chexpert_tree: Tree) -> None:
 @pytest.mark.parametrize(
     ("image", "mask", "hint"),
     [
-        ((84, 70), (70, 84), "Height and Width look exchanged"),
-        ((390, 320), (2320, 2828), "Height and Width look exchanged"),
+        ((84, 70), (70, 84), "Height and Width seem to be exchanged"),
+        ((390, 320), (2320, 2828), "Height and Width seem to be exchanged"),
         ((84, 70), (1024, 1024), "Preprocessed variant"),
         ((84, 70), (84, 68), "the same ratio of sides"),
         ((390, 320), (2828, 2828), "the same ratio of sides"),
@@ -273,7 +273,7 @@ def test_images_that_cannot_serve(chexpert_tree: Tree, spoil: Spoil) -> None:
     film.write_bytes(whole)
     for field, value in (("Height", "70"), ("Width", "84")):
         spoil(masks, 4, field, value)
-    fails("the image is 84 x 70 (height x width), its CheXmask row says 70 x 84; Height and Width look exchanged")
+    fails("the image is 84 x 70 (height x width), its CheXmask row says 70 x 84; Height and Width seem to be exchanged")
     for field in ("Height", "Width"):
         spoil(masks, 4, field, "1024")
     fails("says 1024 x 1024; this looks like a row of the Preprocessed variant")

@@ -155,7 +155,7 @@ def test_links_out_of_the_folder(pictures: tuple[Path, Rows], tmp_path: Path) ->
     (folder / "link.png").symlink_to(tmp_path / "elsewhere.png")
     rows[0]["image"] = "link.png"
     path = manifest(folder, rows)
-    with pytest.raises(ValueError, match="by a link: say allow_outside"):
+    with pytest.raises(ValueError, match="through a link; set allow_outside"):
         Folder(str(path), ["left"]).table()
     assert len(values(Folder(str(path), ["left"], allow_outside=True))) == 4
 
@@ -173,8 +173,8 @@ def test_masks_that_cannot_serve(pictures: tuple[Path, Rows]) -> None:
         assert "manifest.csv, row 2, image = 'film 0.png': " in str(error.value)
 
     fails(np.zeros((30, 40), np.uint8), "left 0.png has shape (30, 40), its image (40, 30)")
-    fails(np.arange(1200, dtype=np.uint8).reshape(40, 30) % 5, "is no binary mask: it holds 5 levels")
-    fails(disc((40, 30), (20, 9), 6) * np.uint8(255), "is no binary mask", ".jpg")
+    fails(np.arange(1200, dtype=np.uint8).reshape(40, 30) % 5, "is not a binary mask: it holds 5 levels")
+    fails(disc((40, 30), (20, 9), 6) * np.uint8(255), "is not a binary mask", ".jpg")
     (folder / "left 0.png").unlink()
     fails(None, "no image at")
     rows[0]["left_area"] = 3
@@ -182,7 +182,7 @@ def test_masks_that_cannot_serve(pictures: tuple[Path, Rows]) -> None:
         Folder(str(manifest(folder, rows)), ["left"]).table()
     with pytest.raises(ValueError, match="no column 'mask_liver'"):
         Folder(str(folder / "manifest.csv"), ["liver"]).table()
-    with pytest.raises(ValueError, match="does not say its spacing"):
+    with pytest.raises(ValueError, match="does not state its spacing"):
         Folder(str(folder / "manifest.csv"), ["left"], spacing=[1, 1]).read(row)
 
 
@@ -227,7 +227,7 @@ def test_volumes(tmp_path: Path, spacing: list[float] | None) -> None:
     moved = affine.copy()
     moved[0, 3] = 4
     nibabel.Nifti1Image(organ.astype(np.uint8), moved).to_filename(tmp_path / "m.nii.gz")
-    with pytest.raises(ValueError, match="lies elsewhere than its image"):
+    with pytest.raises(ValueError, match="is not aligned with its image"):
         source.read(row)
 
 
@@ -246,13 +246,13 @@ def test_sixteen_bits_fit_the_cache(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frame": [8, 9]}, "all sides are alike"),
+        ({"frame": [8, 9]}, "all sides must be equal"),
         ({"frame": [8]}, "two or three sides"),
-        ({"spacing": [1.0]}, "as many sides"),
-        ({"spacing": [1.0, -1.0]}, "as many sides"),
+        ({"spacing": [1.0]}, "give one value in mm per side"),
+        ({"spacing": [1.0, -1.0]}, "give one value in mm per side"),
         ({"window": [3.0, 3.0]}, "levels apart"),
         ({"window": [0.0, 1e6]}, "levels apart"),
-        ({"labels": {"b": [1]}}, "need labels for each"),
+        ({"labels": {"b": [1]}}, "labels must name exactly"),
     ],
 )
 def test_options_that_cannot_serve(options: dict[str, Any], message: str) -> None:

@@ -95,7 +95,7 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_bytes(tmp_path, workers
     with journal.open("a") as file:
         file.write('[299, {"left_ar')  # a line cut short
     prepare(Discs(str(root)), tmp_path / "out", workers)
-    assert "going on" in caplog.text
+    assert "resuming" in caplog.text
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
@@ -133,7 +133,7 @@ def test_a_partial_cache_of_something_else_is_said(root, tmp_path):
     with pytest.raises(ValueError, match=r"59.npy"):
         prepare(Discs(str(root)), tmp_path / "out")
     write(root, seed=1)
-    with pytest.raises(ValueError, match=r"partial preparation of something else \(files"):
+    with pytest.raises(ValueError, match=r"partial cache of other data or options \(files"):
         prepare(Discs(str(root)), tmp_path / "out")
     assert len(prepare(Discs(str(root)), tmp_path / "out", overwrite=True).table) == 60
 
@@ -268,7 +268,7 @@ def test_what_is_not_offered_is_refused(root, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             Prepared(Discs(str(root)), variables, cache=str(tmp_path / "cache"), **options).dataset("train")
-    with pytest.raises(ValueError, match="augment works on 8-bit films"):
+    with pytest.raises(ValueError, match="augment needs 8-bit 2-D images"):
         Prepared(Discs(str(root), dtype="int16"), VARIABLES, augment=True)
 
 
@@ -350,7 +350,7 @@ def test_nobody_is_named_in_the_log(tmp_path, monkeypatch, caplog, capfd):
         assert main([command, "--config=run.yaml", "--trust=tests.discs"]) == 0
     said = [*(record.getMessage() for record in caplog.records), *capfd.readouterr()]
     assert any("subjects are kept" in line for line in said), "the log was looked at"
-    assert any("1 subjects were left out" in line for line in said)
+    assert any("1 subjects were skipped" in line for line in said)
     assert not [line for line in said if "SECRET" in line]
     assert "SECRETs3" in Path("cache/quarantine.csv").read_text()
     left = [path for folder in ("checkpoints", "logs", "predictions") for path in Path(folder).rglob("*")]

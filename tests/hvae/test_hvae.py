@@ -127,7 +127,7 @@ def test_a_counterfactual_through_mediators_teaches_the_encoder_and_the_decoder(
         for weight in part.parameters():
             assert weight.grad.isfinite().all()
             assert weight.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match="it goes without conditional_prior"):
+    with pytest.raises(ValueError, match="it cannot be combined with conditional_prior"):
         make(2, conditional_prior=True, blind=True)
     with pytest.raises(ValueError, match="mixing must lie between 0 and 1"):
         make(2, mixing=1.5)

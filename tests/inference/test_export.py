@@ -196,7 +196,7 @@ def test_a_manifest_that_leaves_its_folder_is_refused(name, bundle, made):
     shutil.copy(made / "a.ckpt", bundle.parent)
     facts = {"bytes": (made / "a.ckpt").stat().st_size, "sha256": manifests.digest(made / "a.ckpt")}
     relist(bundle, lambda files: files.update({name: facts}))
-    with pytest.raises(ValueError, match="which is no file of its own folder"):
+    with pytest.raises(ValueError, match="which is not a file of this folder"):
         CounterfactualModel.load(bundle)
 
 

@@ -38,7 +38,7 @@ def test_grey_files(tmp_path: Path) -> None:
     Image.fromarray(deep).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(read_grey(tmp_path / "deep.png"), deep)
     np.testing.assert_array_equal(read_picture(tmp_path / "deep.png", (0, 4095)).levels, deep)
-    with pytest.raises(ValueError, match=r"deep\.png holds uint16 levels and no window"):
+    with pytest.raises(ValueError, match=r"deep\.png holds uint16 levels and states no window"):
         read_picture(tmp_path / "deep.png")
     Image.new("RGBA", (3, 3)).save(tmp_path / "clear.png")
     with pytest.raises(ValueError, match="mode 'RGBA'"):
@@ -67,7 +67,7 @@ def test_dicom_rescale_and_spacing(tmp_path: Path) -> None:
     picture = read_picture(write_dicom(tmp_path / "ct.dcm", RAMP, **tags), (-1000, 1000))
     np.testing.assert_array_equal(picture.levels, 2 * RAMP - 1024)
     assert picture.spacing == (0.5, 0.7)
-    with pytest.raises(ValueError, match=r"ct\.dcm holds float64 levels and no window"):
+    with pytest.raises(ValueError, match=r"ct\.dcm holds float64 levels and states no window"):
         read_picture(tmp_path / "ct.dcm")
 
 

@@ -94,7 +94,7 @@ def test_what_a_change_costs_rises_over_the_annealing(trained, monkeypatch):
     run(folder, "fit", dims, "segcft", *new, "--model.init_args.annealing=0.8", "--model.init_args.specificity=2")
     assert gates == pytest.approx([0.25, 0.5, 0.75, 1, 1])
     assert others == pytest.approx([1 + share for share in gates])
-    with pytest.raises(ValueError, match="annealing is a share of all steps, between 0 and 1, got 2"):
+    with pytest.raises(ValueError, match="annealing is a fraction of all steps, between 0 and 1, got 2"):
         CounterfactualFineTuning(Balls().description, "any.ckpt", NoGuidance(), annealing=2)
 
 
