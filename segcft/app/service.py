@@ -129,5 +129,5 @@ def _alike(work: Callable[[], Result]) -> Result:
 
 def _for_people(message: str) -> str:
     """Errors of the command line name its options; the page has fields of other names."""
-    message = message.replace("give window: [low, high]", "say which levels are black and white")
+    message = message.replace("set window: [low, high]", "say which levels are black and white")
     return message.replace("give --spacing", "say the edge lengths of a pixel")

@@ -25,7 +25,7 @@ USAGE = """usage: lightning run [model] [--devices=N] [--accelerator=A] [--strat
 Start SCRIPT once a device. SCRIPT is a file, or the name of a package that runs by itself: segcft.
 Options of the launcher stand before SCRIPT, those of the script behind it:
 
-  lightning run --devices=2 --accelerator=cpu segcft fit --config experiments/chest_phantom/data.yaml ...
+  lightning run --devices=2 --accelerator=cpu segcft fit --config results/chest_phantom/logs/pretrain.yaml
 """
 
 

@@ -40,7 +40,7 @@ def figure(
     """Rows of interventions; factual image, then counterfactual and change of every method, with what is measured.
 
     Args:
-        results: Folder that ``segcft evaluate`` or ``make benchmark`` wrote.
+        results: Folder that ``segcft evaluate`` or ``segcft study`` wrote.
         out: File to write: .pdf, .svg or .png.
         methods: Columns, in this order; all unless given. The true counterfactual comes first where it is known.
         variables: Rows; all unless given.

@@ -1,4 +1,4 @@
-"""Read what ``segcft evaluate`` and ``make benchmark`` wrote, and say clearly what is amiss."""
+"""Read what ``segcft evaluate`` and ``segcft study`` wrote, and say clearly what is amiss."""
 
 import json
 import math

@@ -13,7 +13,7 @@ def report(results: list[str], out: str = "report.html") -> Path:
     """One page from results folders: who is best, by how much, at what cost, and may one trust it.
 
     Args:
-        results: Folders that ``segcft evaluate`` or ``make benchmark`` wrote; several are put side by side.
+        results: Folders that ``segcft evaluate`` or ``segcft study`` wrote; several are put side by side.
         out: File to write: ``.html``, complete in itself, or ``.md``.
 
     Raises:

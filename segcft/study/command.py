@@ -17,8 +17,9 @@ compared in results/EXPERIMENT. With them every method is trained with several s
 and one table, figure and section of docs/results.md are made of all (on --split val that page is left alone).
 
 A stage is trained again only if its configuration, or that of a stage before it, has changed. Other options, each in
-one word such as --trainer.max_steps=100 or --data.batch_size=8, go to every stage that is asked for; those of --data to
-the evaluation, too. The configuration of every stage is written to results/.../logs, for segcft fit --config."""
+one word such as --trainer.max_steps=100, go to every stage that is asked for; those of --data, and its own such as
+--native=512, to the evaluation. The configuration of every stage is written to results/.../logs, for segcft fit
+--config."""
 
 
 def study(arguments: list[str]) -> int:

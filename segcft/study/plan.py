@@ -13,7 +13,19 @@ from typing import Any
 from segcft.core.formatting import meant
 from segcft.study.experiment import Config, data, merged, offered, pointed, read, stage
 
-OPTIONS = ("--data", "--model", "--trainer", "--seed_everything", "--save_every", "--resume", "--deterministic")
+TRAINING = ("--model", "--trainer", "--seed_everything", "--save_every", "--resume", "--deterministic")
+EVALUATION = (
+    "--subjects",
+    "--ask",
+    "--native",
+    "--detect",
+    "--references",
+    "--sweeps",
+    "--gap",
+    "--strict",
+    "--mechanism",
+)
+OPTIONS = ("--data", *TRAINING, *EVALUATION)  # of both, of ``segcft fit``, of ``segcft evaluate``
 
 
 @dataclass(frozen=True)
@@ -226,10 +238,9 @@ def configuration(plan: Study, seed: int | None, name: str) -> tuple[Config, tup
 def _check(arguments: tuple[str, ...]) -> None:
     """See that options can be a stage's, before the first stage is run."""
     for argument in arguments:
-        name = argument.partition("=")[0]
-        if not any(name == known or name.startswith(f"{known}.") for known in OPTIONS):
-            near = meant(name.partition(".")[0], OPTIONS)
-            raise ValueError(f"unknown option {argument}{near}; options of stages begin with {', '.join(OPTIONS[:3])}")
+        if not argument.partition("=")[0].startswith(OPTIONS):
+            near = meant(argument.partition("=")[0].partition(".")[0], OPTIONS)
+            raise ValueError(f"unknown option {argument}{near}; options of stages begin with {', '.join(OPTIONS)}")
 
 
 def _method(value: str | Config) -> Config:
@@ -255,7 +266,7 @@ def _add(plan: Study, seed: int | None, name: str, made: dict[str, Job], above: 
     product = Path("checkpoints") / plan.place(seed) / name / "last.ckpt"
     asked = not plan.stages or name in plan.stages
     waits = tuple(_named(seed, needed) for needed in needs)
-    arguments = plan.arguments if asked else ()
+    arguments = tuple(word for word in plan.arguments if asked and not word.startswith(EVALUATION))
     made[_named(seed, name)] = Job(_named(seed, name), name, "fit", config, waits, product, arguments, asked)
 
 
@@ -270,7 +281,7 @@ def _evaluation(plan: Study, seed: int | None) -> Job:
     config |= {"experiment": plan.place(seed), "out": str(out), "split": plan.split}
     config |= {"ask": plan.ask} if plan.ask else {}
     config, needs = pointed(config, f"checkpoints/{plan.place(seed)}")
-    shared = tuple(argument for argument in plan.arguments if argument.startswith("--data"))  # it has no trainer
+    shared = tuple(word for word in plan.arguments if not word.startswith(TRAINING))
     waits = tuple(_named(seed, needed) for needed in needs)
     return Job(_named(seed, "evaluate"), "evaluate", "evaluate", config, waits, out / "metrics.json", shared)
 

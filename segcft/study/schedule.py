@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from segcft.core.interruption import AGAIN, Interrupted
 from segcft.study.plan import Job, fingerprints
 
 REPORT = 30.0  # seconds between two lines about what is at work
@@ -101,6 +102,7 @@ class Schedule:
         self.working: dict[str, Running] = {}
         self.took: dict[str, float] = {}
         self.expected = {job.name: self._expected(job) for job in made}
+        self.interrupted = ""
         self._first, self._reported = len(self.waiting), time.monotonic()
 
     def plan(self) -> str:
@@ -116,6 +118,7 @@ class Schedule:
 
         Raises:
             ValueError: If a job failed; the others at work are finished first, and count.
+            Interrupted: If a job was asked to stop and can go on.
         """
         began, failed = time.monotonic(), list[str]()
         try:
@@ -130,6 +133,8 @@ class Schedule:
             for work in self.working.values():
                 work.process.terminate()
                 work.process.wait()
+        if self.interrupted:
+            raise Interrupted(f"{self.interrupted} was asked to stop and has saved; give the command again to go on")
         if failed:
             where = f": see {self.logs / failed[0]}.log" if self._first > 1 else ""
             raise ValueError(f"{failed[0]} failed{where}; give the command again to go on")
@@ -190,6 +195,9 @@ class Schedule:
     def _end(self, name: str, work: Running) -> bool:
         """Stamp the product, if there is one to stamp."""
         job, spent = self.jobs[name], work.spent
+        if work.process.returncode == AGAIN:
+            self.interrupted = name
+            return False
         if work.process.returncode or not job.product.is_file():
             self.out(f"==== {name} failed after {minutes(spent)}\n{work.said}".rstrip())
             return False

@@ -4,17 +4,17 @@ import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from segcft.cli.main import COMMANDS, main
 from segcft.core.formatting import meant
 from segcft.core.parsing import explained
+from tests.experiments import configuration
 
 LIGHT = (["--help"], ["--version"], ["reprot"], ["report", "--help"], ["figure", "--help"], ["inspect", "--help"],
          ["info", "--help"], ["completion", "bash"], ["report", "nowhere"])  # fmt: skip
-CONFIGS = [f"--config=experiments/chest_phantom/{name}.yaml" for name in ("data", "segmentor")]
+CONFIGS = [configuration("chest_phantom", "segmentor")]
 HEAVY = ("torch", "lightning", "monai", "albumentations", "segmentation_models_pytorch", "matplotlib")
 
 
@@ -78,9 +78,9 @@ def test_an_error_within_a_class_is_told_without_its_union(capsys):
 
 
 def test_a_missing_folder_of_a_configuration_is_one_line(capsys, tmp_path, monkeypatch):
-    configs = [f"--config={Path(f'experiments/chexpert/{name}.yaml').resolve()}" for name in ("data", "segmentor")]
+    config = configuration("chexpert", "segmentor")
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", *configs]) == 2
+    assert main(["fit", config]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segcft: ")]
     assert lines == [
         "segcft: error: data/CheXpert-v1.0-small: train.csv is needed here or in one folder below, found 0 such folders"

@@ -298,7 +298,7 @@ def test_a_source_keeps_its_field_of_view_and_one_size_is_refused(tmp_path):
     large = source.resized(64)
     assert large.frame == (64, 32)
     assert large.resolution == [1.0, 1.5]
-    with pytest.raises(ValueError, match="Balls offers its images in one size alone"):
+    with pytest.raises(ValueError, match="Balls offers its images in one size only"):
         Balls().resized(32)
 
 

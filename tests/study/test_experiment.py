@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from segcft.cli.main import main
+from segcft.core.interruption import Interrupted
 from segcft.study import plan, schedule
 from segcft.study.experiment import located, offered, pointed, stage
 
@@ -137,6 +138,13 @@ def test_stages_are_announced_and_time_left_is_said(tmp_path):
     assert said[0].startswith("==== 1 of 2: a; about 3 min; all: ")
     assert any(line.startswith("==== a done after 0 s; all: ") for line in said)
     assert said[-1].startswith("==== all done after ")
+
+
+def test_a_stage_that_was_asked_to_stop_can_go_on(tmp_path):
+    work = queue(tmp_path)
+    work.program = ["sh", "-c", "exit 75"]
+    with pytest.raises(Interrupted, match="a was asked to stop and has saved"):
+        work.run(poll=0.01)
 
 
 def test_time_left_follows_what_was_said_and_what_took_place(tmp_path):
