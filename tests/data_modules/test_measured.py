@@ -77,7 +77,7 @@ def test_place_and_size_are_asked_together(chest):
 def test_what_no_noise_moves_alone_is_not_drawn(chest):
     dataset = chest.dataset("train")
     assert [name for name in HEART if dataset.can_draw(name)] == ["heart_area", "heart_x", "heart_y"]
-    with pytest.raises(ValueError, match="'heart_width' is measured, and no exogenous noise"):
+    with pytest.raises(ValueError, match="'heart_width' is measured on masks, and no exogenous noise"):
         dataset.counterfactual(torch.tensor([0]), {"heart_width": torch.tensor([100.0])})
 
 
