@@ -35,6 +35,7 @@ class Command(NamedTuple):
 TRAINING = "segcft.cli.training:train"
 COMMANDS = {
     "init": Command("segcft.study.command:init", "begin an experiment of your own: one file to edit", heavy=False),
+    "check": Command("segcft.study.check:check", "what is wrong or unwise about an experiment and its data"),
     "study": Command(
         "segcft.study.command:study", "train and compare all of an experiment, or some stages, or seeds", heavy=False
     ),
