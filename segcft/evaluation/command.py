@@ -103,50 +103,65 @@ def evaluate(
     """
     films = _resized(data, native, detect)
     asked = {name: Method(method) if isinstance(method, str) else method for name, method in methods.items()}
+    refinement = {name: method.refinement for name, method in asked.items()}
     causal = opened_mechanism(mechanism)
     contenders = {name: opened(method, causal) for name, method in asked.items()}
     judge = (checkpoints.load(evaluator, SegmentationModel) if isinstance(evaluator, str) else evaluator).eval()
     judge.attach(data.description)
-    for contender in contenders.values():
-        contender.model.check_fit(data.description)
     with torch.inference_mode():
         dataset = data.dataset(split)
         people = gather(data, dataset, judge, subjects, seed, ask)
-        for contender in contenders.values():
-            contender.model.parents.check(people.do, strict)
+        _check_fit(contenders, people, strict)
         answers = {"identity": unchanged(people), **({TRUTH: perfect(people)} if people.truth else {})}
         answers |= {name: answer(contender, people) for name, contender in contenders.items()}
-        frame = _frame(answers, people, judge, {name: method.refinement for name, method in asked.items()})
+        frame = _frame(answers, people, judge, refinement)
         looks = _realism(answers, data, judge, references, seed)
-        figure = figures.comparison(
-            people.batch, people.do, people.truth, {name: answers[name].images for name in asked}, judge
-        )
+        images = {name: answers[name].images for name in asked}
+        figure = figures.comparison(people.batch, people.do, people.truth, images, judge)
         kept = sweep(contenders, people, dataset, judge, sweeps, TRUTH) if sweeps > 0 else None
     at_size = None
     if films is not None:
-        refinement = {name: method.refinement for name, method in asked.items()}
         at_size = _at_size(films, split, contenders, people, judge, refinement, references, detect, seed)
-    given = (evaluator, *(method.checkpoint for method in asked.values()), mechanism)
-    paths = [path for path in given if isinstance(path, str)]
     results = {
         "experiment": experiment,
         "seed": seed,
         "split": split,
         "subjects": len(people.batch["image"]),
         "ask": ask,
-        "seconds": {stage: spent for path in paths for stage, spent in checkpoints.seconds(path).items()},
-        "refinement": {name: method.refinement for name, method in asked.items()},
-        "guides": {name: type(c.guide).__name__ if c.guide else None for name, c in contenders.items()},
-        "training": {name: checkpoints.seconds(method.checkpoint) for name, method in asked.items()},
+        **_how(asked, contenders, evaluator, mechanism),
         "settings": _settings(data, evaluator, asked, mechanism, references),
-        "commit": provenance.commit(),
-        "hardware": provenance.hardware(),
         **conclusions(frame, looks, _floor(people, frame), gap, list(asked)),
         **({} if at_size is None else {"native": at_size.results}),
     }
     _write(Path(out), results, frame, people, figure, kept)
-    _write_native(Path(out), at_size, results["refinement"])
+    _write_native(Path(out), at_size, refinement)
     return results
+
+
+def _check_fit(contenders: Mapping[str, Contender], people: Subjects, strict: bool) -> None:
+    """See that every model fits the data and what is asked."""
+    for contender in contenders.values():
+        contender.model.check_fit(people.description)
+        contender.model.parents.check(people.do, strict)
+
+
+def _how(
+    asked: Mapping[str, Method],
+    contenders: Mapping[str, Contender],
+    evaluator: str | SegmentationModel,
+    mechanism: str | None,
+) -> dict[str, Any]:
+    """How the methods were trained, and where they were compared."""
+    given = (evaluator, *(method.checkpoint for method in asked.values()), mechanism)
+    paths = [path for path in given if isinstance(path, str)]
+    return {
+        "seconds": {stage: spent for path in paths for stage, spent in checkpoints.seconds(path).items()},
+        "refinement": {name: method.refinement for name, method in asked.items()},
+        "guides": {name: type(c.guide).__name__ if c.guide else None for name, c in contenders.items()},
+        "training": {name: checkpoints.seconds(method.checkpoint) for name, method in asked.items()},
+        "commit": provenance.commit(),
+        "hardware": provenance.hardware(),
+    }
 
 
 def _resized(data: DataModule, size: int | None, detect: int) -> DataModule | None:
