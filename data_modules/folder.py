@@ -1,7 +1,7 @@
 """Images and masks listed in a CSV: radiographs, slices or volumes of any data set."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from data_modules.common.sources import Sample, Source
 from data_modules.common.splits import hashed_splits, refuse_shared
 from segcft.io.csv_tables import categories, header, numbers, origins, read_table, refuse, refuse_outside, refuse_twice
-from segcft.io.readers import Picture, Window, read_labels, read_picture
+from segcft.io.orientation import UPRIGHT
+from segcft.io.picture import Picture, Window, apart
+from segcft.io.readers import read_labels, read_mask, read_picture
 from segcft.io.resampling import resample
 
 log = logging.getLogger(__name__)
@@ -179,7 +181,8 @@ class Folder(Source):
 
     def _masks(self, row: Mapping[str, Any], image: Picture) -> dict[str, NDArray[np.bool_] | None]:
         if self.labels:
-            labels = _fitting(row["label"], image)
+            labels = _fitting(row["label"], image, read_labels)
+            _refuse_other_labels(row["label"], labels, self.labels)
             return {name: None if labels is None else np.isin(labels, self.labels[name]) for name in self.structures}
         return {name: _binary(row[f"mask_{name}"], image) for name in self.structures}
 
@@ -205,32 +208,39 @@ def _check_geometry(frame: tuple[int, ...], spacing: list[float] | None) -> None
         raise ValueError(f"spacing {spacing}: give one value in mm per side of the frame {list(frame)}")
 
 
-def _fitting(path: str, image: Picture) -> NDArray[np.int32] | None:
-    """Labels of a file, which must have the image's grid; None if there is no file."""
+def _fitting(path: str, image: Picture, read: Callable[[Path], Picture]) -> NDArray[Any] | None:
+    """Labels or mask of a file, which must be on the image's grid; None if there is no file.
+
+    A PNG does not state an orientation in the patient: beside a DICOM it lies on the stored pixels.
+    """
     if not path:
         return None
-    labels = read_labels(Path(path))
-    if labels.levels.shape != image.levels.shape:
-        raise ValueError(f"{path} has shape {labels.levels.shape}, its image {image.levels.shape}")
-    if labels.spacing and image.spacing and not np.allclose(labels.spacing, image.spacing, rtol=1e-3):
-        raise ValueError(f"{path} has spacing {labels.spacing} mm, its image {image.spacing} mm")
-    if (
-        labels.affine is not None
-        and image.affine is not None
-        and not np.allclose(labels.affine, image.affine, atol=0.1)
-    ):
-        raise ValueError(f"{path} is not aligned with its image: their affines differ")
-    return labels.levels
+    found = read(Path(path))
+    if image.turn != UPRIGHT and found.turn == UPRIGHT and image.of_dicom:
+        found.levels = image.turn.show(found.levels)
+    if found.levels.shape != image.levels.shape:
+        raise ValueError(f"{path} has shape {found.levels.shape}, its image {image.levels.shape}")
+    if found.spacing and image.spacing and not np.allclose(found.spacing, image.spacing, rtol=1e-3):
+        raise ValueError(f"{path} has spacing {found.spacing} mm, its image {image.spacing} mm")
+    far = apart(found, image)
+    if far is not None and far > min(image.spacing or (1.0,)) / 2:
+        raise ValueError(f"{path} is not aligned with its image: their corners are up to {far:.1f} mm apart")
+    return found.levels
 
 
 def _binary(path: str, image: Picture) -> NDArray[np.bool_] | None:
-    labels = _fitting(path, image)
+    return _fitting(path, image, read_mask)
+
+
+def _refuse_other_labels(path: str, labels: NDArray[Any] | None, wanted: Mapping[str, Sequence[int]]) -> None:
+    """A map that holds labels, and none of those that are wanted, is another map."""
     if labels is None:
-        return None
-    found = np.unique(labels)
-    if len(found) > 2 or found.min() < 0:
-        raise ValueError(f"{path} is not a binary mask: it holds {len(found)} levels, {found[:5].tolist()} ...")
-    return labels > (found[0] if len(found) == 2 else 0)
+        return
+    every = {label for several in wanted.values() for label in several}
+    found = set(np.unique(labels).tolist())
+    if found - {0} and not found & every:
+        held, asked = (", ".join(map(str, sorted(some)[:6])) for some in (found, every))
+        raise ValueError(f"{path} holds the labels {held} and none of {asked}: is it a label map of these structures?")
 
 
 def _refuse_cropped(mask: NDArray[np.bool_], frame: tuple[int, ...], steps: list[float], name: str) -> None:

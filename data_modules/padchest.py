@@ -14,7 +14,7 @@ from data_modules.chest.chexmask import Variant
 from data_modules.chest.radiographs import ChestFilms
 from data_modules.common.splits import hashed_splits
 from segcft.io.csv_tables import bad_cell, categories, numbers, origins, read_table, refuse, refuse_outside, years
-from segcft.io.readers import Pixels
+from segcft.io.picture import Pixels
 
 COLUMNS = ["ImageID", "PatientID", "StudyDate_DICOM", "PatientBirth", "PatientSex_DICOM", "Projection", "Labels"]
 OPTIONAL = ["ImageDir", "PhotometricInterpretation_DICOM"]

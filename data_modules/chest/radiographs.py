@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from data_modules.chest.chexmask import PREPROCESSED_SIDE, Masks, Variant, coverage, read_chexmask
 from data_modules.common.sources import Sample, Source
 from data_modules.common.splits import refuse_shared
-from segcft.io.readers import Pixels, read_grey
+from segcft.io.picture import Pixels
+from segcft.io.readers import read_grey
 from segcft.io.resampling import field_of_view, pad_square, resize
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from segcft.app.opened_image import Levels, Reply, Subject
 from segcft.inference.answer_file import NOTE, busiest, plane
-from segcft.io.readers import NIFTI
+from segcft.io.picture import NIFTI
 from segcft.io.writers import suffix, write_changed
 
 
@@ -63,7 +63,7 @@ def _nifti(reply: Reply) -> tuple[str, bytes]:
         return _own(reply)
     about = subject.opened.model.description
     levels, steps = _changed(reply), list(subject.picture.spacing or about.spacing)
-    if levels.ndim == 2:  # as ``readers.shown`` turns them, back
+    if levels.ndim == 2:  # as ``nifti.shown`` turns them, back
         levels, steps = levels.T[::-1, ::-1, None], [*steps[::-1], 1.0]
     image = nibabel.Nifti1Image(np.ascontiguousarray(levels), np.diag([*steps, 1.0]))
     image.header["descrip"] = (NOTE + reply.question.text).encode("ascii", "replace")[:79]

@@ -15,7 +15,7 @@ from torch import Tensor
 from segcft.counterfactual.subject import Answer, Effect, OpenedSubject
 from segcft.inference.answer_file import Row, reasons, rows
 from segcft.inference.file_geometry import Framing
-from segcft.io.readers import Picture, Window
+from segcft.io.picture import Picture, Window
 
 Levels = NDArray[np.float32]
 

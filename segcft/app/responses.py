@@ -9,7 +9,7 @@ from segcft.app.downloads import kinds
 from segcft.app.opened_image import Reply, Subject
 from segcft.app.service import Desk
 from segcft.inference.answer_file import busiest, plane, unusual
-from segcft.io.readers import DICOM, FILMS, NIFTI
+from segcft.io.picture import DICOM, FILMS, NIFTI
 from segcft.plots.panels import COLOURS, LIMIT
 
 

@@ -30,7 +30,7 @@ from segcft.app.responses import describe, introduce, show
 from segcft.app.service import Desk
 from segcft.app.sessions import Session, Sessions
 from segcft.app.static_files import text
-from segcft.io.readers import DICOM, FILMS, NIFTI
+from segcft.io.picture import DICOM, FILMS, NIFTI
 
 QUEUE = 64  # questions that may wait
 STATIC = {"page.css": "text/css", "page.js": "text/javascript"}

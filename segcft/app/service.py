@@ -13,7 +13,8 @@ from segcft.app.opened_image import Case, Question, Reply, Subject
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.counterfactual.subject import Do, OpenedSubject
 from segcft.inference.file_geometry import Framing
-from segcft.io.readers import Picture, Window, read_picture
+from segcft.io.picture import Picture, Window
+from segcft.io.readers import read_picture
 from segcft.spatial.geometry import Geometry
 from segcft.variables.requests import once, parse
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.counterfactual.subject import Answer, OpenedSubject
 from segcft.inference.file_geometry import Framing
-from segcft.io.readers import Picture, Window, read_picture
+from segcft.io.picture import Picture, Window
+from segcft.io.readers import read_picture
 from segcft.io.writers import mask_path, suffix, write_changed, write_mask
 from segcft.plots import panels
 from segcft.plots.panels import View

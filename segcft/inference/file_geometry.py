@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segcft.counterfactual.edits import Canvas
 from segcft.counterfactual.model import CounterfactualModel
-from segcft.io.readers import Picture, Window
+from segcft.io.picture import Picture, Window
 from segcft.spatial.geometry import Geometry
 
 

@@ -17,9 +17,13 @@ from pydicom.uid import generate_uid
 
 from segcft.core.atomic_files import staged
 from segcft.io.deidentify import pseudonym, remove_identity
-from segcft.io.readers import FILMS, NIFTI, Pixels, Window, dicom_levels, shown
+from segcft.io.dicom import dicom_levels
+from segcft.io.nifti import shown
+from segcft.io.orientation import of_dicom, of_exif
+from segcft.io.picture import FILMS, NIFTI, Pixels, Window
 
 Change = NDArray[np.float32]
+FREE_FIELDS = ("db_name", "aux_file", "intent_name")  # of a NIfTI header: text of anybody
 
 
 def suffix(source: Path) -> str:
@@ -57,8 +61,13 @@ def write_changed(
 
 
 def write_mask(source: Path, mask: NDArray[np.bool_], target: Path) -> None:
-    """Write a mask (*S) on the grid that ``read_picture`` returned for ``source``: NIfTI, or PNG with 0 and 255."""
+    """Write a mask (*S) of what ``read_picture`` returned for ``source``: NIfTI, or PNG with 0 and 255.
+
+    The mask of a DICOM lies on its stored pixels, as a PNG does not state its orientation in the patient.
+    """
     with staged(target) as path:
+        if suffix(source) == ".dcm":
+            mask = of_dicom(pydicom.dcmread(source, stop_before_pixels=True)).store(mask)
         if suffix(source) not in NIFTI:
             Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(path, format="PNG")
             return
@@ -78,7 +87,7 @@ def mask_path(target: Path, structure: str) -> Path:
 def _png(source: Path, change: Change, path: Path, window: Window | None, note: str) -> None:
     with Image.open(source) as image:
         deep = image.mode.startswith("I;16")
-        pixels = np.asarray(image if deep or image.mode in ("L", "RGB") else image.convert("L"))
+        pixels = of_exif(image).show(np.asarray(image if deep or image.mode in ("L", "RGB") else image.convert("L")))
         kept = {name: image.info[name] for name in ("dpi", "icc_profile") if name in image.info}
     pixels = pixels.astype(np.uint16) if deep else pixels
     about = PngInfo()
@@ -95,6 +104,7 @@ def _dicom(source: Path, change: Change, path: Path, window: Window | None, note
     low = -(2 ** (data.BitsStored - 1)) if data.PixelRepresentation else 0
     table = np.arange(low, low + 2**data.BitsStored, dtype=stored.dtype)
     back = _inverse(table, dicom_levels(data, window, table))
+    change = of_dicom(data).store(change)
     changed = change != 0
     levels, moved = dicom_levels(data, window, stored)[changed].astype(np.float64), np.zeros(stored.shape, np.float32)
     moved[changed] = back(levels + change[changed]) - back(levels)
@@ -145,7 +155,8 @@ def _nifti(source: Path, change: Change, path: Path, window: Window | None, note
     changed = type(image)(stored, image.affine, image.header)
     changed.header.set_slope_inter(slope, float(image.dataobj.inter))  # explicit, so that voxels are stored unchanged
     if not identity:
-        changed.header["db_name"] = b""
+        for name in FREE_FIELDS:
+            changed.header[name] = b""
         changed.header.extensions.clear()  # they may hold the DICOM tags
     changed.header["descrip"] = note.encode("ascii", "replace")[:79]
     content = changed.to_bytes()

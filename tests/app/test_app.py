@@ -134,7 +134,9 @@ def test_a_file_comes_back_as_the_command_line_writes_it(desk, film, tmp_path):
 
 
 def test_a_large_film_is_shown_smaller_and_written_whole(desk, tmp_path):
-    Image.fromarray(np.full((900, 1200), 90, np.uint8)).save(tmp_path / "large.jpg")
+    pixels = np.full((900, 1200), 90, np.uint8)
+    pixels[300:600] = 120
+    Image.fromarray(pixels).save(tmp_path / "large.jpg")
     subject = desk.open_file(tmp_path / "large.jpg", "large.jpg", {"age": 40.0})
     assert subject.levels.shape == (384, 512)
     reply = desk.ask(subject, Question(PLUS))

@@ -269,3 +269,28 @@ def test_resampling_keeps_sums_and_centres(old: int, new: int, step: float) -> N
     np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-6)
     image = np.random.default_rng(0).random((old, old))
     np.testing.assert_allclose(resample(image, (new, new), (step, step)), weights @ image @ weights.T, rtol=1e-4)
+
+
+def test_a_label_map_of_other_structures_is_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (20, 20), np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.uint8(255) * (np.indices((20, 20))[0] > 9).astype(np.uint8)).save(tmp_path / "l.png")
+    (tmp_path / "manifest.csv").write_text("image,label\na.png,l.png\n")
+    source = Folder(str(tmp_path / "manifest.csv"), ["lung"], labels={"lung": [1]}, frame=[20, 20])
+    (row,) = source.table().to_dict("records")
+    with pytest.raises(ValueError, match=r"l\.png holds the labels 0, 255 and none of 1"):
+        source.read(row)
+
+
+def test_a_png_beside_a_turned_dicom_lies_on_its_stored_pixels(tmp_path: Path) -> None:
+    shown = np.random.default_rng(0).integers(1, 255, (20, 20), dtype=np.uint8)
+    mask = np.zeros((20, 20), np.uint8)
+    mask[3:9, 12:17] = 255  # as shown: the patient's left
+    write_dicom(tmp_path / "a.dcm", shown[:, ::-1].copy(), PatientOrientation=["R", "F"])
+    Image.fromarray(mask[:, ::-1].copy()).save(tmp_path / "m.png")
+    (tmp_path / "manifest.csv").write_text("image,mask_lung\na.dcm,m.png\n")
+    source = Folder(str(tmp_path / "manifest.csv"), ["lung"], frame=[20, 20])
+    (row,) = source.table().to_dict("records")
+    sample = source.read(row)
+    assert np.array_equal(sample.image[0], shown)
+    assert np.array_equal(sample.mask[0], mask > 0)

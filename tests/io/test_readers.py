@@ -35,6 +35,7 @@ def test_grey_files(tmp_path: Path) -> None:
     Image.fromarray(np.full((3, 4, 3), 9, np.uint8)).save(tmp_path / "colour.png")
     assert read_grey(tmp_path / "colour.png").tolist() == [[9] * 4] * 3
     deep = np.full((3, 4), 900, np.uint16)
+    deep[0, 0] = 901
     Image.fromarray(deep).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(read_grey(tmp_path / "deep.png"), deep)
     np.testing.assert_array_equal(read_picture(tmp_path / "deep.png", (0, 4095)).levels, deep)
@@ -110,7 +111,7 @@ def test_dicom_voi_table(tmp_path: Path) -> None:
         ({"NumberOfFrames": 2}, "one frame of grey levels"),
         ({"Rows": 60000, "Columns": 60000}, "too many"),
         ({"Rows": 7}, "cannot be read"),
-        ({"PixelSpacing": [0, 1]}, "not positive"),
+        ({"SharedFunctionalGroupsSequence": []}, "enhanced DICOM"),
     ],
 )
 def test_dicoms_that_cannot_serve(tmp_path: Path, tags: dict[str, Any], message: str) -> None:

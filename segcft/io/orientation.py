@@ -1,0 +1,96 @@
+"""How stored pixels are turned to be shown: EXIF orientation, DICOM patient and image orientation.
+
+Shown means as viewers show it: a photograph upright; of a body the patient's left on the right of the image, the head
+(in axial slices the front) at the top. ``Turn.store`` inverts ``Turn.show`` exactly.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+EXIF = 274  # the tag of orientation
+HORIZONTAL, VERTICAL = {"R": True, "L": False, "A": True, "P": False}, {"H": True, "F": False, "A": True, "P": False}
+AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "H": 2, "F": 2}  # of the body
+LPS = (("L", "R"), ("P", "A"), ("H", "F"))  # positive and negative direction of each DICOM axis
+
+
+@dataclass(frozen=True)
+class Turn:
+    """From stored to shown pixels: transposed first, then mirrored.
+
+    Attributes:
+        transposed: Rows become columns.
+        rows: The order of rows is reversed.
+        columns: The order of columns is reversed.
+    """
+
+    transposed: bool = False
+    rows: bool = False
+    columns: bool = False
+
+    def show(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Stored pixels (H, W, ...) as they are shown."""
+        turned = stored.swapaxes(0, 1) if self.transposed else stored
+        return turned[:: -1 if self.rows else 1, :: -1 if self.columns else 1]
+
+    def store(self, shown: NDArray[Any]) -> NDArray[Any]:
+        """Shown pixels (H, W, ...) as they are stored."""
+        turned = shown[:: -1 if self.rows else 1, :: -1 if self.columns else 1]
+        return turned.swapaxes(0, 1) if self.transposed else turned
+
+
+UPRIGHT = Turn()
+OF_EXIF = {  # EXIF 2.32, tag 274
+    1: UPRIGHT,
+    2: Turn(columns=True),
+    3: Turn(rows=True, columns=True),
+    4: Turn(rows=True),
+    5: Turn(transposed=True),
+    6: Turn(transposed=True, columns=True),
+    7: Turn(transposed=True, rows=True, columns=True),
+    8: Turn(transposed=True, rows=True),
+}
+
+
+def of_exif(image: Any) -> Turn:
+    """Of a Pillow image; upright without the tag, or with a value that means nothing."""
+    return OF_EXIF.get(image.getexif().get(EXIF, 1), UPRIGHT)
+
+
+def of_dicom(data: Any) -> Turn:
+    """Of a pydicom data set: by the image's orientation in the patient, else by PatientOrientation, else upright.
+
+    Raises:
+        ValueError: If what is said makes no image.
+    """
+    directions = data.get("ImageOrientationPatient")
+    if directions:
+        return of_codes([_code(directions[:3]), _code(directions[3:])])
+    codes = data.get("PatientOrientation")
+    given = [codes] if isinstance(codes, str) else list(codes or [])
+    return of_codes(given) if any(given) else UPRIGHT
+
+
+def of_codes(codes: Sequence[str]) -> Turn:
+    """Of the directions of increasing columns and increasing rows, such as ``["L", "F"]`` (DICOM PS3.3, C.7.6.1.1.1).
+
+    Raises:
+        ValueError: If they are no two directions of different axes.
+    """
+    letters = [code[:1] for code in codes]
+    axes = [AXIS.get(letter) for letter in letters]
+    if len(axes) != 2 or None in axes or axes[0] == axes[1]:
+        raise ValueError(f"PatientOrientation {'/'.join(codes)} are no two directions such as L and F")
+    transposed = axes not in ([0, 1], [0, 2], [1, 2])
+    across, down = reversed(letters) if transposed else letters
+    return Turn(transposed, rows=VERTICAL[down], columns=HORIZONTAL[across])
+
+
+def _code(direction: Sequence[float]) -> str:
+    """The letter of the axis that a direction (x, y, z) in LPS follows most."""
+    values = np.asarray(direction, float)
+    axis = int(np.abs(values).argmax())
+    return LPS[axis][int(values[axis] < 0)]

@@ -1,0 +1,81 @@
+"""PNG and JPEG: grey levels as they are shown, and labels as they are stored."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segcft.io.orientation import of_exif
+from segcft.io.picture import LARGEST, Picture, Pixels
+
+LONGEST = 2**15  # pixels per side, since it will be padded to a square
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+COLOURED = (2, 6)  # PNG colour types of true colour
+
+
+def read_image(path: Path, convert: Callable[[Any], Pixels]) -> Picture:
+    """A PNG or JPEG, turned as its EXIF orientation says.
+
+    Args:
+        path: The file.
+        convert: Makes levels (H, W) of a Pillow image; ``luminance``, ``indices`` or ``brightness``.
+
+    Raises:
+        ValueError: If the file is missing, not an image, truncated, too large, or of more than 8 bits a colour.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"no image at {path}")
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > LARGEST or max(image.size) > LONGEST:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
+            image.info["stored"] = depth(path)
+            if image.info["stored"][0] == 16 and image.info["stored"][1] in COLOURED:
+                raise ValueError("it has 16 bits a colour; grey of 8 or 16 bits or 8 bits a colour is needed")
+            turn = of_exif(image)
+            return Picture(turn.show(convert(image)), turn=turn)
+    except Exception as error:  # decoders raise whatever comes to mind on damaged files
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def depth(path: Path) -> tuple[int, int]:
+    """Bits a sample and colour type of a PNG, as its header says; (8, -1) of other files."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    return (header[24], header[25]) if header.startswith(SIGNATURE) and len(header) == 26 else (8, -1)
+
+
+def luminance(image: Any) -> Pixels:
+    """Grey levels, (H, W), uint8 or uint16."""
+    if image.mode in ("L", "RGB", "P", "1"):
+        return np.asarray(image.convert("L"))
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    raise ValueError(f"it has pixels of mode {image.mode!r}; grey of 8 or 16 bits or RGB is needed")
+
+
+def indices(image: Any) -> Pixels:
+    """Labels as stored: of a palette image the indices, of 1, 2 or 4 bits 0 to 1, 3 or 15; colours are refused."""
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    levels = np.asarray(image) if image.mode in ("P", "RGB") else luminance(image)
+    if levels.ndim == 3:
+        if (levels != levels[..., :1]).any():
+            raise ValueError("it has colours; labels are grey levels or indices of a palette")
+        return levels[..., 0]
+    bits, kind = image.info["stored"]
+    return levels // (255 // (2**bits - 1)) if kind == 0 and bits < 8 else levels  # Pillow spreads them over 8 bits
+
+
+def brightness(image: Any) -> Pixels:
+    """Levels of a mask: of a palette of two colours the brighter one is the higher level; else as ``indices``."""
+    stored = indices(image)
+    if image.mode != "P" or len(np.unique(stored)) > 2:
+        return stored
+    levels = luminance(image)
+    if len(np.unique(levels)) < len(np.unique(stored)):
+        raise ValueError("its two colours are equally bright: which of them is the structure cannot be told")
+    return levels
