@@ -1,6 +1,8 @@
 """Training, validation and test splits by patient: assigned by a hash, and checked to be disjoint."""
 
 import hashlib
+import os
+import re
 from typing import Literal
 
 import numpy as np
@@ -23,16 +25,37 @@ def shared_patients(table: pd.DataFrame) -> list[str]:
 
 
 def refuse_shared(table: pd.DataFrame) -> None:
-    """Check that no patient is in more than one split.
+    """Check that no patient and no image file is in more than one split, however it is spelt.
+
+    Patients that differ by blanks, case, leading zeros or a trailing ``.0`` count as one; paths are followed through
+    links and ``./``.
 
     Raises:
-        ValueError: If one is.
+        ValueError: Naming some that are.
     """
     pairs = table[["patient", "split"]].drop_duplicates()
-    shared = pairs.loc[pairs["patient"].duplicated(keep=False), "patient"].unique()
+    _refuse(pairs["patient"], pairs["patient"].map(normalised), pairs["split"], "patients")
+    if "image" in table:
+        _refuse(table["image"], table["image"].map(os.path.realpath), table["split"], "image files")
+
+
+def normalised(patient: str) -> str:
+    """A patient's name without what spelling adds to it.
+
+    >>> normalised(" 007 "), normalised("7.0"), normalised("Patient 12")
+    ('7', '7', 'patient12')
+    """
+    name = re.sub(r"\s+", "", str(patient)).casefold()
+    return re.sub(r"^0+(?=\d)", "", re.sub(r"^(\d+)\.0+$", r"\1", name))
+
+
+def _refuse(spelt: "pd.Series[str]", alike: "pd.Series[str]", splits: "pd.Series[str]", what: str) -> None:
+    several = splits.groupby(alike).nunique()
+    shared = several.index[several > 1]
     if len(shared):
-        places = {name: sorted(pairs.loc[pairs["patient"] == name, "split"]) for name in shared[:3]}
-        raise ValueError(f"{len(shared)} patients lie in more than one split, such as {places}")
+        places = [sorted(set(zip(spelt[alike == name], splits[alike == name], strict=True))) for name in shared[:3]]
+        shown = "; ".join(", ".join(f"{name} in {split}" for name, split in each[:4]) for each in places)
+        raise ValueError(f"{len(shared)} {what} lie in more than one split, such as {shown}")
 
 
 def _hashed(seed: int, patient: str) -> Split:

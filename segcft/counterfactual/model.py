@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from segcft.causal.structural_causal_model import Independent, Mechanism
 from segcft.core import checkpoints
 from segcft.core.recipes import Recorded
+from segcft.counterfactual.arrays import laid, scaled
 from segcft.counterfactual.edits import Edit
 from segcft.counterfactual.prediction import Drawn, Gated, Prediction
 from segcft.counterfactual.subject import Answer, Do, Effect, OpenedSubject
@@ -188,6 +189,32 @@ class CounterfactualModel(nn.Module, Recorded):
             ValueError: If a request or a parent is wrong, or a parent is missing that cannot be measured.
         """
         return self.open(image, parents, geometry).ask(questions, **options)
+
+    def ask(
+        self,
+        image: Any,
+        *questions: Do,
+        window: tuple[float, float] | None = None,
+        spacing: Sequence[float] | None = None,
+        parents: Mapping[str, Tensor | float] | None = None,
+        **options: Any,
+    ) -> list[Answer]:
+        """Questions about an image as a user holds it; answers have its size.
+
+        Args:
+            image: NumPy or torch, (*N), (C, *N) or (B, C, *N), of any size and number type.
+            *questions: Interventions: ``{"left_lung_area": "+20%"}``.
+            window: Values that are black and white; by default 0 to 255 of uint8, -1 to 1 of floats.
+            spacing: Edge lengths of a pixel in mm; needed where the model measures in mm.
+            parents: Factual values; those that can be measured are if they are missing.
+            **options: As of ``counterfactuals``.
+
+        Raises:
+            ValueError: If shape or values cannot be an image of this model, or as ``counterfactuals`` does.
+        """
+        values = scaled(image, self, window).to(next(self.parameters()).device)
+        geometry = laid(self, values.shape[2:], spacing)
+        return self.counterfactuals(values, parents, questions, geometry=geometry, **options)
 
     @property
     def hidden(self) -> list[str]:

@@ -13,9 +13,10 @@ import pandas as pd
 import torch
 
 from segcft.core.atomic_files import write_text
+from segcft.core.formatting import meant
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.inference.answer_file import Plan, Row, answer_file
-from segcft.io.csv_tables import bad_cell, read_table
+from segcft.io.csv_tables import bad_cell, header, read_table, refuse_twice
 from segcft.io.readers import is_picture
 from segcft.io.writers import mask_path
 from segcft.variables.requests import once, parse, sweep
@@ -116,6 +117,8 @@ def _parents(options: Namespace, model: CounterfactualModel, files: list[Path]) 
             raise ValueError(f"--parent {text!r}: a factual value has no sign or %")
         common[request.name] = request.number
     table = _table(Path(options.parents), model) if options.parents else {}
+    if unused := [path for path in table if path not in {file.resolve() for file in files}]:
+        raise ValueError(f"{options.parents}: image = {unused[0].name!r} is none of the files that are asked about")
     known = set(common).union(*table.values())
     hidden = [name for name in model.hidden if name not in known]
     if hidden:
@@ -125,7 +128,12 @@ def _parents(options: Namespace, model: CounterfactualModel, files: list[Path]) 
 
 def _table(path: Path, model: CounterfactualModel) -> dict[Path, dict[str, float]]:
     """Rows of ``--parents``: column ``image``, relative to the table, and variables; blank is unknown."""
+    foreign = [name for name in header(path) if name != "image" and name not in model.parents.names]
+    if foreign:
+        near = meant(foreign[0], model.parents.names)
+        raise ValueError(f"{path}: column {foreign[0]!r} is no variable of this model{near}")
     frame = read_table(path, ["image"], model.parents.names)
+    refuse_twice(frame, "image", path, "image")
     result = {}
     for number, record in zip(frame.index, frame.to_dict("records"), strict=True):
         cells = {str(name): cell for name, cell in record.items() if name != "image" and isinstance(cell, str)}

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segcft.counterfactual.arrays import laid
 from segcft.counterfactual.edits import Canvas
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.io.picture import Picture, Window
@@ -42,20 +43,9 @@ class Framing:
         Raises:
             ValueError: If the picture has other axes than the frame, or no known spacing.
         """
-        about, shape, frame = model.description, picture.levels.shape, model.frame
-        if len(shape) != len(frame) or about.channels != 1:
-            raise ValueError(f"an image of shape {shape} does not fit a model of {about.channels} x {frame}")
-        units = [about.parents[name].unit for name in about.parents.structural]
-        if not any(unit.startswith("mm") for unit in units):
-            steps = tuple(max(shape) / side for side in frame)
-            return cls(Geometry(shape, frame, steps), window or (0.0, 255.0))
-        known = picture.spacing or spacing
-        if known is None:
-            raise ValueError("the file does not say its spacing, and the model measures in mm: give --spacing")
-        if len(known) != len(frame):
-            raise ValueError(f"spacing {list(known)}: {len(frame)} edge lengths are needed")
-        steps = tuple(new / old for new, old in zip(about.spacing, known, strict=True))
-        return cls(Geometry(shape, frame, steps), window or (0.0, 255.0))
+        if model.description.channels != 1:
+            raise ValueError(f"a file holds one channel, the model reads {model.description.channels}")
+        return cls(laid(model, picture.levels.shape, picture.spacing or spacing), window or (0.0, 255.0))
 
     def canvas(self, levels: NDArray[Any]) -> Canvas:
         """Grey levels (*N) as an image (1, 1, *N) that can be edited."""

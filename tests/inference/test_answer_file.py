@@ -458,6 +458,14 @@ def test_factual_values_come_from_options_and_tables(tmp_path, capsys):
     (tmp_path / "in/ages.csv").write_text("image,age\na.png,old\n")
     assert ask(tmp_path, *do, f"--parents={tmp_path / 'in/ages.csv'}") == 2
     assert "row 2, age = 'old'" in capsys.readouterr().err
+    for text, message in (
+        ("image,aeg\na.png,40\n", "column 'aeg' is no variable of this model; did you mean age?"),
+        ("image,age\na.png,40\na.png,50\n", "row 3, image = 'a.png'"),
+        ("image,age\nc.png,40\n", "image = 'c.png' is none of the files that are asked about"),
+    ):
+        (tmp_path / "in/ages.csv").write_text(text)
+        assert ask(tmp_path, *do, f"--parents={tmp_path / 'in/ages.csv'}") == 2
+        assert message in capsys.readouterr().err
     assert ask(tmp_path, do[0], "--parent=age=63") == 1
     assert "give --spacing" in capsys.readouterr().err
 
