@@ -65,6 +65,15 @@ def merged(base: Config, more: Config) -> Config:
     return result
 
 
+def without_absent(config: Config) -> Config:
+    """The same without variables that are null: a declaration leaves out what its data set has."""
+    given = config.get("data", {}).get("init_args", {})
+    kept = {name: value for name, value in (given.get("variables") or {}).items() if value is not None}
+    if not kept:
+        return config
+    return {**config, "data": {**config["data"], "init_args": {**given, "variables": kept}}}
+
+
 def data(folder: Path) -> Config:
     """What all stages of an experiment share."""
     return {key: value for key, value in read(folder / "data.yaml").items() if key not in FOREIGN}

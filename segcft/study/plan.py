@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segcft.core.formatting import meant
-from segcft.study.experiment import Config, data, merged, offered, pointed, read, stage
+from segcft.study.experiment import Config, data, merged, offered, pointed, read, stage, without_absent
 
 TRAINING = ("--model", "--trainer", "--seed_everything", "--save_every", "--resume", "--deterministic")
 EVALUATION = (
@@ -227,7 +227,7 @@ def configuration(plan: Study, seed: int | None, name: str) -> tuple[Config, tup
     own = stage(plan.folder, variation.pop("like", name))
     if not own:
         raise ValueError(f"stage {name!r}: neither {plan.folder / name}.yaml nor a variation of that name exists")
-    config = merged(merged(merged(data(plan.folder), own), plan.data), variation)
+    config = without_absent(merged(merged(merged(data(plan.folder), own), plan.data), variation))
     config["seed_everything"] = int(config.get("seed_everything") or 0) + 100 * (seed or 0)
     config["experiment"] = plan.place(seed)
     if name in plan.variations or name == plan.evaluator:
@@ -271,7 +271,7 @@ def _add(plan: Study, seed: int | None, name: str, made: dict[str, Job], above: 
 
 
 def _evaluation(plan: Study, seed: int | None) -> Job:
-    config = merged(merged(data(plan.folder), stage(plan.folder, "evaluate")), plan.data)
+    config = without_absent(merged(merged(data(plan.folder), stage(plan.folder, "evaluate")), plan.data))
     config["evaluator"] = plan.evaluator
     config["methods"] = {
         name: {"checkpoint": method["stage"], **{k: v for k, v in method.items() if k != "stage"}}

@@ -256,3 +256,9 @@ def test_every_declaration_can_be_planned(declaration):
             assert f"seed0/{text}" in made
     with pytest.raises(ValueError, match=r"nothing\.yaml does not exist"):
         plan.study(ROOT / "experiments/chest_phantom", (0,), (), "val", Path("x"), declaration="nothing")
+
+
+def test_a_declaration_can_leave_a_variable_out():
+    _, jobs = planned("cxr_heart", seeds=(0,), declaration="ctr")
+    for name in ("seed0/segcft", "seed0/evaluate"):
+        assert set(jobs[name].config["data"]["init_args"]["variables"]) == {"left_lung_area", "right_lung_area", "ctr"}
