@@ -169,7 +169,7 @@ class Latents(FirstLook):
         if not beliefs:
             return
         channels = torch.cat([channel_kl(belief) for belief in beliefs])
-        dead, size = int((channels < self.least).sum()), len(batch["index"])
+        dead, size = int((channels < self.least).sum()), distributed.weight_of(len(batch["index"]))
         module.log("health/kl", channels.sum(), batch_size=size, sync_dist=True)
         module.log("health/dead_latents", float(dead), batch_size=size, sync_dist=True)
         if dead == len(channels) and not self._warned:
@@ -212,7 +212,9 @@ class Response(FirstLook):
             wanted = (target - batch[name]).nan_to_num()  # 0 for subjects with another intervention
             sums = torch.stack([(wanted * (after[name] - before[name])).sum(), wanted.square().sum()])
             response = sums[0] / sums[1].clamp(min=1e-12)
-            module.log(f"health/response_{name}", response, batch_size=len(wanted), sync_dist=True)
+            module.log(
+                f"health/response_{name}", response, batch_size=distributed.weight_of(len(wanted)), sync_dist=True
+            )
             happened, asked = distributed.mean(sums).tolist()  # over all processes
             if asked:
                 self._found[name] = happened / asked

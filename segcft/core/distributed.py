@@ -38,6 +38,15 @@ def mean(value: Tensor) -> Tensor:
     return summed / size
 
 
+def weight_of(subjects: int) -> int:
+    """Weight of a batch in a mean over processes, for Lightning's ``batch_size``.
+
+    Lightning averages the integer weights over processes and truncates: 9 and 8 subjects become 8, and a mean is too
+    large by a factor of 17/16. Multiples of the number of processes lose nothing.
+    """
+    return subjects * place()[1]
+
+
 def align(weight: Tensor) -> None:
     """Give a weight's gradient the weight's own strides, also on axes of length 1, as DDP's buckets require."""
 

@@ -149,7 +149,8 @@ class Task(LightningModule):
             means = distributed.mean(torch.stack([value.detach().float() for value in values.values()]))
             values = dict(zip(values, means, strict=True))
         for place, (name, value) in enumerate(values.items()):
-            self.log(f"{stage}/{name}", value, batch_size=size, prog_bar=place == 0, sync_dist=evaluating)
+            weight = distributed.weight_of(size)
+            self.log(f"{stage}/{name}", value, batch_size=weight, prog_bar=place == 0, sync_dist=evaluating)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the same metrics as in validation, on the test split."""
