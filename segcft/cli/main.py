@@ -13,7 +13,7 @@ from segcft.cli.launch import processes
 from segcft.core.formatting import meant
 from segcft.core.interruption import AGAIN, Interrupted
 from segcft.core.parsing import simplified
-from segcft.core.trusted_code import admit
+from segcft.core.trusted_code import admit, guard
 
 
 class Command(NamedTuple):
@@ -124,6 +124,7 @@ def _run(arguments: list[str]) -> int:
         from segcft.cli import cpu  # lazily: it imports torch
 
         cpu.hasten()
+        guard()
     module, _, function = command.function.partition(":")
     run = getattr(importlib.import_module(module), function)
     return run(admitted if command.verb else admitted[1:]) or 0

@@ -26,6 +26,7 @@ from segcft.callbacks.validation_metrics import Watch
 from segcft.cli.launch import settle, told
 from segcft.core.atomic_files import try_out
 from segcft.core.parsing import Failing
+from segcft.core.trusted_code import inside, local
 from segcft.tasks import Task
 
 # what does not decide what a run learns, or is told to the Trainer
@@ -64,6 +65,7 @@ class SegCFTCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Keep checkpoints under checkpoints/EXPERIMENT/STAGE and TensorBoard logs under logs/EXPERIMENT/STAGE."""
         config = self.config[self.subcommand]
+        _check_places(config)
         assert isinstance(self.model, Task)
         for name, value in told(os.environ).items():
             if config.trainer[name] in (None, "auto", 1 if name == "num_nodes" else "auto"):  # the user left it open
@@ -146,6 +148,19 @@ def train(arguments: list[str]) -> None:
         },
         args=arguments if arguments != sys.argv[1:] else None,  # Lightning warns when both are there
     )
+
+
+def _check_places(config: Any) -> None:
+    """See that what is read is a file of this machine that runs no code, and what is written stays in its folder.
+
+    Raises:
+        ValueError: If not.
+    """
+    inside(config.experiment)
+    if config.get("ckpt_path"):
+        local(str(config.ckpt_path))
+    if config.get("weights_only") is False:
+        raise ValueError("weights_only = false would run code from a checkpoint: those of segcft open without")
 
 
 def _listed(given: Any) -> list[Any]:

@@ -92,22 +92,46 @@ def section(results: Mapping[str, Any], text: str, figure: str) -> str:
     """Markdown of one experiment."""
     machine, seeds = results["hardware"], results["seeds"]
     if len(seeds) > 1:
-        few = " (few seeds: read them as a lower bound of the doubt)" if len(seeds) < 5 else ""
+        few = " (with so few seeds they are a lower bound on the uncertainty)" if len(seeds) < 5 else ""
         trained = f"seeds {', '.join(map(str, seeds))}"
-        resampled = f"seeds and subjects, crosswise{few}; of Fréchet and kernel distances the range over seeds"
+        resampled = (
+            f"seeds and subjects, resampled crosswise{few}; for Fréchet and kernel distances, the range over seeds"
+        )
     else:
         trained = f"seed {seeds[0]} alone"
-        resampled = "subjects, so they say nothing of what another training would give"
+        resampled = "subjects, and do not contain the variation between trainings"
     asked = f"Each is asked for `{results['ask']}` of every variable. " if results["ask"] else ""
     return (
-        f"## {results['experiment']}\n\n"
-        f"{results['subjects']} subjects of split `{results['split']}`, training {trained}; the same subjects, "
-        f"targets and data for all. {asked}Brackets: 95 % of bootstrap resamples of {resampled}. "
-        "`refinement`: what the guide still does at the answer.\n\n"
+        f"## {results['experiment']}\n\n{headline(results)}\n\n"
+        f"![Metrics of every method with intervals]({figure})\n\n"
+        f"{results['subjects']} subjects of split `{results['split']}`, training {trained}; all methods have the same "
+        f"subjects, targets and data. {asked}Brackets are 95 % bootstrap intervals over {resampled}. "
+        "`refinement` is what the segmentor still does at inference: rounds of correction, and confinement.\n\n"
         f"```sh\n{results['command']}\n```\n\n"
         f"{results['seconds'] / 60:.0f} min of stages, one thread each: {machine['processor']}, "
         f"{machine['cores']} cores; Python {machine['python']}, torch {machine['torch']}.\n\n"
-        f"![Metrics of every method with intervals]({figure})\n\n{text}"
+        f"<details markdown>\n<summary>All tables</summary>\n\n{text.rstrip()}\n\n</details>"
+    )
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The main numbers of an experiment in three sentences: the refined method beside what it is compared with."""
+    metrics, methods = results["metrics"], results["methods"]
+    questions = list(metrics["identity"])
+    refined = [name for name, method in methods.items() if method["corrections"] or method["confined"]]
+    best = refined[0] if refined else list(methods)[-1]
+
+    def values(method: str, name: str, digits: int) -> str:
+        return " / ".join(f"{metrics[method][do][name].value:.{digits}f}" for do in questions)
+
+    how = {True: ", corrected and confined", False: ""}[bool(refined)]
+    others = [f"Unchanged image {values('identity', 'mape', 1)} %"]
+    others += [f"Reg-CFT {values('reg_cft', 'mape', 1)} %"] if "reg_cft" in methods else []
+    floor = " / ".join(f"{results['evaluator_floor'][do]:.1f}" for do in questions)
+    return (
+        f"**{best.removesuffix('_refined').replace('_', ' ')}{how}: MAPE {values(best, 'mape', 1)} %** for "
+        f"do({' / '.join(questions)}). {'; '.join(others)}; the evaluator's own error {floor} %. "
+        f"Mean leakage {values(best, 'leakage_mean', 2)} %."
     )
 
 
