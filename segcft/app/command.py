@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 
 from data_modules.common.data_module import DataModule
 from segcft.app.opened_image import Case
 from segcft.app.service import Desk
+from segcft.core.parsing import Parser
 from segcft.counterfactual.model import CounterfactualModel
 
 EXTRA = "segcft serve needs two more packages, those of the extra app: pip install starlette uvicorn"
@@ -109,8 +109,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"--host {host} --port {port}: {reason}") from error
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="segcft serve", description="A page on which images are pulled by sliders.")
+def _parser() -> Parser:
+    parser = Parser(prog="segcft serve", description="A page on which images are changed by sliders.")
     parser.add_argument("model", type=str, help="bundle or checkpoint, of Seg-CFT to have answers measured")
     parser.add_argument("--config", action="config", help="data.yaml of an experiment: its test subjects can be picked")
     parser.add_argument("--recipe", type=str, help="as data.yaml says it; unused")

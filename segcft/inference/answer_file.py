@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segcft.counterfactual.model import CounterfactualModel
+from segcft.counterfactual.plausibility import doubts
 from segcft.counterfactual.subject import Answer, OpenedSubject
 from segcft.inference.file_geometry import Framing
 from segcft.io.picture import Picture, Window
@@ -103,9 +104,9 @@ def rows(answer: Answer, intervened: Iterable[str], warnings: list[str]) -> list
 
 
 def unusual(subject: OpenedSubject) -> list[str]:
-    """One sentence for every size of the factual image beyond those of the training."""
+    """One sentence for everything in the factual image that is unlike the training: sizes, contrast, outlines."""
     parents = subject.model.parents
-    return beyond({name: subject.values[name] for name in parents.structural}, parents)
+    return doubts(subject) + beyond({name: subject.values[name] for name in parents.structural}, parents)
 
 
 def reasons(answer: Answer, intervened: Iterable[str]) -> list[str]:
@@ -121,7 +122,8 @@ def missed(answer: Answer, question: Iterable[str]) -> list[str]:
         if name in answer.measured:
             was, asked, found = (float(v[name]) for v in (answer.subject.values, answer.values, answer.measured))
             if abs(found - asked) > MISSED * abs(asked - was):
-                reasons.append(f"{name} = {asked:.4g} was asked, {found:.4g} is shown")
+                shown = answer.subject.model.parents[name].shown
+                reasons.append(f"{name} = {shown(asked)} was asked, {shown(found)} is measured")
     return reasons
 
 
@@ -170,9 +172,10 @@ def _draw(
 def _numbers(job: Plan, answer: Answer) -> str:
     lines = []
     for name in job.model.parents.names:
-        line = f"{name}: factual {float(answer.subject.values[name]):.4g}, asked {float(answer.values[name]):.4g}"
-        found = f", found {float(answer.measured[name]):.4g}" if name in answer.measured else ""
-        lines.append(f"{line}{found} {job.model.parents[name].unit}")
+        shown = job.model.parents[name].shown
+        line = f"{name}: factual {shown(float(answer.subject.values[name]))}, asked {shown(float(answer.values[name]))}"
+        measured = f", measured {shown(float(answer.measured[name]))}" if name in answer.measured else ""
+        lines.append(line + measured)
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from segcft.core.atomic_files import write_text
 from segcft.core.formatting import meant
+from segcft.core.parsing import PlainParser
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.inference.answer_file import Plan, Row, answer_file
 from segcft.io.csv_tables import bad_cell, header, read_table, refuse_twice
@@ -171,7 +172,7 @@ def _report(job: Plan, rows: list[Row], failures: dict[Path, str]) -> None:
 
 def parser() -> ArgumentParser:
     """Options of the command."""
-    made = ArgumentParser(prog="segcft counterfactual", description="Counterfactuals of image files.")
+    made = PlainParser("counterfactual", "Counterfactuals of image files.")
     add = made.add_argument
     add(
         "--checkpoint",

@@ -15,6 +15,8 @@ import torch
 
 from segcft.core import checkpoints, manifests
 from segcft.core.atomic_files import digest, staged_folder
+from segcft.core.formatting import number, quantity
+from segcft.core.parsing import PlainParser
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.guidance.judges import SegmentationModel
 from segcft.variables.variables import Variable
@@ -187,7 +189,7 @@ def _table(results: dict[str, Any], found: dict[str, Any], method: str, bundle: 
         known = effect["mape"] is not None  # null of a variable that is no size
         mape = f"{effect['mape']:.1f} | {unchanged:.1f}" if known else "- | -"
         mape += f" | {results['evaluator_floor'][name]:.1f}"
-        error = f"{effect['mae']:.3g} {bundle.model.parents[name].unit}".rstrip()
+        error = quantity(effect["mae"], bundle.model.parents[name].unit)
         leakage = max(found["leakage"][name].values(), default=0.0)
         rows.append(f"| {name} | {mape} | {error} | {effect['slope']:.2f} | {leakage:.1f} |")
     head = ["| do | MAPE % | of the unchanged image | floor | mean error | slope | leakage % |", "|" + "---|" * 7]
@@ -218,7 +220,7 @@ def _data(bundle: Bundle) -> str:
 
 
 def _range(variable: Variable) -> str:
-    return ", ".join(variable.categories) or f"{variable.low:g} to {variable.high:g}"
+    return ", ".join(variable.categories) or f"{number(variable.low)} to {number(variable.high)}"
 
 
 def _arrows(bundle: Bundle) -> str:
@@ -242,7 +244,7 @@ def _limits(bundle: Bundle) -> str:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="segcft export", description="Pack a trained model into one folder to hand on.")
+    parser = PlainParser("export", "Pack a trained model into one folder to hand on.")
     add = parser.add_argument
     add("--checkpoint", required=True, help="of pretraining or fine-tuning; Seg-CFT's holds the segmentor, too")
     add("--out", required=True, help="the folder to be made; it must not exist, or be empty")

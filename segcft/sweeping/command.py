@@ -7,9 +7,9 @@ validation split says. What was interrupted is taken up by the next command.
 
 import shlex
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
+from segcft.core.parsing import PlainParser
 from segcft.sweeping.search_space import read
 from segcft.sweeping.storage import Book
 from segcft.sweeping.workers import Trainings
@@ -35,13 +35,9 @@ def sweep(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="segcft sweep",
-        description=f"{__doc__}\nOther options, each in one word (--trainer.max_steps=100), go to every training.",
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> PlainParser:
+    more = "Other options, each in one word (--trainer.max_steps=100), go to every training."
+    parser = PlainParser("sweep", f"{__doc__}\n{more}", allow_abbrev=False)
     add = parser.add_argument
     add("plan", help="YAML: configs, objective, direction, trials, seeds, space; see docs/reliability.md")
     add("--out", required=True, help="folder of tables, picture and journal; several commands may share it")

@@ -276,4 +276,4 @@ def test_a_variable_that_is_no_size_has_no_per_cent():
     results |= {"identity": method(3.0)}
     bundle = SimpleNamespace(model=SimpleNamespace(parents={"shift": Variable(unit="mm")}))
     table = bundles._table(results, method(1.5), "mine", bundle)
-    assert "| shift | - | - | 2.5 | 1.5 mm | 0.50 | 0.0 |" in table
+    assert "| shift | - | - | 2.5 | 1.5\N{NO-BREAK SPACE}mm | 0.50 | 0.0 |" in table
