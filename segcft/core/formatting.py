@@ -1,4 +1,4 @@
-"""Numbers, units and names as people read them; programs get numbers as they are."""
+"""Formatting of numbers, units and names for output that people read."""
 
 import textwrap
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"  # between groups of three digits, and before a 
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point, and never an exponent.
+    """Format with three significant digits (all digits before the decimal point), without an exponent.
 
     >>> number(17712.4).replace(NO_BREAK, " "), number(0.21349), number(-3.0), number(0.00001234)
     ('17 712', '0.213', '-3', '0.0000123')
@@ -21,7 +21,7 @@ def number(value: float) -> str:
 
 
 def printed_unit(text: str) -> str:
-    """A unit with its exponents as they are printed.
+    """A unit with superscript exponents.
 
     >>> printed_unit("mm^2")
     'mm²'
@@ -39,7 +39,7 @@ def quantity(value: float, units: str) -> str:
 
 
 def question(name: str, before: float, target: float, units: str) -> str:
-    """What a row of images was asked, in lines no longer than the row is high.
+    """Label of a row of images: intervention, factual value and target, wrapped to 26 characters.
 
     >>> print(question("proximal_calcified_plaque_area", 3.21, 2.02, "mm^2").replace(NO_BREAK, " "))
     do(proximal calcified
@@ -51,7 +51,7 @@ def question(name: str, before: float, target: float, units: str) -> str:
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean NAME?"``, or nothing if no known name is near.
+    """``"; did you mean NAME?"``, or empty if no known name is similar.
 
     >>> meant("reprot", ["report", "prepare"])
     '; did you mean report?'

@@ -1,7 +1,7 @@
-"""A run that was asked to stop, by a signal or a scheduler, and can go on."""
+"""Interruption of a run by a signal: the exception and the exit status of runs that can be resumed."""
 
-AGAIN = 75  # exit status of such a run: EX_TEMPFAIL
+AGAIN = 75  # exit status of an interrupted run that can be resumed: EX_TEMPFAIL
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; it has saved."""
+    """Raised after a checkpoint was saved because a signal asked the run to stop."""

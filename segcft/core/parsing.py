@@ -1,4 +1,4 @@
-"""Parsers whose errors are one sentence, with what the user may have meant."""
+"""Command-line parsers whose errors are one sentence with a suggestion."""
 
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -11,21 +11,21 @@ from segcft.core.formatting import meant
 
 UNKNOWN = re.compile(r"(?:[Uu]nrecognized arguments:|No action for (?:destination )?key|Option|Key) *['\"]?([-\w.]+)")
 UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - (.*?) - Expected a .*")
-HELP = re.compile(r" \([^()]* --help lists all options\)")  # of a parser within
+HELP = re.compile(r" \([^()]* --help lists all options\)")  # added by a nested parser
 
 
 def simplified(message: str) -> str:
-    """An error that jsonargparse wraps in the types it has tried, as the one that the user can do something about."""
+    """Extract the relevant error from jsonargparse's list of all types it has tried."""
     return UNION.sub(r"\1", " ".join(message.split())) if "Union subtypes" in message else message
 
 
 def explained(message: str, program: str, known: Iterable[str]) -> str:
-    """An error of a parser as one sentence that names a near option and where help is.
+    """Convert a parser's error to one sentence that suggests a similar option and names the help command.
 
     Args:
-        message: Of the parser.
-        program: For instance ``segcft fit``.
-        known: Options that there are, with or without ``--``.
+        message: The parser's message.
+        program: The program, for instance ``segcft fit``.
+        known: Valid options, with or without ``--``.
     """
     text = simplified(HELP.sub("", " ".join(message.split())))
     found = UNKNOWN.search(text)
@@ -35,12 +35,12 @@ def explained(message: str, program: str, known: Iterable[str]) -> str:
 
 
 class PlainParser(ArgumentParser):
-    """argparse without a page of usage at every mistake.
+    """An ``ArgumentParser`` that raises a one-line error instead of printing its usage and exiting.
 
     Args:
-        command: Of segcft.
-        description: What it does.
-        allow_abbrev: Whether options may be cut short.
+        command: The command of segcft.
+        description: Its description.
+        allow_abbrev: Whether options may be abbreviated.
     """
 
     def __init__(self, command: str, description: str, allow_abbrev: bool = True) -> None:
@@ -61,7 +61,7 @@ class PlainParser(ArgumentParser):
 
 
 class Failing:
-    """Mixin of jsonargparse's parsers, as ``PlainParser``."""
+    """Mixin that gives jsonargparse's parsers the errors of ``PlainParser``."""
 
     def error(self, message: str, *_: Any, **__: Any) -> NoReturn:
         """Raise instead of leaving.
@@ -74,4 +74,4 @@ class Failing:
 
 
 class Parser(Failing, jsonargparse.ArgumentParser):  # type: ignore[misc]
-    """jsonargparse without a page of usage at every mistake."""
+    """jsonargparse's parser with the errors of ``PlainParser``."""

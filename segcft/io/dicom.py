@@ -1,4 +1,4 @@
-"""DICOM: one frame of grey levels, turned as it is shown."""
+"""Reading DICOM: one frame of grey levels, in display orientation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +15,10 @@ GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
 def read_dicom(path: Path, grey: Callable[[Any], Pixels]) -> Picture:
-    """One frame, with levels that ``grey`` makes of the data set.
+    """Read a DICOM file with one frame; ``grey`` computes its levels from the data set.
 
     Raises:
-        ValueError: If there are several frames, colours, or values that cannot be trusted; each is named by its tag.
+        ValueError: If there are several frames, colours, or invalid values; the message names the tag.
     """
     data = pydicom.dcmread(path)
     frames = int(data.get("NumberOfFrames") or 1)
@@ -38,9 +38,9 @@ def read_dicom(path: Path, grey: Callable[[Any], Pixels]) -> Picture:
 
 
 def pixel_spacing(data: Any) -> tuple[float, float] | None:
-    """Height and width of a pixel in mm; None if unknown, which 0 means, too.
+    """Height and width of a pixel in mm; None if missing or 0.
 
-    ImagerPixelSpacing is measured at the detector: it is divided by EstimatedRadiographicMagnificationFactor.
+    ImagerPixelSpacing refers to the detector, so it is divided by EstimatedRadiographicMagnificationFactor.
     """
     given, share = data.get("PixelSpacing"), 1.0
     if not given or not all(float(side) > 0 for side in given):
@@ -59,7 +59,7 @@ def rescaled(data: Any, stored: Pixels | None = None) -> Pixels:
 
 
 def brightness(data: Any) -> Pixels:
-    """Levels of a mask, higher ones brighter: MONOCHROME1 is inverted."""
+    """Levels of a mask, inverted for MONOCHROME1 so that higher levels are brighter."""
     levels = rescaled(data)
     return levels.max() - levels if data.PhotometricInterpretation == "MONOCHROME1" else levels
 

@@ -1,4 +1,4 @@
-"""NIfTI: one image or volume, in the orientation in which it is shown."""
+"""Reading NIfTI: one image or volume, in display orientation."""
 
 from itertools import product
 from pathlib import Path
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from segcft.io.picture import LARGEST, Picture, Pixels
 
 MILLIMETRES = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
-ALIKE = 0.01  # relative difference of two voxel volumes that is rounding
+ALIKE = 0.01  # tolerated relative difference of voxel volumes
 
 
 def read_nifti(path: Path) -> Picture:
-    """Voxels with the closest RAS+ axes; an image where there is one slice.
+    """Read a volume reoriented to the closest RAS+ axes, or a 2-D image if there is one slice.
 
     Raises:
-        ValueError: If it holds more than one volume, colours, or does not state its position, or states two.
+        ValueError: If it holds more than one volume, colours, or if its position is missing or contradictory.
     """
     image: Any = nibabel.load(path)
     if image.get_data_dtype().names:
@@ -43,7 +43,7 @@ def read_nifti(path: Path) -> Picture:
 
 
 def check_position(header: Any, shape: tuple[int, ...]) -> None:
-    """See that a header states where the volume lies, and only once.
+    """Check that a header states the volume's position, without contradictions.
 
     Raises:
         ValueError: If neither sform nor qform is set, or they, or pixdim, contradict each other.
@@ -62,7 +62,7 @@ def check_position(header: Any, shape: tuple[int, ...]) -> None:
 
 
 def corners_of(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """The outer corners of a volume of ``shape`` in mm, (8, 3)."""
+    """Outer corners of a volume of ``shape``, in mm, (8, 3)."""
     ends = np.array(list(product(*((-0.5, side - 0.5) for side in shape))))
     return np.asarray(ends @ affine[:3, :3].T + affine[:3, 3])
 

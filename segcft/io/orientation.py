@@ -1,7 +1,7 @@
-"""How stored pixels are turned to be shown: EXIF orientation, DICOM patient and image orientation.
+"""Display orientation of stored pixels: EXIF orientation, DICOM image and patient orientation.
 
-Shown means as viewers show it: a photograph upright; of a body the patient's left on the right of the image, the head
-(in axial slices the front) at the top. ``Turn.store`` inverts ``Turn.show`` exactly.
+Display orientation is that of viewers: photographs upright; medical images with the patient's left on the right and the
+head (in axial slices the front) at the top. ``Turn.store`` is the exact inverse of ``Turn.show``.
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-EXIF = 274  # the tag of orientation
+EXIF = 274  # EXIF tag of the orientation
 HORIZONTAL, VERTICAL = {"R": True, "L": False, "A": True, "P": False}, {"H": True, "F": False, "A": True, "P": False}
-AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "H": 2, "F": 2}  # of the body
+AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "H": 2, "F": 2}  # body axis of each direction
 LPS = (("L", "R"), ("P", "A"), ("H", "F"))  # positive and negative direction of each DICOM axis
 
 
 @dataclass(frozen=True)
 class Turn:
-    """From stored to shown pixels: transposed first, then mirrored.
+    """The map from stored to displayed pixels: transposition, then reversal of axes.
 
     Attributes:
-        transposed: Rows become columns.
-        rows: The order of rows is reversed.
-        columns: The order of columns is reversed.
+        transposed: Whether rows and columns are exchanged.
+        rows: Whether the order of rows is reversed.
+        columns: Whether the order of columns is reversed.
     """
 
     transposed: bool = False
@@ -32,12 +32,12 @@ class Turn:
     columns: bool = False
 
     def show(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """Stored pixels (H, W, ...) as they are shown."""
+        """Convert stored pixels (H, W, ...) to display orientation."""
         turned = stored.swapaxes(0, 1) if self.transposed else stored
         return turned[:: -1 if self.rows else 1, :: -1 if self.columns else 1]
 
     def store(self, shown: NDArray[Any]) -> NDArray[Any]:
-        """Shown pixels (H, W, ...) as they are stored."""
+        """Convert displayed pixels (H, W, ...) to stored orientation."""
         turned = shown[:: -1 if self.rows else 1, :: -1 if self.columns else 1]
         return turned.swapaxes(0, 1) if self.transposed else turned
 
@@ -56,15 +56,15 @@ OF_EXIF = {  # EXIF 2.32, tag 274
 
 
 def of_exif(image: Any) -> Turn:
-    """Of a Pillow image; upright without the tag, or with a value that means nothing."""
+    """Orientation of a Pillow image; upright if the tag is missing or invalid."""
     return OF_EXIF.get(image.getexif().get(EXIF, 1), UPRIGHT)
 
 
 def of_dicom(data: Any) -> Turn:
-    """Of a pydicom data set: by the image's orientation in the patient, else by PatientOrientation, else upright.
+    """Orientation of a pydicom data set, by ImageOrientationPatient, otherwise PatientOrientation, otherwise upright.
 
     Raises:
-        ValueError: If what is said makes no image.
+        ValueError: If the tag is invalid.
     """
     directions = data.get("ImageOrientationPatient")
     if directions:
@@ -75,22 +75,22 @@ def of_dicom(data: Any) -> Turn:
 
 
 def of_codes(codes: Sequence[str]) -> Turn:
-    """Of the directions of increasing columns and increasing rows, such as ``["L", "F"]`` (DICOM PS3.3, C.7.6.1.1.1).
+    """Orientation by the directions of increasing columns and rows, such as ``["L", "F"]`` (DICOM PS3.3, C.7.6.1.1.1).
 
     Raises:
-        ValueError: If they are no two directions of different axes.
+        ValueError: If they are not two directions of different axes.
     """
     letters = [code[:1] for code in codes]
     axes = [AXIS.get(letter) for letter in letters]
     if len(axes) != 2 or None in axes or axes[0] == axes[1]:
-        raise ValueError(f"PatientOrientation {'/'.join(codes)} are no two directions such as L and F")
+        raise ValueError(f"PatientOrientation {'/'.join(codes)} are not two directions such as L and F")
     transposed = axes not in ([0, 1], [0, 2], [1, 2])
     across, down = reversed(letters) if transposed else letters
     return Turn(transposed, rows=VERTICAL[down], columns=HORIZONTAL[across])
 
 
 def _code(direction: Sequence[float]) -> str:
-    """The letter of the axis that a direction (x, y, z) in LPS follows most."""
+    """Letter of the body direction closest to a vector (x, y, z) in LPS."""
     values = np.asarray(direction, float)
     axis = int(np.abs(values).argmax())
     return LPS[axis][int(values[axis] < 0)]

@@ -1,4 +1,4 @@
-"""What one image file holds, and what files there are."""
+"""The contents of an image file, and checks on them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +20,12 @@ class Picture:
     """The contents of one image file.
 
     Attributes:
-        levels: Grey levels or labels as they are shown, (*S).
+        levels: Grey levels or labels in display orientation, (*S).
         spacing: Pixel size along each axis in mm; None if the file does not state it.
         affine: Maps voxel indices to RAS+ coordinates in mm, (4, 4); None if the file does not state it.
-        turn: From stored pixels to ``levels``, of PNG, JPEG and DICOM.
-        of_dicom: Whether the file is DICOM: the turn is about the patient, and not about the camera.
-        corners: Of the volume in RAS+ mm, (8, 3); None if the file does not state its position.
+        turn: Orientation of the stored pixels relative to ``levels``, for PNG, JPEG and DICOM.
+        of_dicom: Whether the file is DICOM, so that ``turn`` refers to the patient and not to the camera.
+        corners: Corners of the volume in RAS+ mm, (8, 3); None if the file does not state its position.
     """
 
     levels: Pixels
@@ -37,11 +37,10 @@ class Picture:
 
 
 def checked(picture: Picture) -> Picture:
-    """The picture, if it is one.
+    """Check a picture, and return it.
 
     Raises:
-        ValueError: If it has other axes than an image or volume, levels that are not finite, or a spacing that is not
-            positive.
+        ValueError: If it is not an image or volume, has levels that are not finite, or a spacing that is not positive.
     """
     if picture.levels.ndim not in (2, 3) or not picture.levels.size:
         raise ValueError(f"an image or a volume is needed, not shape {picture.levels.shape}")
@@ -53,7 +52,7 @@ def checked(picture: Picture) -> Picture:
 
 
 def apart(one: Picture, other: Picture) -> float | None:
-    """Largest distance between the same corners of two volumes, mm; None where one does not state its position."""
+    """Largest distance between the same corners of two volumes, mm; None if one does not state its position."""
     if one.corners is None or other.corners is None:
         return None
     return float(np.linalg.norm(one.corners - other.corners, axis=1).max())

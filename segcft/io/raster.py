@@ -1,4 +1,4 @@
-"""PNG and JPEG: grey levels as they are shown, and labels as they are stored."""
+"""Reading PNG and JPEG: grey levels, labels and masks, in display orientation."""
 
 import os
 from collections.abc import Callable
@@ -17,14 +17,14 @@ COLOURED = (2, 6)  # PNG colour types of true colour
 
 
 def read_image(path: Path, convert: Callable[[Any], Pixels]) -> Picture:
-    """A PNG or JPEG, turned as its EXIF orientation says.
+    """Read a PNG or JPEG, oriented by its EXIF tag.
 
     Args:
         path: The file.
-        convert: Makes levels (H, W) of a Pillow image; ``luminance``, ``indices`` or ``brightness``.
+        convert: Computes levels (H, W) from a Pillow image: ``luminance``, ``indices`` or ``brightness``.
 
     Raises:
-        ValueError: If the file is missing, not an image, truncated, too large, or of more than 8 bits a colour.
+        ValueError: If the file is missing, not an image, truncated, too large, or has more than 8 bits per colour.
     """
     if not os.path.isfile(path):
         raise ValueError(f"no image at {path}")
@@ -37,12 +37,12 @@ def read_image(path: Path, convert: Callable[[Any], Pixels]) -> Picture:
                 raise ValueError("it has 16 bits a colour; grey of 8 or 16 bits or 8 bits a colour is needed")
             turn = of_exif(image)
             return Picture(turn.show(convert(image)), turn=turn)
-    except Exception as error:  # decoders raise whatever comes to mind on damaged files
+    except Exception as error:  # decoders raise all kinds of errors on damaged files
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def depth(path: Path) -> tuple[int, int]:
-    """Bits a sample and colour type of a PNG, as its header says; (8, -1) of other files."""
+    """Bits per sample and colour type from a PNG's header; (8, -1) for other files."""
     with path.open("rb") as file:
         header = file.read(26)
     return (header[24], header[25]) if header.startswith(SIGNATURE) and len(header) == 26 else (8, -1)
@@ -58,7 +58,7 @@ def luminance(image: Any) -> Pixels:
 
 
 def indices(image: Any) -> Pixels:
-    """Labels as stored: of a palette image the indices, of 1, 2 or 4 bits 0 to 1, 3 or 15; colours are refused."""
+    """Labels as stored: palette indices, or levels of 0 to 1, 3 or 15 for 1, 2 or 4 bits; colours are refused."""
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
     levels = np.asarray(image) if image.mode in ("P", "RGB") else luminance(image)
@@ -71,7 +71,7 @@ def indices(image: Any) -> Pixels:
 
 
 def brightness(image: Any) -> Pixels:
-    """Levels of a mask: of a palette of two colours the brighter one is the higher level; else as ``indices``."""
+    """Levels of a mask: for a palette of two colours the brighter one is higher; otherwise as ``indices``."""
     stored = indices(image)
     if image.mode != "P" or len(np.unique(stored)) > 2:
         return stored

@@ -20,9 +20,9 @@ def read_picture(path: Path, window: Window | None = None) -> Picture:
     window. With a window the levels are returned unchanged (DICOM: after rescale slope and intercept, so HU in CT).
     MONOCHROME1 is inverted: after the VOI mapping, or by reflecting the levels within the window.
 
-    PNG and JPEG are turned as their EXIF orientation says, DICOM such that the patient's left is on the right of the
-    image. Volumes are reoriented to the closest RAS+ axes. A NIfTI with one slice is a 2-D image: rows run from
-    superior (or anterior) downwards and columns start at the patient's right, as radiographs are displayed.
+    PNG and JPEG are oriented by their EXIF tag, DICOM such that the patient's left is on the right of the image.
+    Volumes are reoriented to the closest RAS+ axes. A NIfTI with one slice is a 2-D image: rows run from superior (or
+    anterior) downwards and columns start at the patient's right, as radiographs are displayed.
 
     Args:
         path: ``.png``, ``.jpg``, ``.jpeg``, ``.dcm``, ``.dicom``, ``.nii`` or ``.nii.gz``.
@@ -50,7 +50,7 @@ def read_labels(path: Path) -> Picture:
 
 
 def read_mask(path: Path) -> Picture:
-    """Read a mask as bool: of its two levels the brighter one is the structure; formats as of ``read_picture``.
+    """Read a mask as bool: the brighter of its two levels is the structure; formats as ``read_picture``.
 
     Raises:
         ValueError: As ``read_labels``, and if there are more than two levels.
@@ -70,7 +70,7 @@ def is_picture(path: Path) -> bool:
 
 
 def read_grey(path: str | Path) -> Pixels:
-    """Read a PNG or JPEG as grey levels as they are shown, (H, W), uint8 or uint16.
+    """Read a PNG or JPEG as grey levels in display orientation, (H, W), uint8 or uint16.
 
     Raises:
         ValueError: If the file is missing, not an image, truncated or too large.
@@ -93,7 +93,7 @@ def _open(path: Path, grey: Callable[[Any], Pixels], convert: Callable[[Any], Pi
         else:
             raise ValueError("known are .png, .jpg, .jpeg, .dcm, .dicom, .nii, .nii.gz and DICOM of any name")
         return checked(picture)
-    except Exception as error:  # decoders raise whatever comes to mind on damaged files
+    except Exception as error:  # decoders raise all kinds of errors on damaged files
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 

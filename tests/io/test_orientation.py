@@ -89,7 +89,7 @@ def test_the_images_orientation_in_the_patient_goes_before_the_letters(tmp_path)
 @pytest.mark.parametrize("codes", [["L", "R"], ["X", "F"], ["L"]])
 def test_letters_that_make_no_image_are_refused(codes, tmp_path):
     write_dicom(tmp_path / "a.dcm", FILM, PatientOrientation=codes)
-    with pytest.raises(ValueError, match=r"a\.dcm.*PatientOrientation .* no two directions"):
+    with pytest.raises(ValueError, match=r"a\.dcm.*PatientOrientation .* not two directions"):
         read_picture(tmp_path / "a.dcm")
 
 
