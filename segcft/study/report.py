@@ -16,6 +16,7 @@ from segcft.evaluation.protocol import Method
 from segcft.evaluation.summary import Estimates, health, summarise
 from segcft.study.plan import Study
 
+TITLES = {"seg_cft": "Seg-CFT", "pos_seg_cft": "Pos-Seg-CFT", "reg_cft": "Reg-CFT", "ours": "Seg-CFT"}
 FIGURE = {
     "mape": "MAPE %",
     "mae_sd": "MAE, % of SD",
@@ -129,7 +130,7 @@ def headline(results: Mapping[str, Any]) -> str:
     others += [f"Reg-CFT {values('reg_cft', 'mape', 1)} %"] if "reg_cft" in methods else []
     floor = " / ".join(f"{results['evaluator_floor'][do]:.1f}" for do in questions)
     return (
-        f"**{best.removesuffix('_refined').replace('_', ' ')}{how}: MAPE {values(best, 'mape', 1)} %** for "
+        f"**{TITLES.get(best.removesuffix('_refined'), best)}{how}: MAPE {values(best, 'mape', 1)} %** for "
         f"do({' / '.join(questions)}). {'; '.join(others)}; the evaluator's own error {floor} %. "
         f"Mean leakage {values(best, 'leakage_mean', 2)} %."
     )

@@ -10,6 +10,7 @@ import torch
 from segcft.causal.structural_causal_model import StructuralCausalModel
 from segcft.cli.main import main
 from segcft.core import checkpoints, manifests
+from segcft.core.formatting import number
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.guidance.guidance import RegressorGuidance, SegmentorGuidance
 from segcft.guidance.judges import Regressor, Segmentor
@@ -110,10 +111,10 @@ def test_the_card_says_what_it_is(made):
     age = CounterfactualModel.load(made / "bundle").parents["age"]
     for text in (
         "# Two balls\n",
-        f"| age | continuous | % of image | {age.low:g} to {age.high:g} | - |",
+        f"| age | continuous | % of image | {number(age.low)} to {number(age.high)} | - |",
         "- age -> left_size",
         "Method `seg_cft` of experiment `balls`: 9 subjects",
-        "| left_size | 11.2 | 33.2 | 2.5 | 1.5 % of image | 0.75 | 6.2 |",
+        "| left_size | 11.2 | 33.2 | 2.5 | 1.5\N{NO-BREAK SPACE}% of image | 0.75 | 6.2 |",
         "pretrain 3 s, segcft 4.5 s",
         "Not for diagnosis",
         "It draws 16 x 16",
