@@ -40,7 +40,7 @@ SHUT = (
 )
 BURST = (
     "step %d: the validation NELBO is %.3g and has been %.3g: pretraining has diverged; "
-    "use a smaller --model.init_args.optimisation.lr"
+    "use half of --model.init_args.optimisation.lr, and --model.init_args.optimisation.beta2=0.95"
 )
 
 
