@@ -24,6 +24,7 @@ EVALUATION = (
     "--gap",
     "--strict",
     "--mechanism",
+    "--methods.",
 )
 OPTIONS = ("--data", *TRAINING, *EVALUATION)  # of both, of ``segcft fit``, of ``segcft evaluate``
 

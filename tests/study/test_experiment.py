@@ -1,8 +1,11 @@
 """An experiment's configuration: recipe, data, what differs; and one training of it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,10 +129,14 @@ def test_what_is_only_needed_is_made_if_it_is_missing_and_kept_if_it_is_there(tm
     work.run(poll=0.01)
     assert queue(tmp_path).waiting == []
     assert queue(tmp_path, steps=2).waiting == ["b"], "its own configuration has changed; a is used as it is"
-    assert queue(tmp_path, steps=2).plan().splitlines() == ["kept a", "run  b  after a"]
-    assert queue(tmp_path, asked=("a", "b"), steps=2).waiting == ["a", "b"]
+    differs = "(again: made by another configuration)"
+    assert queue(tmp_path, steps=2).plan().splitlines() == ["kept a", f"run  b  after a  {differs}"]
+    both = queue(tmp_path, asked=("a", "b"), steps=2)
+    assert both.plan().splitlines() == [f"run  a  {differs}", "run  b  after a  (again: after a)"]
     (tmp_path / "a/last.ckpt").unlink()
     assert queue(tmp_path).waiting[0] == "a"
+    (tmp_path / "b/study.stamp").unlink()
+    assert queue(tmp_path).plan().splitlines() == ["run  a", "run  b  after a  (again: no study has finished it)"]
 
 
 def test_stages_are_announced_and_time_left_is_said(tmp_path):
@@ -147,6 +154,29 @@ def test_a_stage_that_was_asked_to_stop_can_go_on(tmp_path):
         work.run(poll=0.01)
 
 
+STOPPED = """
+import pathlib, sys, time
+from segcft.cli.main import main
+from segcft.study import schedule
+schedule.Schedule.plan = lambda self: setattr(self, "program", ["sh", "-c", WORK]) or ""
+WORK = "trap 'echo > $PLACE/saved; exit 75' TERM; echo > $PLACE/begun; while :; do sleep 0.02; done"
+sys.exit(main(["study", "chest_phantom", "--stages", "segmentor"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_study_that_is_asked_to_stop_leaves_no_stage_at_work(number, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PLACE": str(tmp_path)}
+    work = subprocess.Popen([sys.executable, "-c", STOPPED], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    work.send_signal(number)
+    assert b"asked to stop" in work.communicate(timeout=60)[1]
+    assert work.returncode == 75
+    assert (tmp_path / "saved").exists(), "it was waited for"
+
+
 def test_time_left_follows_what_was_said_and_what_took_place(tmp_path):
     work = queue(tmp_path)
     assert work.left() == (200 + 200) / 2, "nothing is known of such stages"
@@ -162,6 +192,7 @@ def test_options_of_stages_may_hold_blanks_and_others_must_exist(tmp_path, monke
     few = "--data.init_args.subjects={train: 16, val: 8, test: 8}"
     assert main(["study", "chest_phantom", "--stages", "segmentor", few, "--dry-run"]) == 0
     assert capsys.readouterr().out == "run  segmentor\n"
+    assert main(["study", "chest_phantom", "--stages", "evaluate", "--methods.mine=x.ckpt", "--dry-run"]) == 0
     assert main(["study", "chest_phantom", "--stage", "segmentor"]) == 2
     assert "did you mean --stages?" in capsys.readouterr().err
 
