@@ -91,6 +91,29 @@ def test_one_training_of_a_shipped_experiment():
     assert jobs["evaluate"].product == Path("results/chest_phantom/metrics.json")
 
 
+def test_a_weight_of_a_variable_that_the_data_lack_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine", "--like", "chexpert"]) == 0
+    path = tmp_path / "experiments/mine/data.yaml"
+    path.write_text(path.read_text().replace("left_lung", "liver"))
+    assert main(["study", "mine", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert "mine, stage regcft: weights name 'left_lung_area'" in error
+    assert "liver_area, right_lung_area" in error
+    assert main(["study", "mine", "--dry-run", "--model.weights={liver_area: 2}"]) == 0
+    none = {"model": {"init_args": {"weights": {}}}}
+    write(tmp_path / "experiments", mine__regcft=none, mine__segcft=none)
+    assert main(["study", "mine", "--dry-run"]) == 0
+
+
+def test_your_own_images_need_no_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine", "--like", "folder"]) == 0
+    path = tmp_path / "experiments/mine/data.yaml"
+    path.write_text(path.read_text().replace("left_lung", "liver").replace("right_lung", "spleen"))
+    assert main(["study", "mine", "--dry-run"]) == 0
+
+
 def test_options_go_to_the_stages_that_are_asked_for():
     folder = ROOT / "experiments/chest_phantom"
     chosen = plan.single(folder, ("segcft",), ("--trainer.max_steps=3",), "test", Path("r"))
