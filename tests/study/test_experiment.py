@@ -1,7 +1,9 @@
 """An experiment's configuration: recipe, data, what differs; and one training of it."""
 
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import yaml
 
 from segcft.cli.main import main
 from segcft.core.interruption import Interrupted
+from segcft.core.recipes import imported
 from segcft.study import plan, schedule
 from segcft.study.experiment import located, offered, pointed, stage
 
@@ -231,6 +234,24 @@ def test_init_writes_one_file_that_can_be_planned(tmp_path, monkeypatch, capsys)
     assert "exists already" in capsys.readouterr().err
     assert main(["init", "films", "--like", "folder"]) == 0
     assert yaml.safe_load((tmp_path / "experiments/films/data.yaml").read_text())["recipe"] == "chest_films"
+
+
+SHIPPED = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/data.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_init_says_every_choice_of_the_data_set(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine", "--like", name]) == 0
+    text = (tmp_path / "experiments/mine/data.yaml").read_text()
+    found = yaml.safe_load(text)
+    assert found["data"] == yaml.safe_load((ROOT / "experiments" / name / "data.yaml").read_text())["data"]
+    for part in filter(None, (found["data"], found["data"]["init_args"].get("source"))):
+        for argument in inspect.signature(imported(part["class_path"])).parameters:
+            said = re.search(rf"^#   {argument} \((needed|default .*?)\):\s*(.*)", text, re.M)
+            assert said, argument
+            assert len(said[2]) > 5, f"{argument} is not explained"
+    assert '#   measure (default "area")' in text
 
 
 @pytest.mark.slow
