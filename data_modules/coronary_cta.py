@@ -47,6 +47,7 @@ class CoronaryCTA(Source):
         smoothing: Root-mean-square distance, mm, of a smoothed centreline from its points.
         attributes: Further numeric columns of the manifest.
         seed: Seed of the random split of patients without one.
+        allow_outside: Accept files outside the manifest's folder.
 
     Raises:
         ValueError: If an argument is invalid.

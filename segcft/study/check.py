@@ -3,29 +3,35 @@
 Nothing is trained and no cache is made: the configuration is read, the data set's table, and ten of its images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from jsonargparse import ArgumentParser
 
 from data_modules.common.data_module import DataModule
+from data_modules.common.phantom import PhantomDataset
 from data_modules.common.sources import Sample, Source
-from data_modules.common.splits import shared_patients
+from data_modules.common.splits import Split, shared_patients
 from data_modules.preparation.prepared import Prepared
 from segcft.core.formatting import number
 from segcft.core.parsing import PlainParser, simplified
+from segcft.io.readers import read_picture
 from segcft.study import plan
 from segcft.study.experiment import Config, data, located, stage
 from segcft.study.schedule import SECONDS, minutes
+from segcft.variables.variables import Variable
 
 Level = Literal["wrong", "unwise", "fine"]
 LOOKED_AT = 10  # images
-FEW = {"train": 100, "val": 10, "test": 20}  # patients: with fewer, results say little
+FEW: dict[Split, int] = {"train": 100, "val": 10, "test": 20}  # patients: with fewer, results say little
 FLAT = 4.0  # levels of 255: deviation of an image in which nothing is seen
+LIMITS = {"years": (0, 120), "%": (0, 100), "% of image": (0, 100)}  # of what a unit can hold
+EVERY_LEVEL = (-(2.0**15), 2.0**16)
 PHANTOM = (850, 64 * 64, 32)  # steps, pixels and images a step of the pretraining that SECONDS are of
 
 
@@ -75,21 +81,23 @@ def examine(folder: Path, options: list[str]) -> Report:
     """
     report = Report()
     try:
-        jobs = plan.jobs(plan.single(folder, (), (), "test", Path("results")))
+        jobs = plan.jobs(plan.single(folder, (), tuple(options), "test", Path("results")))
         report.add("fine", f"{len(jobs)} stages: {', '.join(job.name for job in jobs)}")
         module = _opened(data(folder), options)
+        _check_stages(report, stage(folder, "pretrain"), frame_of(module))
+        count = _check_table(report, module) if isinstance(module, Prepared) else _check_memory(report, module)
     except (ValueError, OSError) as error:
         report.add("wrong", simplified(str(error)))
         return report
-    _check_stages(report, stage(folder, "pretrain"), module)
-    if not isinstance(module, Prepared):
-        report.add("fine", f"{type(module).__name__} draws or holds its images in memory; they are not looked at")
-        return report
-    table = _check_table(report, module)
-    if table is not None:
-        _check_images(report, module, table)
-        _say_costs(report, folder, module, table)
+    _say_costs(report, folder, module, count)
     return report
+
+
+def frame_of(module: DataModule) -> tuple[int, ...]:
+    """Shape S of an image."""
+    holder: Any = module.source if isinstance(module, Prepared) else module
+    sides = holder.frame if hasattr(holder, "frame") else holder.size
+    return (sides,) * 2 if isinstance(sides, int) else tuple(sides)
 
 
 def _opened(config: Config, options: list[str]) -> DataModule:
@@ -102,63 +110,88 @@ def _opened(config: Config, options: list[str]) -> DataModule:
     return module
 
 
-def _check_stages(report: Report, pretrain: Config, module: DataModule) -> None:
+def _check_stages(report: Report, pretrain: Config, frame: tuple[int, ...]) -> None:
     """The HVAE's finest stage has the frame's sides."""
     shape = (pretrain.get("model", {}).get("init_args", {}).get("hvae") or {}).get("init_args", {})
     stages = shape.get("stages")
-    frame = getattr(getattr(module, "source", module), "frame", None) or (getattr(module, "size", None),)
-    if not isinstance(stages, list) or frame[0] is None:
+    if not isinstance(stages, list):
         return
     finest = stages[0]["resolution"]
-    sides = tuple(finest) if isinstance(finest, list) else (finest,) * max(len(frame), 1)
-    if sides != tuple(frame) and set(sides) != set(frame):
+    sides = tuple(finest) if isinstance(finest, list) else (finest,) * len(frame)
+    if sides != frame:
         text = f"pretrain: the HVAE's finest stage has {list(sides)} pixels, images have {list(frame)}"
         report.add("wrong", f"{text}: give the first of model.init_args.hvae.init_args.stages that resolution")
 
 
-def _check_table(report: Report, module: Prepared) -> pd.DataFrame | None:
-    """Subjects, patients, splits and variables; None if the table cannot be read."""
-    try:
-        table = module.source.table()
-    except (ValueError, OSError) as error:
-        report.add("wrong", str(error))
-        return None
-    for split, least in FEW.items():
-        patients = table.loc[table["split"] == split, "patient"].nunique()
-        level: Level = "wrong" if not patients else "unwise" if patients < least else "fine"
-        more = "" if level == "fine" else f": {least} or more tell methods apart"
-        report.add(level, f"{split}: {patients} patients, {(table['split'] == split).sum()} images{more}")
+def _check_table(report: Report, module: Prepared) -> int:
+    """Subjects, patients, splits, variables and ten images of a data set on disk; the number of its images."""
+    table = module.source.table()
+    for split in FEW:
+        here = table.loc[table["split"] == split, "patient"]
+        _check_count(report, split, here.nunique(), len(here))
     if shared := shared_patients(table):
         report.add("wrong", f"patients in more than one split: {shared}")
-    for name in module.variables:
-        if name in table and name not in _sizes(module):
-            _check_variable(report, name, table[name])
-    return table
+    for name, variable in module.variables.items():
+        if name in table and not variable.structure:  # what is measured is known once images are read
+            _check_variable(report, name, variable, table[name])
+    rows = table.iloc[_evenly(len(table))]
+    samples = list(_read(report, module.source, rows))
+    if samples:
+        report.add("fine", f"{len(samples)} of {len(rows)} images could be read")
+        used = {name: module.source.structures.index(name) for name in module.structures}
+        _check_images(report, used, [sample.image for sample in samples], [sample.mask for sample in samples])
+    if len(samples) == len(rows) and len(module.source.frame) == 2 and module.source.unit == "% of image":
+        _check_shapes(report, [_shape(row["image"]) for row in rows.to_dict("records")], module.source.frame)
+    return len(table)
 
 
-def _check_variable(report: Report, name: str, column: "pd.Series[Any]") -> None:
+def _check_memory(report: Report, module: DataModule) -> int:
+    """The same of data that are drawn, or held in memory; nothing is measured and no more than ten are drawn."""
+    datasets = {split: module.make_dataset(split) for split in FEW}
+    for split, dataset in datasets.items():
+        _check_count(report, split, len(dataset), len(dataset))
+    train = datasets["train"]
+    for name, variable in module.variables.items():
+        if name in train.attributes and not variable.structure:
+            _check_variable(report, name, variable, pd.Series(train.attributes[name].numpy()))
+    if isinstance(train, PhantomDataset):
+        train.kept = False
+    batch = train.read_unchanged(torch.from_numpy(_evenly(len(train))))
+    images = list(((batch["image"] + 1) * 127.5).numpy())
+    report.add("fine", f"{len(images)} images could be read")
+    _check_images(report, {name: k for k, name in enumerate(module.structures)}, images, list(batch["mask"].numpy()))
+    return sum(len(dataset) for dataset in datasets.values())
+
+
+def _check_count(report: Report, split: Split, patients: int, images: int) -> None:
+    level: Level = "wrong" if not patients else "unwise" if patients < FEW[split] else "fine"
+    more = "" if level == "fine" else f": {FEW[split]} or more tell methods apart"
+    report.add(level, f"{split}: {patients} patients, {images} images{more}")
+
+
+def _check_variable(report: Report, name: str, variable: Variable, column: "pd.Series[Any]") -> None:
     known = pd.to_numeric(column, errors="coerce").dropna()
     if not len(known):
         report.add("wrong", f"{name}: no subject has a value")
-    elif known.nunique() == 1:
-        report.add("wrong", f"{name}: all subjects have {number(float(known.iloc[0]))}: nothing can be learnt of it")
-    elif len(known) < len(column) / 2:
-        report.add("unwise", f"{name}: {len(column) - len(known)} of {len(column)} subjects lack it and are left out")
-
-
-def _check_images(report: Report, module: Prepared, table: pd.DataFrame) -> None:
-    """Ten images, evenly from the table."""
-    rows = table.iloc[np.unique(np.linspace(0, len(table) - 1, LOOKED_AT).astype(int))]
-    samples = list(_read(report, module.source, rows))
-    if not samples:
         return
-    report.add("fine", f"{len(samples)} of {len(rows)} images could be read")
-    flat = sum(float(np.std(sample.image)) < FLAT for sample in samples)
-    if flat:
-        report.add("unwise", f"{flat} of {len(samples)} images are nearly constant: is the window right?")
-    for place, name in enumerate(module.source.structures):
-        if name in module.structures:
-            _check_structure(report, name, np.array([sample.mask[place].mean() for sample in samples]))
+    if known.nunique() == 1:
+        report.add("wrong", f"{name}: all subjects have {number(float(known.iloc[0]))}: nothing can be learnt of it")
+    if len(known) < len(column) / 2:
+        report.add("unwise", f"{name}: {len(column) - len(known)} of {len(column)} subjects lack it and are left out")
+    codes = {"binary": 2, "categorical": len(variable.categories)}.get(variable.kind)
+    if codes is not None and not known.isin(range(codes)).all():
+        odd = number(float(known[~known.isin(range(codes))].iloc[0]))
+        report.add(
+            "wrong", f"{name}: a {variable.kind} variable has the values 0 to {codes - 1}, and here {odd} as well"
+        )
+    low, high = LIMITS.get(variable.unit, (-np.inf, np.inf))
+    if codes is None and not known.between(low, high).all():
+        found = f"{number(float(known.min()))} to {number(float(known.max()))}"
+        report.add("unwise", f"{name}: {found} in {variable.unit}: is it the unit of the table?")
+
+
+def _evenly(count: int) -> "np.ndarray[Any, Any]":
+    return np.unique(np.linspace(0, count - 1, LOOKED_AT).astype(np.int64))
 
 
 def _read(report: Report, source: Source, rows: pd.DataFrame) -> Iterator[Sample]:
@@ -167,6 +200,32 @@ def _read(report: Report, source: Source, rows: pd.DataFrame) -> Iterator[Sample
             yield source.read({str(key): value for key, value in row.items()})
         except (ValueError, OSError) as error:
             report.add("wrong", str(error))
+
+
+def _shape(image: str) -> tuple[int, ...]:
+    """Shape of the pixels in a file."""
+    return read_picture(Path(image), EVERY_LEVEL).levels.shape
+
+
+def _check_shapes(report: Report, shapes: list[tuple[int, ...]], frame: tuple[int, ...]) -> None:
+    """Images that are resized against the frame."""
+    small = sum(max(shape) < max(frame) for shape in shapes)
+    long = sum(max(shape) > 2 * min(shape) for shape in shapes)
+    if small:
+        report.add("unwise", f"{small} of {len(shapes)} images are smaller than the frame {list(frame)}: enlarged")
+    if long:
+        report.add("unwise", f"{long} of {len(shapes)} images are over twice as long as wide: half the frame is black")
+    low, high = (number(end(max(shape) for shape in shapes)) for end in (min, max))
+    report.add("fine", f"images have {low} to {high} pixels along their longest side, the frame {max(frame)}")
+
+
+def _check_images(report: Report, used: Mapping[str, int], images: list[Any], masks: list[Any]) -> None:
+    """Images in levels of 255, and the structures in use by their channels in the masks."""
+    flat = sum(float(np.std(image)) < FLAT for image in images)
+    if flat:
+        report.add("unwise", f"{flat} of {len(images)} images are nearly constant: is the window right?")
+    for name, place in used.items():
+        _check_structure(report, name, np.array([mask[place].mean() for mask in masks]))
 
 
 def _check_structure(report: Report, name: str, shares: "np.ndarray[Any, Any]") -> None:
@@ -179,18 +238,13 @@ def _check_structure(report: Report, name: str, shares: "np.ndarray[Any, Any]") 
     report.add("unwise" if shares.max() > 0.9 else "fine", f"{name}: {low} to {high} % of the images' pixels")
 
 
-def _say_costs(report: Report, folder: Path, module: Prepared, table: pd.DataFrame) -> None:
-    """Memory and time of one core, by the chest phantom's."""
-    pixels = int(np.prod(module.source.frame))
-    size = len(table) * pixels * (np.dtype(module.source.dtype).itemsize + 1) / 2**20
-    report.add("fine", f"prepared data: about {number(size)} MiB on disk, mapped into memory")
+def _say_costs(report: Report, folder: Path, module: DataModule, count: int) -> None:
+    """Memory, and time of two cores, by the chest phantom's."""
+    pixels, prepared = int(np.prod(frame_of(module))), isinstance(module, Prepared)
+    level = np.dtype(module.source.dtype).itemsize if isinstance(module, Prepared) else 1
+    size = number(count * pixels * (level + 1) / 2**20)  # a byte for all masks
+    report.add("fine", f"prepared data: about {size} MiB {'on disk, mapped into memory' if prepared else 'of memory'}")
     steps, area, batch = PHANTOM
     pretrain = stage(folder, "pretrain").get("trainer", {}).get("max_steps", steps)
-    share = pretrain / steps * pixels / area * module.batch_size / batch
-    total = share * sum(SECONDS.values())
+    total = pretrain / steps * pixels / area * module.batch_size / batch * sum(SECONDS.values())
     report.add("fine", f"all stages: roughly {minutes(total / 2)} on two cores, by the chest phantom's; less on a GPU")
-
-
-def _sizes(module: DataModule) -> set[str]:
-    """Variables that are measured while images are read."""
-    return {name for name, variable in module.variables.items() if variable.structure}

@@ -5,6 +5,8 @@ import tempfile
 from argparse import Namespace
 from pathlib import Path
 
+import yaml
+
 from segcft.core.atomic_files import write_text
 from segcft.core.parsing import PlainParser
 from segcft.study import plan, schedule
@@ -82,8 +84,11 @@ def init(arguments: list[str]) -> None:
     text = (source / "data.yaml").read_text(encoding="utf-8")
     if "recipe" not in read(source / "data.yaml"):
         text = text.replace("data:\n", f"recipe: {options.like}\ndata:\n", 1)
+    from segcft.study.template import choices  # lazily: it imports data sets
+
+    explained = f"{text.rstrip()}\n\n{choices(yaml.safe_load(text))}"
     target.mkdir(parents=True)
-    write_text(target / "data.yaml", text)
+    write_text(target / "data.yaml", explained)
     print(f"{target / 'data.yaml'}: edit it, then: segcft study {options.name}")
 
 

@@ -24,6 +24,7 @@ EVALUATION = (
     "--gap",
     "--strict",
     "--mechanism",
+    "--methods.",
 )
 OPTIONS = ("--data", *TRAINING, *EVALUATION)  # of both, of ``segcft fit``, of ``segcft evaluate``
 
@@ -221,13 +222,14 @@ def configuration(plan: Study, seed: int | None, name: str) -> tuple[Config, tup
     """All of the configuration of a stage, as ``segcft fit --config`` reads it, and the stages that it needs.
 
     Raises:
-        ValueError: If neither experiment, recipe nor variations know the stage.
+        ValueError: If neither experiment, recipe nor variations know the stage, or it weighs an unknown variable.
     """
     variation = dict(plan.variations.get(name) or {})
     own = stage(plan.folder, variation.pop("like", name))
     if not own:
         raise ValueError(f"stage {name!r}: neither {plan.folder / name}.yaml nor a variation of that name exists")
     config = without_absent(merged(merged(merged(data(plan.folder), own), plan.data), variation))
+    _check_weights(plan, name, config)
     config["seed_everything"] = int(config.get("seed_everything") or 0) + 100 * (seed or 0)
     config["experiment"] = plan.place(seed)
     if name in plan.variations or name == plan.evaluator:
@@ -241,6 +243,20 @@ def _check(arguments: tuple[str, ...]) -> None:
         if not argument.partition("=")[0].startswith(OPTIONS):
             near = meant(argument.partition("=")[0].partition(".")[0], OPTIONS)
             raise ValueError(f"unknown option {argument}{near}; options of stages begin with {', '.join(OPTIONS)}")
+
+
+def _check_weights(plan: Study, name: str, config: Config) -> None:
+    """See that weights are of variables that data.yaml declares; not where the command line changes either."""
+    variables = config.get("data", {}).get("init_args", {}).get("variables")
+    weights = config.get("model", {}).get("init_args", {}).get("weights") or {}
+    if not variables or any("variables" in word or "weights" in word for word in plan.arguments):
+        return
+    for variable in weights:
+        if variable not in variables:
+            raise ValueError(
+                f"{plan.folder.name}, stage {name}: weights name {variable!r}, but the variables of data.yaml are "
+                f"{', '.join(variables)}: give weights of those in {plan.folder / name}.yaml, or another recipe"
+            )
 
 
 def _method(value: str | Config) -> Config:

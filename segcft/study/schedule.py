@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from segcft.study.plan import Job, fingerprints
 REPORT = 30.0  # seconds between two lines about what is at work
 STEP = re.compile(r" (\d+/\d+) .* (\d+) s left")  # of the lines that a stage prints while it trains
 STAMP = "study.stamp"
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+NEW = "not made yet"
 DOES = {
     "pretrain": "learns what the images look like: the HVAE",
     "evaluator": "learns to judge the results, and guides nothing",
@@ -98,7 +102,11 @@ class Schedule:
         kept = {job.name: (stamped(job) or ("given",))[0] for job in made if not job.asked and job.product.is_file()}
         self.fingerprints = fingerprints(made, kept)
         self.out = out or (lambda line: print(line, file=sys.stderr, flush=True))
-        self.waiting = [job.name for job in made if self._stale(job)]
+        self.why: dict[str, str] = {}  # of the jobs that have to be run
+        for job in made:
+            if reason := self._reason(job):
+                self.why[job.name] = reason
+        self.waiting = list(self.why)
         self.working: dict[str, Running] = {}
         self.took: dict[str, float] = {}
         self.expected = {job.name: self._expected(job) for job in made}
@@ -106,11 +114,12 @@ class Schedule:
         self._first, self._reported = len(self.waiting), time.monotonic()
 
     def plan(self) -> str:
-        """A line a job: done, kept or to run, and what it needs."""
+        """A line a job: done, kept or to run, what it needs, and why it is run again."""
         lines = []
         for name, job in self.jobs.items():
             state = "run " if name in self.waiting else "done" if job.asked else "kept"
-            lines.append(f"{state} {name}" + (f"  after {', '.join(job.needs)}" if job.needs else ""))
+            again = "" if self.why.get(name, NEW) == NEW else f"  ({self.why[name]})"
+            lines.append(f"{state} {name}" + (f"  after {', '.join(job.needs)}" if job.needs else "") + again)
         return "\n".join(lines)
 
     def run(self, poll: float = 0.5) -> None:
@@ -118,21 +127,14 @@ class Schedule:
 
         Raises:
             ValueError: If a job failed; the others at work are finished first, and count.
-            Interrupted: If a job was asked to stop and can go on.
+            Interrupted: If it or a job was asked to stop and can go on; no process is left behind.
         """
-        began, failed = time.monotonic(), list[str]()
-        try:
-            while self.working or (self.waiting and not failed):
-                while not failed and len(self.working) < self.processes and (name := self._ready()):
-                    self._start(name)
-                time.sleep(poll)
-                for name in [name for name, work in self.working.items() if work.process.poll() is not None]:
-                    failed += [] if self._end(name, self.working.pop(name)) else [name]
-                self._look()
-        finally:  # interrupted
-            for work in self.working.values():
-                work.process.terminate()
-                work.process.wait()
+        began = time.monotonic()
+        with _stoppable():
+            try:
+                failed = self._drain(poll)
+            finally:
+                self._stop()
         if self.interrupted:
             raise Interrupted(f"{self.interrupted} was asked to stop and has saved; give the command again to go on")
         if failed:
@@ -151,11 +153,36 @@ class Schedule:
         begun = sum(min(work.spent, total[name]) for name, work in self.working.items())
         return (sum(total.values()) - begun) / self.processes
 
-    def _stale(self, job: Job) -> bool:
-        if not job.asked:
-            return not job.product.is_file()
+    def _drain(self, poll: float) -> list[str]:
+        """Until all is done, or one has failed and the others at work have ended; the names of those that failed."""
+        failed: list[str] = []
+        while self.working or (self.waiting and not failed):
+            while not failed and len(self.working) < self.processes and (name := self._ready()):
+                self._start(name)
+            time.sleep(poll)
+            for name in [name for name, work in self.working.items() if work.process.poll() is not None]:
+                failed += [] if self._end(name, self.working.pop(name)) else [name]
+            self._look()
+        return failed
+
+    def _stop(self) -> None:
+        """Ask what is still at work to save and end, and wait for it."""
+        for work in self.working.values():
+            work.process.terminate()
+        for work in self.working.values():
+            work.process.wait()
+
+    def _reason(self, job: Job) -> str:
+        """Why a job has to be run; nothing if it has not."""
+        if not job.product.is_file():
+            return NEW
         found = stamped(job)
-        return found is None or found[0] != self.fingerprints[job.name]
+        if not job.asked or (found and found[0] == self.fingerprints[job.name]):
+            return ""
+        if found is None:
+            return "again: no study has finished it"
+        before = [name for name in job.needs if name in self.why]
+        return f"again: after {', '.join(before)}" if before else "again: made by another configuration"
 
     def _expected(self, job: Job) -> float:
         """Seconds: of this stage before, of the same stage of another seed, or of the chest phantom's."""
@@ -217,6 +244,22 @@ class Schedule:
         """Seconds that a job will have taken by what it says itself."""
         found = STEP.findall(work.said)
         return work.spent + int(found[-1][1]) if found else None
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Signals that ask to stop end the block with ``Interrupted``; those that the caller ignores stay ignored."""
+
+    def stop(*_: object) -> None:
+        raise Interrupted("asked to stop: the stages at work have saved; give the command again to go on")
+
+    heard = [number for number in STOP if signal.getsignal(number) is not signal.SIG_IGN]
+    former = {number: signal.signal(number, stop) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def minutes(spent: float) -> str:

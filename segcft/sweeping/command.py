@@ -7,10 +7,13 @@ validation split says. What was interrupted is taken up by the next command.
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from segcft.core.parsing import PlainParser
-from segcft.sweeping.search_space import read
+from segcft.study.experiment import located
+from segcft.study.plan import jobs, single
+from segcft.sweeping.search_space import Plan, read
 from segcft.sweeping.storage import Book
 from segcft.sweeping.workers import Trainings
 
@@ -29,17 +32,37 @@ def sweep(arguments: list[str]) -> int:
         if not word.startswith("--") or "=" not in word:
             raise ValueError(f"{word!r}: options of segcft fit are given in one word, --trainer.max_steps=100")
     passed, out = tuple(words), Path(options.out)
-    book = Book(read(Path(options.plan)), out, passed)
+    book = Book(configured(read(Path(options.plan))), out, passed)
     Trainings(book, passed, shlex.split(options.program)).run(options.workers)
     print((out / "table.md").read_text(encoding="utf-8"))
     return 0
+
+
+def configured(plan: Plan) -> Plan:
+    """The plan with all of the configuration of the stage that it names; as it is, if it names files.
+
+    Raises:
+        ValueError: If there is no such experiment or stage, or a checkpoint that the stage starts from is missing.
+    """
+    if not plan.experiment:
+        return plan
+    if plan.stage == "evaluate":
+        raise ValueError("stage = 'evaluate': nothing is trained there")
+    made = {job.name: job for job in jobs(single(located(plan.experiment), (plan.stage,), (), "val", Path("results")))}
+    for name in made[plan.stage].needs:
+        if not made[name].product.is_file():
+            raise ValueError(f"{made[name].product} is missing: segcft study {plan.experiment} --stages {name}")
+    return replace(plan, configuration=made[plan.stage].config)
 
 
 def _parser() -> PlainParser:
     more = "Other options, each in one word (--trainer.max_steps=100), go to every training."
     parser = PlainParser("sweep", f"{__doc__}\n{more}", allow_abbrev=False)
     add = parser.add_argument
-    add("plan", help="YAML: configs, objective, direction, trials, seeds, space; see docs/reliability.md")
+    add(
+        "plan",
+        help="YAML: experiment and stage, objective, trials, seeds, space, ...; see docs/reliability.md",
+    )
     add("--out", required=True, help="folder of tables, picture and journal; several commands may share it")
     add("--workers", type=int, default=1, help="trainings at a time")
     add("--program", default=FIT, help="words before `fit`, for instance 'torchrun --nproc_per_node=2 -m segcft'")

@@ -14,21 +14,27 @@ class Plan:
     """What is searched.
 
     Attributes:
-        configs: Configuration files of ``segcft fit``, in order.
+        configs: Configuration files of ``segcft fit``, in order; or, in their place, the next two.
+        experiment: Folder under experiments/, or one that segcft brings along.
+        stage: Of the experiment.
         objective: A number that the stage logs on the validation split, ``val/...``.
         direction: ``minimize`` or ``maximize``.
         trials: Settings to try.
         seeds: Each trial is trained with each; its objective is their mean.
         space: Option -> ``{low, high}``, with ``log: true`` or ``step`` if wished, or ``{choices}``; whole numbers if
             ``low`` and ``high`` are. Empty to train the configuration as it is.
+        configuration: All of the configuration of the stage; not written in the file.
     """
 
-    configs: list[str]
     objective: str
+    configs: list[str] = field(default_factory=list)
+    experiment: str = ""
+    stage: str = ""
     direction: str = "minimize"
     trials: int = 1
     seeds: list[int] = field(default_factory=lambda: [0])
     space: dict[str, dict[str, Any]] = field(default_factory=dict)
+    configuration: dict[str, Any] = field(default_factory=dict)
 
 
 def read(path: Path) -> Plan:
@@ -41,9 +47,10 @@ def read(path: Path) -> Plan:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    known = {each.name for each in fields(Plan)}
-    if not isinstance(content, dict) or not {"configs", "objective"} <= content.keys() <= known:
-        raise ValueError(f"{path}: configs and objective are needed, {', '.join(sorted(known))} are known")
+    known = {each.name for each in fields(Plan)} - {"configuration"}
+    if not isinstance(content, dict) or not {"objective"} <= content.keys() <= known:
+        needed = "objective, and experiment with stage or configs, are needed"
+        raise ValueError(f"{path}: {needed}; {', '.join(sorted(known))} are known")
     plan = Plan(**content)
     for name, need in _lacking(plan):
         raise ValueError(f"{path}: {name} = {getattr(plan, name)!r}: {need}")
@@ -89,8 +96,7 @@ def engine() -> Any:
 
 def _lacking(plan: Plan) -> Iterator[tuple[str, str]]:
     """Fields that are wrong, and what they need."""
-    if not _listed(plan.configs, str) or not all(Path(name).is_file() for name in plan.configs):
-        yield "configs", "a list of files that exist is needed"
+    yield from _lacking_configuration(plan)
     if not str(plan.objective).startswith("val/"):
         yield "objective", "a number of the validation split, val/..., is needed"
     if plan.direction not in ("minimize", "maximize"):
@@ -101,6 +107,14 @@ def _lacking(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "seeds", "a list of different whole numbers is needed"
     if not isinstance(plan.space, dict):
         yield "space", "option -> {low, high} or {choices} is needed"
+
+
+def _lacking_configuration(plan: Plan) -> Iterator[tuple[str, str]]:
+    if plan.experiment:
+        if plan.configs or not plan.stage:
+            yield "experiment", "a stage of it is needed, and no configs"
+    elif not _listed(plan.configs, str) or not all(Path(name).is_file() for name in plan.configs):
+        yield "configs", "a list of files that exist is needed"
 
 
 def _listed(value: Any, kind: type) -> bool:

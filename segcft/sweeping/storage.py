@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from segcft.callbacks.resume import differences, facts
 from segcft.core.atomic_files import write_text
 from segcft.sweeping.search_space import Plan, distribution, engine
@@ -51,10 +53,13 @@ class Book:
         self.plan, self.out, self.work = plan, out, out / "work"
         for folder in (self.work, out / "trials", out / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
+        self.configs = [str(self.work / "configuration.yaml")] if plan.configuration else plan.configs
         self.space = {name: distribution(values) for name, values in plan.space.items()}
         storages = engine().storages
         with self._door():
             self.name = self._begun(passed)
+            if plan.configuration:
+                write_text(Path(self.configs[0]), yaml.safe_dump(plan.configuration, sort_keys=False))
             journal = storages.JournalStorage(storages.journal.JournalFileBackend(str(self.work / "journal.log")))
             self.study = engine().create_study(
                 storage=journal, study_name="sweep", direction=plan.direction, load_if_exists=True
@@ -135,7 +140,8 @@ class Book:
 
     def _begun(self, passed: tuple[str, ...]) -> str:
         """See that the folder was begun with this plan, but for more trials; the name of its folder of checkpoints."""
-        flat = facts({**asdict(self.plan), "options": list(passed)})
+        given = {name: value for name, value in asdict(self.plan).items() if value != ""}
+        flat = facts({**given, "options": list(passed)})
         now = {name: value for name, value in flat.items() if name != "trials"}
         file = self.work / "plan.json"
         if not file.is_file():  # a name of its own: nothing that another sweep left is taken for this one's

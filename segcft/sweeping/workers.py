@@ -88,7 +88,7 @@ class Trainings:
         if record is None or not record["finished"]:
             command = [
                 *(*self.program, "fit"),
-                *(f"--config={config}" for config in self.plan.configs),
+                *(f"--config={config}" for config in self.book.configs),
                 *(f"--experiment={name}", f"--seed_everything={seed}"),
                 *self.passed,
                 *(f"--{option}={value}" for option, value in trial.options.items()),

@@ -68,7 +68,60 @@ def test_an_hvae_of_another_size_than_the_images_is_wrong(mine, capsys):
     assert "the HVAE's finest stage has [64, 64] pixels, images have [96, 96]" in text
 
 
-def test_a_phantom_is_fine(tmp_path, monkeypatch, capsys):
+def test_a_transposed_frame_is_wrong(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "coronary_phantom", "--data.init_args.frame=[48, 96]"]) == 2
+    assert "finest stage has [96, 48] pixels, images have [48, 96]" in capsys.readouterr().out
+
+
+def test_values_that_a_variable_cannot_have_are_named(mine, capsys):
+    table = pd.read_csv(mine)
+    table["age"], table["ap"] = 20 + 365 * table.index, table.index % 3
+    table.to_csv(mine, index=False)
+    status, text = checked(capsys, "--data.variables.age={unit: years}", "--data.variables.ap={kind: binary}")
+    assert status == 2
+    assert "wrong  ap: a binary variable has the values 0 to 1, and here 2 as well" in text
+    assert "unwise  age: 20 to 8" in text
+    status, _ = checked(capsys, "--data.variables.age={unit: days}")
+    assert status == 0
+
+
+def test_millimetres_that_no_file_states_are_wrong(mine, capsys):
+    status, text = checked(capsys, "--data.variables.left_lung_area.unit=mm^2")
+    assert status == 2
+    assert "measures in '% of image', not 'mm^2'" in text
+    mm = "--data.variables={left_lung_area: {unit: mm^2, structure: left_lung}}"
+    status, text = checked(capsys, "--data.source.spacing=[1.5, 1.5]", mm)
+    assert status == 2
+    assert "does not state its spacing in mm" in text
+
+
+def test_masks_of_another_shape_and_images_smaller_than_the_frame_are_named(mine, capsys):
+    assert "images have 80 to 84 pixels along their longest side, the frame 64" in checked(capsys)[1]
+    status, text = checked(capsys, "--data.source.frame=[96, 96]")
+    assert "10 of 10 images are smaller than the frame [96, 96]" in text
+    path = mine.parent / pd.read_csv(mine)["mask_left_lung"][0]
+    Image.fromarray(np.pad(np.asarray(Image.open(path)), 1)).save(path)
+    status, text = checked(capsys)
+    assert status == 2
+    assert "0_left_lung.png has shape (86, 72)" in text or "0_left_lung.png has shape (62, 82)" in text
+
+
+def test_a_phantom_is_looked_at_and_fine(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["check", "chest_phantom"]) == 0
-    assert "8 stages: " in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "8 stages: " in text
+    assert "train: 3000 patients, 3000 images" in text
+    assert "heart: " in text
+    assert main(["check", "chest_phantom", "--data.init_args.subjects={train: 40}"]) == 0
+    assert "unwise  train: 40 patients" in capsys.readouterr().out
+
+
+def test_data_in_memory_are_looked_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "morphomnist"]) == 2
+    assert "wrong  data/morphomnist" in capsys.readouterr().out
+    where = trees.morphomnist(tmp_path, "t10k")
+    assert main(["check", "morphomnist", *where]) == 0
+    assert "10 images could be read" in capsys.readouterr().out

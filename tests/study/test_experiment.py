@@ -1,8 +1,13 @@
 """An experiment's configuration: recipe, data, what differs; and one training of it."""
 
+import inspect
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import yaml
 
 from segcft.cli.main import main
 from segcft.core.interruption import Interrupted
+from segcft.core.recipes import imported
 from segcft.study import plan, schedule
 from segcft.study.experiment import located, offered, pointed, stage
 
@@ -88,6 +94,29 @@ def test_one_training_of_a_shipped_experiment():
     assert jobs["evaluate"].product == Path("results/chest_phantom/metrics.json")
 
 
+def test_a_weight_of_a_variable_that_the_data_lack_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine", "--like", "chexpert"]) == 0
+    path = tmp_path / "experiments/mine/data.yaml"
+    path.write_text(path.read_text().replace("left_lung", "liver"))
+    assert main(["study", "mine", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert "mine, stage regcft: weights name 'left_lung_area'" in error
+    assert "liver_area, right_lung_area" in error
+    assert main(["study", "mine", "--dry-run", "--model.weights={liver_area: 2}"]) == 0
+    none = {"model": {"init_args": {"weights": {}}}}
+    write(tmp_path / "experiments", mine__regcft=none, mine__segcft=none)
+    assert main(["study", "mine", "--dry-run"]) == 0
+
+
+def test_your_own_images_need_no_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine", "--like", "folder"]) == 0
+    path = tmp_path / "experiments/mine/data.yaml"
+    path.write_text(path.read_text().replace("left_lung", "liver").replace("right_lung", "spleen"))
+    assert main(["study", "mine", "--dry-run"]) == 0
+
+
 def test_options_go_to_the_stages_that_are_asked_for():
     folder = ROOT / "experiments/chest_phantom"
     chosen = plan.single(folder, ("segcft",), ("--trainer.max_steps=3",), "test", Path("r"))
@@ -126,10 +155,14 @@ def test_what_is_only_needed_is_made_if_it_is_missing_and_kept_if_it_is_there(tm
     work.run(poll=0.01)
     assert queue(tmp_path).waiting == []
     assert queue(tmp_path, steps=2).waiting == ["b"], "its own configuration has changed; a is used as it is"
-    assert queue(tmp_path, steps=2).plan().splitlines() == ["kept a", "run  b  after a"]
-    assert queue(tmp_path, asked=("a", "b"), steps=2).waiting == ["a", "b"]
+    differs = "(again: made by another configuration)"
+    assert queue(tmp_path, steps=2).plan().splitlines() == ["kept a", f"run  b  after a  {differs}"]
+    both = queue(tmp_path, asked=("a", "b"), steps=2)
+    assert both.plan().splitlines() == [f"run  a  {differs}", "run  b  after a  (again: after a)"]
     (tmp_path / "a/last.ckpt").unlink()
     assert queue(tmp_path).waiting[0] == "a"
+    (tmp_path / "b/study.stamp").unlink()
+    assert queue(tmp_path).plan().splitlines() == ["run  a", "run  b  after a  (again: no study has finished it)"]
 
 
 def test_stages_are_announced_and_time_left_is_said(tmp_path):
@@ -147,6 +180,29 @@ def test_a_stage_that_was_asked_to_stop_can_go_on(tmp_path):
         work.run(poll=0.01)
 
 
+STOPPED = """
+import pathlib, sys, time
+from segcft.cli.main import main
+from segcft.study import schedule
+schedule.Schedule.plan = lambda self: setattr(self, "program", ["sh", "-c", WORK]) or ""
+WORK = "trap 'echo > $PLACE/saved; exit 75' TERM; echo > $PLACE/begun; while :; do sleep 0.02; done"
+sys.exit(main(["study", "chest_phantom", "--stages", "segmentor"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_study_that_is_asked_to_stop_leaves_no_stage_at_work(number, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PLACE": str(tmp_path)}
+    work = subprocess.Popen([sys.executable, "-c", STOPPED], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    work.send_signal(number)
+    assert b"asked to stop" in work.communicate(timeout=60)[1]
+    assert work.returncode == 75
+    assert (tmp_path / "saved").exists(), "it was waited for"
+
+
 def test_time_left_follows_what_was_said_and_what_took_place(tmp_path):
     work = queue(tmp_path)
     assert work.left() == (200 + 200) / 2, "nothing is known of such stages"
@@ -162,6 +218,7 @@ def test_options_of_stages_may_hold_blanks_and_others_must_exist(tmp_path, monke
     few = "--data.init_args.subjects={train: 16, val: 8, test: 8}"
     assert main(["study", "chest_phantom", "--stages", "segmentor", few, "--dry-run"]) == 0
     assert capsys.readouterr().out == "run  segmentor\n"
+    assert main(["study", "chest_phantom", "--stages", "evaluate", "--methods.mine=x.ckpt", "--dry-run"]) == 0
     assert main(["study", "chest_phantom", "--stage", "segmentor"]) == 2
     assert "did you mean --stages?" in capsys.readouterr().err
 
@@ -177,6 +234,24 @@ def test_init_writes_one_file_that_can_be_planned(tmp_path, monkeypatch, capsys)
     assert "exists already" in capsys.readouterr().err
     assert main(["init", "films", "--like", "folder"]) == 0
     assert yaml.safe_load((tmp_path / "experiments/films/data.yaml").read_text())["recipe"] == "chest_films"
+
+
+SHIPPED = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/data.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_init_says_every_choice_of_the_data_set(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine", "--like", name]) == 0
+    text = (tmp_path / "experiments/mine/data.yaml").read_text()
+    found = yaml.safe_load(text)
+    assert found["data"] == yaml.safe_load((ROOT / "experiments" / name / "data.yaml").read_text())["data"]
+    for part in filter(None, (found["data"], found["data"]["init_args"].get("source"))):
+        for argument in inspect.signature(imported(part["class_path"])).parameters:
+            said = re.search(rf"^#   {argument} \((needed|default .*?)\):\s*(.*)", text, re.M)
+            assert said, argument
+            assert len(said[2]) > 5, f"{argument} is not explained"
+    assert '#   measure (default "area")' in text
 
 
 @pytest.mark.slow

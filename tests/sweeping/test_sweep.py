@@ -140,23 +140,42 @@ def test_another_plan_is_refused(answers, capsys):
     ({"direction": "up"}, "direction = 'up'"),
     ({"trials": 0}, "trials = 0"),
     ({"seeds": [1, 1]}, r"seeds = \[1, 1\]"),
+    ({"experiment": "chest_phantom"}, "experiment = 'chest_phantom': a stage of it is needed, and no configs"),
     ({"configs": ["no.yaml"]}, r"configs = \['no.yaml'\]: a list of files that exist"),
     ({"space": {"x": 3}}, "space: x = 3"),
     ({"space": {"x": {"low": 1}}}, "space: x = "),
     ({"space": {"x": {"low": 2, "high": 1}}}, "space: x = "),
     ({"space": {"x": {"choices": []}}}, "space: x = "),
     ({"space": {"x": {"low": 0, "high": 1, "log": True}}}, "space: x = "),
-    ({"epochs": 3}, "configs and objective are needed"),
+    ({"epochs": 3}, "objective, and experiment with stage or configs, are needed"),
 ])  # fmt: skip
 def test_wrong_plans_are_named(place, more, message):
     with pytest.raises(ValueError, match=f"plan.yaml: {message}"):
         read(plan(**more))
 
 
+def test_a_stage_of_an_experiment_is_searched_with_all_of_its_configuration(answers, capsys):
+    def asked(**more):
+        Path("plan.yaml").write_text(yaml.safe_dump({"objective": "val/loss", "experiment": "chexpert"} | more))
+        return main(["sweep", "plan.yaml", "--out=out"])
+
+    assert asked(stage="pretrain") == 0
+    config = yaml.safe_load(Path(answers.asked[0]["config"]).read_text())
+    assert config["data"]["init_args"]["source"]["class_path"] == "data_modules.chexpert.CheXpert"
+    assert config["model"]["init_args"]["hvae"]["init_args"]["stages"][0]["resolution"] == 64, "of the recipe"
+    assert asked(stage="pretrain") == 0, "the same sweep"
+    assert asked(stage="segmentor") == 2
+    assert "out holds another sweep" in capsys.readouterr().err
+    wrong = {"segcft": "segcft study chexpert --stages pretrain", "evaluate": "nothing is trained", "segfct": "did you"}
+    for stage, message in wrong.items():
+        assert asked(stage=stage) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_whole_numbers_stay_whole(place):
     assert type(distribution({"low": 1, "high": 4}).high) is int
     assert type(distribution({"low": 1, "high": 4.0}).high) is float
-    assert read(plan()) == Plan(["base.yaml"], "val/loss")
+    assert read(plan()) == Plan("val/loss", ["base.yaml"])
 
 
 def test_options_in_two_words_and_foreign_code_are_refused(place, capsys, monkeypatch):
