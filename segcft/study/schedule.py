@@ -110,7 +110,7 @@ class Schedule:
         self.working: dict[str, Running] = {}
         self.took: dict[str, float] = {}
         self.expected = {job.name: self._expected(job) for job in made}
-        self.interrupted = ""
+        self.interrupted, self.asked_to_stop = "", False
         self._first, self._reported = len(self.waiting), time.monotonic()
 
     def plan(self) -> str:
@@ -130,11 +130,13 @@ class Schedule:
             Interrupted: If it or a job was asked to stop and can go on; no process is left behind.
         """
         began = time.monotonic()
-        with _stoppable():
+        with _heard(self._ask_to_stop):
             try:
                 failed = self._drain(poll)
             finally:
                 self._stop()
+        if self.asked_to_stop:
+            raise Interrupted("asked to stop: the stages at work have saved; give the command again to go on")
         if self.interrupted:
             raise Interrupted(f"{self.interrupted} was asked to stop and has saved; give the command again to go on")
         if failed:
@@ -156,7 +158,7 @@ class Schedule:
     def _drain(self, poll: float) -> list[str]:
         """Until all is done, or one has failed and the others at work have ended; the names of those that failed."""
         failed: list[str] = []
-        while self.working or (self.waiting and not failed):
+        while not self.asked_to_stop and (self.working or (self.waiting and not failed)):
             while not failed and len(self.working) < self.processes and (name := self._ready()):
                 self._start(name)
             time.sleep(poll)
@@ -164,6 +166,10 @@ class Schedule:
                 failed += [] if self._end(name, self.working.pop(name)) else [name]
             self._look()
         return failed
+
+    def _ask_to_stop(self, *_: object) -> None:
+        """At a signal, which may come in the middle of anything: the queue looks between two jobs."""
+        self.asked_to_stop = True
 
     def _stop(self) -> None:
         """Ask what is still at work to save and end, and wait for it."""
@@ -247,19 +253,15 @@ class Schedule:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Signals that ask to stop end the block with ``Interrupted``; those that the caller ignores stay ignored."""
-
-    def stop(*_: object) -> None:
-        raise Interrupted("asked to stop: the stages at work have saved; give the command again to go on")
-
+def _heard(handler: Callable[..., None]) -> Iterator[None]:
+    """Signals that ask to stop call ``handler``; those that the caller ignores stay ignored."""
     heard = [number for number in STOP if signal.getsignal(number) is not signal.SIG_IGN]
-    former = {number: signal.signal(number, stop) for number in heard}
+    former = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number, before in former.items():
+            signal.signal(number, before)
 
 
 def minutes(spent: float) -> str:
