@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionYesNo
+from jsonargparse import ActionYesNo, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -24,9 +24,10 @@ from segcft.callbacks.tensorboard_overview import FrontPage
 from segcft.callbacks.training_health import DataStall, Latents, Response, Setback, StepGuard
 from segcft.callbacks.validation_metrics import Watch
 from segcft.cli.launch import settle, told
+from segcft.core import checkpoints
 from segcft.core.atomic_files import try_out
 from segcft.core.parsing import Failing
-from segcft.core.trusted_code import inside, local
+from segcft.core.trusted_code import inside
 from segcft.tasks import Task
 
 # what does not decide what a run learns, or is told to the Trainer
@@ -62,11 +63,19 @@ class SegCFTCLI(LightningCLI):
         parser.add_argument("--deterministic", action=ActionYesNo, default=False, help="the same bits on a GPU, too")
         parser.link_arguments("data.description", "model.init_args.description", apply_on="instantiate")
 
+    def _parse_ckpt_path(self) -> None:
+        """Ignore the hyper-parameters of a checkpoint, which would override the configuration and may name classes."""
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Open checkpoints without running code from them, whatever libraries do by default."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Keep checkpoints under checkpoints/EXPERIMENT/STAGE and TensorBoard logs under logs/EXPERIMENT/STAGE."""
         config = self.config[self.subcommand]
         _check_places(config)
         assert isinstance(self.model, Task)
+        inside(self.model.stage, "stage")
         for name, value in told(os.environ).items():
             if config.trainer[name] in (None, "auto", 1 if name == "num_nodes" else "auto"):  # the user left it open
                 kwargs[name] = value
@@ -133,6 +142,8 @@ def train(arguments: list[str]) -> None:
         Interrupted: If training was asked to stop by a signal; it has saved.
         ValueError: If something given is wrong.
     """
+    # Lightning has configurations read from anywhere that fsspec knows
+    set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
     SegCFTCLI(
         arguments[0],
         parser_class=OneLineParser,
@@ -158,7 +169,7 @@ def _check_places(config: Any) -> None:
     """
     inside(config.experiment)
     if config.get("ckpt_path"):
-        local(str(config.ckpt_path))
+        checkpoints.read(str(config.ckpt_path))
     if config.get("weights_only") is False:
         raise ValueError("weights_only = false would run code from a checkpoint: those of segcft open without")
 

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from segcft.core.formatting import meant
+from segcft.core.trusted_code import all_local
 
 UNKNOWN = re.compile(r"(?:[Uu]nrecognized arguments:|No action for (?:destination )?key|Option|Key) *['\"]?([-\w.]+)")
 UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - (.*?) - Expected a .*")
@@ -71,6 +72,16 @@ class Failing:
         """
         known, program = getattr(self, "_option_string_actions", {}), str(getattr(self, "prog", ""))
         raise ValueError(explained(message, program if program.startswith("segcft") else "segcft COMMAND", known))
+
+    def parse_args(self, *given: Any, **more: Any) -> Any:
+        """As jsonargparse, and nothing of what is given is an address in a network.
+
+        Raises:
+            ValueError: If something is wrong, or an address.
+        """
+        config = super().parse_args(*given, **more)  # type: ignore[misc]
+        all_local(config.as_dict())
+        return config
 
 
 class Parser(Failing, jsonargparse.ArgumentParser):  # type: ignore[misc]

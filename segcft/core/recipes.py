@@ -62,13 +62,21 @@ def imported(class_path: str, trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> An
             f"if its code is yours, set the environment variable {TRUST} to its package"
         )
     try:
-        return getattr(importlib.import_module(module_name), name)
+        found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         older = trusts(module_name, TRUSTED_PACKAGES)
         hint = "; a checkpoint of an older version has to be trained again" if older else ""
         raise ValueError(
             f"class_path {class_path!r} does not exist in this version of segcft{hint}: {error}"
         ) from error
+    if not trusts(made_in(found), trusted):
+        raise ValueError(f"class_path {class_path!r} leads to {made_in(found)!r}, outside the trusted packages")
+    return found
+
+
+def made_in(found: Any) -> str:
+    """The module that an object was defined in; of an instance, that of its class."""
+    return str(getattr(found, "__module__", "") or type(found).__module__)
 
 
 def trusts(path: str, trusted: tuple[str, ...]) -> bool:

@@ -1,7 +1,6 @@
-"""Safety of configuration files: no YAML file may import code from a package that the user has not trusted."""
+"""Safety of configurations: no file, option or checkpoint makes an object of code that the user has not trusted."""
 
 import functools
-import importlib.util
 import os
 import re
 import sys
@@ -11,25 +10,27 @@ from typing import Any
 
 import yaml
 
-from segcft.core.recipes import TRUST, TRUSTED_PACKAGES, declared, trusts
+from segcft.core import bounded_yaml
+from segcft.core.recipes import TRUST, TRUSTED_PACKAGES, declared, made_in, trusts
 
-NAMEABLE = (*TRUSTED_PACKAGES, "lightning", "monai", "smp", "torch.optim", "torch.nn")
-MAKERS = ("typing", "jsonargparse")  # of types that options are declared with
-MOST_ALIASES, MOST_BYTES = 100, 2**21  # of a YAML file
-DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-OPTION, CONFIG = "--trust", "--config="
+_PARTS = ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
+NAMEABLE = (
+    *TRUSTED_PACKAGES,
+    *(f"lightning.{package}.{part}" for package in ("pytorch", "fabric") for part in _PARTS),
+    *("torch.optim", "torch.nn"),
+)
+OPTION = "--trust"
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def admit(arguments: Sequence[str]) -> list[str]:
-    """Remove ``--trust PACKAGE`` from a command line, and check every YAML file that the command line names.
-
-    Other ways of naming a class, such as an option, are decided on where the name becomes an object, see ``guard``.
+    """Remove ``--trust PACKAGE`` from a command line, trust these packages, and see that configurations can be read.
 
     Returns:
         The remaining arguments.
 
     Raises:
-        ValueError: If a file names code of a package that is not trusted. The check runs before anything is imported.
+        ValueError: If the name of the package is missing, or a file is not YAML or exceeds the limits.
     """
     others, given = [], iter(arguments)
     for argument in given:
@@ -41,18 +42,28 @@ def admit(arguments: Sequence[str]) -> list[str]:
         else:
             others.append(argument)
     for before, argument in zip(["", *others], others, strict=False):
-        named = argument.startswith(CONFIG) or before in ("--config", "-c")
-        _look(Path(argument.partition("=")[2] if argument.startswith("-") else argument), set(), named)
+        if argument.startswith("--config=") or before in ("--config", "-c"):
+            _check(Path(argument.removeprefix("--config=")))
     return others
 
 
+def _check(path: Path) -> None:
+    """Whether a file is YAML within the limits; what jsonargparse says of one does not name it."""
+    try:
+        if path.is_file():
+            bounded_yaml.check(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not a valid YAML file: {' '.join(str(error).split())}") from error
+
+
 def guard() -> None:
-    """Let jsonargparse make objects of trusted code alone, whichever file, string or checkpoint names it.
+    """Let jsonargparse make objects of trusted code alone, whichever file, string or option names it.
 
     It is decided where a name becomes an object: the name must lie in a trusted package before its module is imported,
     and the object that it leads to must have been made there, so no path walks from a trusted module to another one.
+    YAML is bounded where it is parsed, see ``bounded_yaml``.
     """
-    from jsonargparse import _util  # lazily: light commands do without
+    from jsonargparse import _loaders_dumpers, _util  # lazily: light commands do without
 
     original = _util.import_object
     if hasattr(original, "guarded"):
@@ -64,7 +75,7 @@ def guard() -> None:
             return original(name, check_path=False)
         _refuse_foreign(name, name)
         found = original(name)
-        _refuse_foreign(str(getattr(found, "__module__", "") or type(found).__module__), name)
+        _refuse_foreign(made_in(found), name)
         return found
 
     import_object.guarded = True  # type: ignore[attr-defined]
@@ -72,9 +83,25 @@ def guard() -> None:
         if getattr(module, "import_object", None) is original:
             module.import_object = import_object  # type: ignore[attr-defined]
 
+    class Bounded(_loaders_dumpers.get_yaml_default_loader()):  # type: ignore[misc]
+        def __init__(self, stream: str) -> None:
+            bounded_yaml.check(stream)
+            super().__init__(stream)
+
+    _loaders_dumpers.yaml_default_loader = Bounded
+
 
 def _refuse_foreign(place: str, name: str) -> None:
-    if not trusts(place, (*NAMEABLE, *MAKERS)):
+    """Refuse what is not in a trusted package.
+
+    Args:
+        place: Dotted path of a module or object.
+        name: What was written.
+
+    Raises:
+        ValueError: If ``place`` lies elsewhere.
+    """
+    if not trusts(place, NAMEABLE):
         package = place.partition(".")[0]
         raise ValueError(
             f"{name!r} would run code of {package!r}, which is not part of segcft; "
@@ -88,73 +115,38 @@ def local(path: str) -> str:
     Raises:
         ValueError: If it is an address of another kind.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", path):
+    if ADDRESS.match(path):
         raise ValueError(f"{path!r} is an address: a file on this machine is needed")
     return path
 
 
-def inside(name: str) -> str:
+def all_local(config: Any) -> None:
+    """See that no value of a configuration is an address, which a library might open.
+
+    Raises:
+        ValueError: If one is.
+    """
+    for text in _texts(config):
+        local(text)
+
+
+def inside(name: str, field: str = "experiment") -> str:
     """A name of a folder below the one that it is put into.
 
     Raises:
         ValueError: If it leads elsewhere.
     """
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(f"experiment = {name!r} leads out of its folder")
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts or set(name) & set("\0\\"):
+        raise ValueError(f"{field} = {name!r} leads out of its folder")
     return name
 
 
-def _look(path: Path, seen: set[Path], named: bool = False) -> None:
-    """Check one YAML file, which is ``named`` as a configuration or ends like one, and the files it refers to."""
-    if not (named or path.suffix in (".yaml", ".yml")) or path in seen or not path.is_file():
-        return
-    seen.add(path)
-    try:
-        content = _content(path)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a valid YAML file: {error}") from error
-    for key, text in _texts(content):
-        if DOTTED.fullmatch(text) and not trusts(text, NAMEABLE) and _runs_code(text):
-            package = text.partition(".")[0]
-            raise ValueError(
-                f"{path}: {key}: {text!r} would run code of {package!r}, which is not part of segcft; "
-                f"if you trust that code, add {OPTION} {package}"
-            )
-        _look(path.parent / text, seen)
-
-
-def _content(path: Path) -> Any:
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path} holds {path.stat().st_size} bytes: too much for a configuration")
-    text = path.read_text(encoding="utf-8")
-    aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
-    if aliases > MOST_ALIASES:
-        raise ValueError(f"{path} holds {aliases} YAML aliases: more than {MOST_ALIASES} may fill the memory")
-    return yaml.safe_load(text)
-
-
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a nested structure, with the key it is stored under."""
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in nested plain data."""
     if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _texts(item, str(name))
-    elif isinstance(value, list):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(item, key)
+            yield from _texts(item)
     elif isinstance(value, str):
-        yield key, value
-
-
-def _runs_code(dotted: str) -> bool:
-    """Whether some prefix of a dotted path is an importable module; namespace folders without code are searched."""
-    parts = dotted.split(".")
-    for count in range(1, len(parts) + 1):
-        try:
-            found = importlib.util.find_spec(".".join(parts[:count]))
-        except (ImportError, AttributeError, ValueError):
-            return False
-        if found is None:
-            return False
-        if found.origin is not None:
-            return True
-    return False
+        yield value

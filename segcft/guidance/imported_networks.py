@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from segcft.core import bounded_yaml
 from segcft.core.recipes import TRUSTED_PACKAGES, Recorded, imported
 
 TRUSTED_NETWORKS = (*TRUSTED_PACKAGES, "monai.networks.nets")
@@ -189,8 +190,8 @@ def _plain(value: Any, config: dict[str, Any], path: Path, depth: int = 8) -> An
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = json.loads(text) if path.suffix == ".json" else bounded_yaml.read(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} does not hold a dictionary")

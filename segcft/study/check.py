@@ -20,6 +20,7 @@ from data_modules.common.splits import Split, shared_patients
 from data_modules.preparation.prepared import Prepared
 from segcft.core.formatting import number
 from segcft.core.parsing import PlainParser, simplified
+from segcft.core.trusted_code import all_local
 from segcft.io.readers import read_picture
 from segcft.study import plan
 from segcft.study.experiment import Config, data, located, stage
@@ -106,6 +107,7 @@ def _opened(config: Config, options: list[str]) -> DataModule:
     parsed = parser.parse_object({"data": config["data"]})
     if options:
         parsed = parser.parse_args(options, namespace=parsed)
+    all_local(parsed.as_dict())
     module: DataModule = parser.instantiate_classes(parsed)["data"]
     return module
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from segcft.core import bounded_yaml
 from segcft.core.formatting import meant
 
 Config = dict[str, Any]
@@ -46,7 +47,7 @@ def read(path: Path) -> Config:
         ValueError: If it is no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = bounded_yaml.read(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if content is not None and not isinstance(content, dict):

@@ -1,12 +1,18 @@
 """What is searched, as a YAML file says."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from segcft.core import bounded_yaml
+
+# an option of a stage; what is trusted and where a training reads and writes is not for a plan to say
+OPTION = re.compile(r"(?!(trust|config|c|experiment|ckpt_path|weights_only|resume)$)[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ def read(path: Path) -> Plan:
         ValueError: Naming file, field and value of what is wrong.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = bounded_yaml.read(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     known = {each.name for each in fields(Plan)} - {"configuration"}
@@ -55,6 +61,8 @@ def read(path: Path) -> Plan:
     for name, need in _lacking(plan):
         raise ValueError(f"{path}: {name} = {getattr(plan, name)!r}: {need}")
     for name, values in plan.space.items():
+        if not OPTION.fullmatch(str(name)):
+            raise ValueError(f"{path}: space: {name!r} is no option that may be searched")
         try:
             distribution(values)
         except (ValueError, TypeError, AttributeError) as error:

@@ -77,7 +77,8 @@ def test_missing_broken_foreign_and_hostile_files_are_refused(tmp_path, capsys):
     [
         ("os.system", "outside the trusted packages"),
         ("segcft.hvae.NoSuchThing", "does not exist"),
-        ("segcft.core.recipes.importlib", "neither a recorded class nor a dataclass"),
+        ("segcft.core.recipes.importlib", "outside the trusted packages"),
+        ("segcft.core.recipes.TRUST", "outside the trusted packages"),
     ],
 )
 def test_recipes_build_only_our_own_parts(class_path, message):

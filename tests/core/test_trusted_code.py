@@ -4,9 +4,12 @@ import os
 import sys
 
 import pytest
+import torch
+import yaml
 
 from segcft.cli.main import main
-from segcft.core.recipes import TRUST
+from segcft.core import bounded_yaml
+from segcft.core.recipes import TRUST, imported
 from segcft.core.trusted_code import admit, guard
 from tests.experiments import configuration
 
@@ -37,7 +40,7 @@ def folder(tmp_path, monkeypatch):
         "model: inner.yaml",
     ],
 )
-@pytest.mark.parametrize("command", ["fit", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["fit", "predict"])
 def test_a_file_that_names_foreign_code_is_refused_before_it_is_imported(folder, command, text, capsys):
     (folder / "inner.yaml").write_text("class_path: evil.Task")
     (folder / "outer.yaml").write_text(text)
@@ -55,15 +58,6 @@ def test_what_the_user_names_is_let_through(folder, monkeypatch):
         assert os.environ[TRUST] == "other,evil"
     with pytest.raises(ValueError, match="needs the name"):
         admit(["fit", "--trust"])
-
-
-def test_file_names_and_our_own_classes_are_no_foreign_code(folder):
-    (folder / "plain.yaml").write_text(
-        "a: data.csv\nb: checkpoints/x/last.ckpt\nc: evil\nd: segcft.tasks.PretrainHVAE\ne: monai.UNet\n"
-        "f: lightning.pytorch.callbacks.Timer\ng: no_such_thing.py\nh: 1.5"
-    )
-    assert admit(["fit", "--config=plain.yaml"]) == ["fit", "--config=plain.yaml"]
-    assert not (folder / "ran").exists()
 
 
 def test_broken_files_are_named(folder, capsys):
@@ -84,6 +78,13 @@ WAYS = {
         "trainer: {callbacks: [{class_path: segcft.core.recipes.os.system}]}",
         ["--config=a.yaml"],
     ),
+    "a library that imports": (
+        "a.yaml",
+        "trainer: {callbacks: [{class_path: LambdaCallback, init_args: {setup: "
+        "{class_path: monai.transforms.LoadImage, init_args: {reader: evil.Task}}}}]}",
+        ["--config=a.yaml"],
+    ),
+    "an address of a file": ("a.yaml", "model: {class_path: evil.Task}", ["--config=file://{folder}/a.yaml"]),
     "a walk to a class": ("a.yaml", "model: {class_path: segcft.core.atomic_files.Path}", ["--config=a.yaml"]),
 }
 
@@ -92,7 +93,7 @@ WAYS = {
 def test_no_way_of_naming_foreign_code_runs_it(folder, way, capsys):
     name, text, options = WAYS[way]
     (folder / name).write_text(text)
-    assert main(["fit", *options]) == 2
+    assert main(["fit", *(option.replace("{folder}", str(folder)) for option in options)]) == 2
     assert not (folder / "ran").exists()
     assert capsys.readouterr().err.startswith("segcft: error: ")
 
@@ -125,6 +126,8 @@ def test_our_own_code_is_let_through_by_name_and_by_trust(folder, monkeypatch):
     [
         (["--experiment=../../elsewhere"], "leads out of its folder"),
         (["--experiment=/tmp/x"], "leads out of its folder"),
+        (["--model.init_args.stage=../../elsewhere"], "leads out of its folder"),
+        (["--trainer.default_root_dir=memory://x"], "is an address"),
         (["--ckpt_path=https://example.org/a.ckpt"], "is an address"),
         (["--ckpt_path=file:///etc/passwd"], "is an address"),
         (["--weights_only=false"], "weights_only = false would run code"),
@@ -139,11 +142,50 @@ def test_places_outside_are_refused(tmp_path, monkeypatch, options, message, cap
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_would_fill_the_memory_is_refused(folder, capsys):
-    bomb = "a: &a [x, x]\n" + "".join(f"b{n}: &b{n} [{', '.join(['*a'] * 12)}]\n" for n in range(12))
-    (folder / "bomb.yaml").write_text(bomb)
-    assert main(["fit", "--config=bomb.yaml"]) == 2
-    assert "144 YAML aliases" in capsys.readouterr().err
-    (folder / "deep.yaml").write_text("a: " + "[" * 5000 + "]" * 5000)
-    assert main(["fit", "--config=deep.yaml"]) == 2
-    assert "not a valid YAML file" in capsys.readouterr().err
+def bomb(depth=12, width=12):
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]" for n in range(1, depth))]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("text", [bomb(), "a: " + "[" * 5000 + "]" * 5000, "a: &a [*a]", "a: &a 1\nb: &a [*a]"])
+def test_a_file_that_would_fill_the_memory_is_refused(folder, text, capsys):
+    """As a configuration, as a file that an option names, as a plan."""
+    (folder / "bomb").write_text(text)
+    for command in (["fit", "--config=bomb"], ["fit", "--model=bomb"], ["sweep", "bomb", "--out=out"]):
+        assert main(command) == 2
+        assert len(capsys.readouterr().err) < 2000
+    with pytest.raises(yaml.YAMLError):
+        bounded_yaml.read(text)
+
+
+def test_plain_files_are_read_as_ever():
+    text = "a: &a {b: [1, 2.5, x], c: null}\nd: {<<: *a, b: *a}\n" + "\n".join(f"k{n}: [1, 2]" for n in range(5000))
+    assert bounded_yaml.read(text) == yaml.safe_load(text)
+
+
+def test_a_sweep_cannot_trust_for_its_user(folder, capsys):
+    (folder / "fit.yaml").write_text("model: {class_path: evil.Task}")
+    plan = "configs: [fit.yaml]\nobjective: val/loss\nspace: {trust: {choices: [evil]}}\n"
+    (folder / "plan.yaml").write_text(plan)
+    assert main(["sweep", "plan.yaml", "--out=out"]) == 2
+    assert "'trust' is no option that may be searched" in capsys.readouterr().err
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["segcft.core.atomic_files.Path", "segcft.tasks.base.LightningModule", "segcft.core.provenance.subprocess"]
+)
+def test_a_recipe_names_what_was_made_where_it_lies(path):
+    with pytest.raises(ValueError, match="outside the trusted packages"):
+        imported(path)
+
+
+def test_hyper_parameters_of_a_checkpoint_build_nothing(folder, capsys):
+    """Lightning would have them override the configuration; a checkpoint without a recipe is not opened at all."""
+    torch.save({"hyper_parameters": {"_class_path": "evil.Task"}, "state_dict": {}}, "plain.ckpt")
+    config = configuration("chest_phantom", "regressor")
+    few = "--data.init_args.subjects={train: 8, val: 4, test: 4}"
+    command = ["validate", config, few, "--trainer.accelerator=cpu", "--trainer.logger=false", "--ckpt_path=plain.ckpt"]
+    assert main(command) == 2
+    assert "plain.ckpt was not written by segcft" in capsys.readouterr().err
+    assert not (folder / "ran").exists()
