@@ -1,1 +1,1 @@
-"""Command line: ``segcft`` and ``lightning run``."""
+"""Command line: ``segcft`` and its launcher."""

@@ -1,4 +1,4 @@
-"""Launchers: ``lightning run``, and what torchrun, Fabric's launcher and SLURM tell the Trainer.
+"""Launchers: ``segcft launch`` (or ``lightning run``), and what torchrun, Fabric and SLURM tell the Trainer.
 
 A launcher starts the processes and says in the environment how many there are; a Trainer that is not told would train
 as often, alone each time. ``told`` reads the environment, ``refuse_lonely`` stops a Trainer that stayed alone.
@@ -19,14 +19,26 @@ SDK = "lightning-sdk"  # the package that owns the command's other verbs
 FOREIGN = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs in which a user starts processes by hand
 
-USAGE = """usage: lightning run [model] [--devices=N] [--accelerator=A] [--strategy=S] [--precision=P]
+USAGE = f"""usage: segcft launch [model] [--devices=N] [--accelerator=A] [--strategy=S] [--precision=P]
                      [--num-nodes=N] [--node-rank=N] [--main-address=HOST] [--main-port=PORT] SCRIPT [arguments]
 
 Start SCRIPT once a device. SCRIPT is a file, or the name of a package that runs by itself: segcft.
 Options of the launcher stand before SCRIPT, those of the script behind it:
 
-  lightning run --devices=2 --accelerator=cpu segcft fit --config results/chest_phantom/logs/pretrain.yaml
+  segcft launch --devices=2 --accelerator=cpu segcft fit --config results/chest_phantom/logs/pretrain.yaml
+
+`lightning run` does the same where the command `lightning` is segcft's. The package {SDK} has a command of that
+name, too, and of two packages the one installed last keeps it.
 """
+
+
+def launch(arguments: list[str]) -> int:
+    """``segcft launch``: start a script in several processes.
+
+    Raises:
+        ValueError: If there is no script.
+    """
+    return run(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,7 +93,7 @@ def split(arguments: list[str]) -> tuple[list[str], str, list[str]]:
             break
         place += 1 if "=" in arguments[place] else 2
     if place >= len(arguments):
-        raise ValueError("a script to run is missing, see lightning --help")
+        raise ValueError("a script to run is missing, see segcft launch --help")
     rest = arguments[place + 1 :]
     return arguments[:place], arguments[place], rest[1:] if rest[:1] == ["--"] else rest
 

@@ -13,6 +13,7 @@ from segcft.cli.launch import processes
 from segcft.core.formatting import meant
 from segcft.core.interruption import AGAIN, Interrupted
 from segcft.core.parsing import simplified
+from segcft.core.provenance import commit
 from segcft.core.trusted_code import admit, guard
 
 
@@ -65,6 +66,7 @@ COMMANDS = {
     "info": Command(
         "segcft.inference.info:info", "what a checkpoint, bundle or folder is, and what may be asked of it", heavy=False
     ),
+    "launch": Command("segcft.cli.launch:launch", "start a script in one process per device", heavy=False),
     "completion": Command("segcft.cli.completion:completion", "completion for a shell: bash or zsh", heavy=False),
 }
 MORE = """
@@ -72,6 +74,7 @@ A fit that was interrupted goes on when its command is given again; --resume=nev
 Configuration files name code of segcft and its libraries alone; --trust PACKAGE lets them name yours.
 Several --config files are read in order and later ones override; so do options: --trainer.max_steps=100.
 `segcft COMMAND --help` lists the options of a command. `segcft --version` says what is installed.
+Completion by the Tab key: eval "$(segcft completion bash)" in ~/.bashrc, or zsh in ~/.zshrc.
 """
 
 
@@ -85,7 +88,9 @@ def usage() -> str:
 def versions() -> str:
     """What ``segcft --version`` prints."""
     found = [f"segcft {_version('segcft')}", f"Python {platform.python_version()}"]
-    return ", ".join([*found, *(f"{name} {_version(name)}" for name in ("torch", "lightning"))])
+    found += [f"{name} {_version(name)}" for name in ("torch", "lightning")]
+    known = commit()
+    return ", ".join([*found, f"commit {known}"] if known else found)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,6 +132,7 @@ def _run(arguments: list[str]) -> int:
         guard()
     module, _, function = command.function.partition(":")
     run = getattr(importlib.import_module(module), function)
+    warnings.formatwarning = _told  # after Lightning, which sets its own when it is imported
     return run(admitted if command.verb else admitted[1:]) or 0
 
 
@@ -144,7 +150,6 @@ def _told(message: Any, *_: Any, **__: Any) -> str:
 
 def _quiet() -> None:
     """Drop notes of libraries that a user can do nothing about."""
-    warnings.formatwarning = _told
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of Lightning's calls
     notes = (
         "LeafSpec",

@@ -44,7 +44,7 @@ class PlainParser(ArgumentParser):
         allow_abbrev: Whether options may be abbreviated.
     """
 
-    def __init__(self, command: str, description: str, allow_abbrev: bool = True) -> None:
+    def __init__(self, command: str, description: str, allow_abbrev: bool = False) -> None:
         super().__init__(
             prog=f"segcft {command}",
             description=description,
@@ -62,7 +62,10 @@ class PlainParser(ArgumentParser):
 
 
 class Failing:
-    """Mixin that gives jsonargparse's parsers the errors of ``PlainParser``."""
+    """Mixin that gives jsonargparse's parsers the errors of ``PlainParser``; options are not abbreviated either."""
+
+    def __init__(self, *positional: Any, **settings: Any) -> None:
+        super().__init__(*positional, **{"allow_abbrev": False, **settings})
 
     def error(self, message: str, *_: Any, **__: Any) -> NoReturn:
         """Raise instead of leaving.

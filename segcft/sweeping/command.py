@@ -57,7 +57,7 @@ def configured(plan: Plan) -> Plan:
 
 def _parser() -> PlainParser:
     more = "Other options, each in one word (--trainer.max_steps=100), go to every training."
-    parser = PlainParser("sweep", f"{__doc__}\n{more}", allow_abbrev=False)
+    parser = PlainParser("sweep", f"{__doc__}\n{more}")
     add = parser.add_argument
     add(
         "plan",

@@ -1,19 +1,26 @@
 """Commands answer at once, and a mistake is answered in one sentence."""
 
+import contextlib
 import json
+import re
 import resource
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
+import lightning
 import pytest
 
+from segcft.cli import data_commands
+from segcft.cli.completion import SOURCES, WORDS, script
 from segcft.cli.main import COMMANDS, main
 from segcft.core.formatting import meant
 from segcft.core.parsing import explained
 from tests.experiments import configuration
 
 LIGHT = (["--help"], ["--version"], ["reprot"], ["report", "--help"], ["figure", "--help"], ["inspect", "--help"],
-         ["info", "--help"], ["completion", "bash"], ["report", "nowhere"])  # fmt: skip
+         ["info", "--help"], ["launch", "--help"], ["completion", "bash"], ["report", "nowhere"])  # fmt: skip
 CONFIGS = [configuration("chest_phantom", "segmentor")]
 HEAVY = ("torch", "lightning", "monai", "albumentations", "segmentation_models_pytorch", "matplotlib")
 
@@ -95,15 +102,54 @@ def test_near_names_alone_are_suggested():
     )
 
 
-def test_completion_is_a_script_that_a_shell_accepts(capsys):
-    assert main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    offered = subprocess.run(
-        ["bash", "-c", f"{script}\nCOMP_WORDS=(segcft coun); COMP_CWORD=1; _segcft; echo ${{COMPREPLY[@]}}"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert offered.stdout.strip() == "counterfactual"
+def test_abbreviations_are_no_options(capsys):
+    assert main(["fit", *CONFIGS, "--trainer.max_step=3"]) == 2
+    assert "did you mean --trainer.max_steps?" in capsys.readouterr().err
+    assert main(["report", "results", "--ou=a.html"]) == 2
+    assert "did you mean --out?" in capsys.readouterr().err
+
+
+def test_warnings_have_no_line_of_code_though_lightning_was_imported(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", lambda *_: "Lightning's")
+    main(["completion", "bash"])
+    place = str(Path(lightning.__file__).parent / "pytorch/a.py")
+    assert warnings.formatwarning(UserWarning("slow"), UserWarning, place, 3) == "segcft: warning: slow\n"
+
+
+def test_the_version_names_what_is_installed(capsys):
+    assert main(["--version"]) == 0
+    said = capsys.readouterr().out
+    assert re.match(r"segcft \d\S*, Python 3\.\d+\.\d+, torch \d\S*, lightning 2\.\d+\.\d+", said)
+    assert not (Path(__file__).parents[2] / ".git").exists() or re.search(r"commit [0-9a-f]{40}", said)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_completed_words_are_those_of_the_parser(name, capsys):
+    with contextlib.suppress(SystemExit):
+        main([name, "folder", "--help"] if name == "prepare" else [name, "--help"])
+    shown = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
+    offered = {word for word in WORDS[name] if word.startswith("--")}
+    assert offered <= shown, "in segcft/cli/completion.py, not in the parser"
+    if name in ("report", "figure", "inspect", "info", "export", "counterfactual", "init", "check"):
+        assert shown - {"--help"} <= offered, "in the parser, not in segcft/cli/completion.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["coun"], {"counterfactual"}),
+        (["fit", "--trainer.max_s"], {"--trainer.max_steps"}),
+        (["completion", ""], {"bash", "zsh", "--help"}),
+        (["prepare", "che"], {"chexpert"}),
+    ],
+)
+def test_bash_completes_commands_and_options(words, expected):
+    asked = f"COMP_WORDS=(segcft {' '.join(map(repr, words))}); COMP_CWORD={len(words)}; _segcft"
+    text = f"{script('bash')}\n{asked}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == expected
+    assert script("zsh").endswith(script("bash"))
+    assert set(SOURCES) == set(data_commands.SOURCES)
 
 
 def test_info_of_a_folder_of_results(tmp_path, capsys):

@@ -165,6 +165,23 @@ def test_other_commands_belong_to_the_sdk(capsys, monkeypatch):
     assert "script to run is missing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "run", [["segcft", "launch"], ["lightning", "run"], ["lightning", "run", "model"]], ids=" ".join
+)
+def test_both_names_start_the_same(run, monkeypatch, tmp_path, capsys):
+    """``segcft launch`` is there whoever owns the command ``lightning``."""
+    given = []
+    monkeypatch.setattr("lightning.fabric.cli._main", lambda args, **more: given.append(args))
+    monkeypatch.setenv("PYTHONPATH", "")
+    script = tmp_path / "script.py"
+    script.write_text("")
+    start = {"segcft": cli.main, "lightning": main}[run[0]]
+    assert start([*run[1:], "--devices=2", str(script), "fit", "--config=a.yaml"]) == 0
+    assert given == [["run", "--devices=2", str(script), "--", "fit", "--config=a.yaml"]]
+    assert start(run[1:]) == 2
+    assert "script to run is missing" in capsys.readouterr().err
+
+
 def test_the_file_runs_as_a_script_beside_modules_named_like_the_standard_library():
     done = subprocess.run([sys.executable, ROOT / "segcft/__main__.py", "--help"], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": ""}, check=False)  # fmt: skip
