@@ -180,19 +180,25 @@ def test_a_stage_that_was_asked_to_stop_can_go_on(tmp_path):
         work.run(poll=0.01)
 
 
-STOPPED = """
-import pathlib, sys, time
+STOPPED = '''
+import sys
 from segcft.cli.main import main
 from segcft.study import schedule
-schedule.Schedule.plan = lambda self: setattr(self, "program", ["sh", "-c", WORK]) or ""
-WORK = "trap 'echo > $PLACE/saved; exit 75' TERM; echo > $PLACE/begun; while :; do sleep 0.02; done"
-sys.exit(main(["study", "chest_phantom", "--stages", "segmentor"]))
+schedule.Schedule.plan = lambda self: setattr(self, "program", [sys.executable, "-c", WORK]) or ""
+WORK = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("saved").touch(), sys.exit(75)))
+pathlib.Path("begun").touch()
+time.sleep(120)
 """
+sys.exit(main(["study", "chest_phantom", "--stages", "segmentor"]))
+'''
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_study_that_is_asked_to_stop_leaves_no_stage_at_work(number, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PLACE": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     work = subprocess.Popen([sys.executable, "-c", STOPPED], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
@@ -268,7 +274,10 @@ def test_a_wheel_in_an_empty_folder_trains(tmp_path):
         environment = {"PYTHONPATH": str(tmp_path / "w"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
         subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "empty", check=True, env=environment)
 
+    segcft("init", "films", "--like", "chexpert")
+    segcft("study", "films", "--dry-run")  # of a recipe that is over another
     segcft("init", "mine", "--like", "chest_phantom")
+    segcft("study", "mine", "--dry-run")
     few = "--data.init_args.subjects={train: 16, val: 8, test: 8}"
     quick = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.logger=false"]
     segcft("study", "mine", "--stages", "segmentor", few, "--data.init_args.batch_size=8", *quick)
