@@ -181,6 +181,7 @@ def test_whole_numbers_stay_whole(place):
 def test_options_in_two_words_and_foreign_code_are_refused(place, capsys, monkeypatch):
     assert main(["sweep", str(plan()), "--out=out", "--trainer.max_steps", "1"]) == 2
     assert "one word" in capsys.readouterr().err
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])  # of the trial's process, which refuses it
     assert main(["sweep", str(plan(space={"model": {"choices": ["subprocess.Popen"]}})), "--out=out"]) == 2
     assert "--trust" in capsys.readouterr().err
 
