@@ -4,24 +4,30 @@ Checked are contrast, correlation of neighbouring pixels, and the segmentor's ou
 and in one piece.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segcft.counterfactual.subject import OpenedSubject
-
 FLAT = 0.02  # deviation in image units of [-1, 1]: films have .3 and more
 ALIKE = 0.5  # correlation of neighbouring pixels: films have .9 and more, noise has none
+PIECES = 8  # looked at: a structure in more is in pieces
 WHOLE = 0.85  # share of a structure that its largest piece holds
 POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 @torch.no_grad()
-def doubts(subject: OpenedSubject) -> list[str]:
-    """A sentence for everything that is unlike an image of the training, of the first image of a subject."""
-    image = subject.image[:1].float()
-    found = _of_image(image)
-    for name, mask in zip(subject.structures, subject.masks[0] > 0.5, strict=True):
+def doubts(image: Tensor, structures: Sequence[str], masks: Tensor) -> list[str]:
+    """A sentence for everything that is unlike an image of the training, of the first image.
+
+    Args:
+        image: As the model sees it, (B, C, *S).
+        structures: Names of K structures.
+        masks: The segmentor's probabilities, (B, K, *S).
+    """
+    found = _of_image(image[:1].float())
+    for name, mask in zip(structures, masks[0] > 0.5, strict=True):
         if not mask.any():
             found.append(f"{name} is not found in the image")
         elif (share := largest_piece(mask)) < WHOLE:
@@ -30,9 +36,12 @@ def doubts(subject: OpenedSubject) -> list[str]:
 
 
 def largest_piece(mask: Tensor) -> float:
-    """Share of a mask (*S), bool, that its largest connected piece holds; pieces touch at sides and corners."""
+    """Share of a mask (*S), bool, that its largest connected piece holds; pieces touch at sides and corners.
+
+    Of a mask in more than ``PIECES`` pieces, the largest of that many.
+    """
     left, most = mask.clone(), 0
-    while left.any():
+    for _ in range(PIECES):
         if int(left.sum()) <= most:
             break
         piece = _grown(left)

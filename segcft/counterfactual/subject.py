@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from segcft.counterfactual.edits import Canvas, Edit, carry
+from segcft.counterfactual.plausibility import doubts
 from segcft.counterfactual.refinement import Refinement
 from segcft.hvae.hvae import Mediation
 from segcft.hvae.latents import Abduction
@@ -83,6 +84,11 @@ class OpenedSubject:
     def measured(self) -> dict[str, Tensor]:
         """What the segmentor finds in the images, in real units, (B,) each; nothing without one."""
         return self.measure(self.masks, self.image)
+
+    @cached_property
+    def doubts(self) -> list[str]:
+        """A sentence for everything in the first image that is unlike the training, see ``plausibility``."""
+        return doubts(self.image, self.structures, self.masks)
 
     @torch.no_grad()
     def outline(self, image: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segcft.counterfactual.model import CounterfactualModel
-from segcft.counterfactual.plausibility import doubts
 from segcft.counterfactual.subject import Answer, OpenedSubject
 from segcft.inference.file_geometry import Framing
 from segcft.io.picture import Picture, Window
@@ -106,7 +105,7 @@ def rows(answer: Answer, intervened: Iterable[str], warnings: list[str]) -> list
 def unusual(subject: OpenedSubject) -> list[str]:
     """One sentence for everything in the factual image that is unlike the training: sizes, contrast, outlines."""
     parents = subject.model.parents
-    return doubts(subject) + beyond({name: subject.values[name] for name in parents.structural}, parents)
+    return subject.doubts + beyond({name: subject.values[name] for name in parents.structural}, parents)
 
 
 def reasons(answer: Answer, intervened: Iterable[str]) -> list[str]:
