@@ -99,8 +99,9 @@ def _results(path: Path) -> Facts:
 
 def _cache(path: Path) -> Facts:
     content = _json(path / "dataset.json")
-    kept = ("name", "structures", "frame", "spacing", "unit", "counts", "patients", "quarantined", "variables")
-    facts = {key: content[key] for key in kept if key in content and key != "variables"}
+    made = content.get("plan") or {}
+    facts = {key: made.get(key) for key in ("source", "structures", "frame", "unit")}
+    facts |= {key: content.get(key) for key in ("counts", "patients", "quarantined")}
     return {"path": str(path), "what": "prepared data set", **facts}
 
 
