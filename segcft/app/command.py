@@ -12,7 +12,7 @@ import torch
 
 from data_modules.common.data_module import DataModule
 from segcft.app.opened_image import Case
-from segcft.app.service import Desk
+from segcft.app.service import CounterfactualService
 from segcft.core.parsing import Parser
 from segcft.counterfactual.model import CounterfactualModel
 
@@ -35,11 +35,11 @@ def serve(arguments: list[str]) -> None:
     options = parser.instantiate_classes(parser.parse_args(arguments))
     _check(options)
     model = CounterfactualModel.load(options.model).to(options.device)
-    desk = Desk(model, cases(model, options.data, options.cases))
+    service = CounterfactualService(model, cases(model, options.data, options.cases))
     local = is_local(options.host)
     token = options.token or (None if local else secrets.token_urlsafe(16))
     listening = _listen(options.host, options.port)
-    app = App(desk, title(Path(options.model)), int(options.upload_limit * 2**20))
+    app = App(service, title(Path(options.model)), int(options.upload_limit * 2**20))
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"segcft: http://{shown}:{port}/{f'?token={token}' if token else ''}", flush=True)

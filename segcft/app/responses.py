@@ -7,15 +7,15 @@ from typing import Any
 from segcft.app import rendering
 from segcft.app.downloads import kinds
 from segcft.app.opened_image import Reply, Subject
-from segcft.app.service import Desk
+from segcft.app.service import CounterfactualService
 from segcft.inference.answer_file import busiest, plane, unusual
 from segcft.io.picture import DICOM, FILMS, NIFTI
 from segcft.plots.panels import COLOURS, LIMIT
 
 
-def describe(desk: Desk, title: str, upload_limit: int) -> dict[str, Any]:
+def describe(service: CounterfactualService, title: str, upload_limit: int) -> dict[str, Any]:
     """Variables, graph and cases."""
-    model, graph, depth = desk.model, desk.graph, dict[str, int]()
+    model, graph, depth = service.model, service.graph, dict[str, int]()
     for name, causes in graph.items():
         depth[name] = 1 + max((depth[cause] for cause in causes), default=-1)
     variables = [
@@ -33,7 +33,7 @@ def describe(desk: Desk, title: str, upload_limit: int) -> dict[str, Any]:
         for name, variable in model.parents.variables.items()
     ]
     colours = dict(zip(model.description.structures, COLOURS, strict=False))
-    cases = [{"name": name, "picture": _address(thumbnail(desk, name))} for name in desk.cases]
+    cases = [{"name": name, "picture": _address(thumbnail(service, name))} for name in service.cases]
     return {
         "title": title,
         "variables": variables,
@@ -43,13 +43,13 @@ def describe(desk: Desk, title: str, upload_limit: int) -> dict[str, Any]:
         "kinds": [*FILMS, *DICOM, *NIFTI],
         "upload_limit": upload_limit,
         "limit": LIMIT,
-        "frame": list(desk.frame),
+        "frame": list(service.frame),
     }
 
 
-def thumbnail(desk: Desk, name: str) -> bytes:
+def thumbnail(service: CounterfactualService, name: str) -> bytes:
     """A case, small, as PNG."""
-    image = desk.cases[name].image[0, 0].float().numpy()
+    image = service.cases[name].image[0, 0].float().numpy()
     flat = plane(image, None if image.ndim == 2 else image.shape[-1] // 2)
     return rendering.small((flat + 1) * 127.5)
 

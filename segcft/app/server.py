@@ -27,7 +27,7 @@ from segcft.app.downloads import download
 from segcft.app.opened_image import Subject
 from segcft.app.requests import Refused, about, body, content, number, numbers, question
 from segcft.app.responses import describe, introduce, show
-from segcft.app.service import Desk
+from segcft.app.service import CounterfactualService
 from segcft.app.sessions import Session, Sessions
 from segcft.app.static_files import text
 from segcft.io.picture import DICOM, FILMS, NIFTI
@@ -41,14 +41,16 @@ class App:
     """Routes of the page.
 
     Args:
-        desk: That answers.
+        service: That answers.
         title: Of the page.
         upload_limit: Bytes of an upload.
         sessions: Where they are kept.
     """
 
-    def __init__(self, desk: Desk, title: str, upload_limit: int, sessions: Sessions | None = None) -> None:
-        self.desk, self.title, self.upload_limit = desk, title, upload_limit
+    def __init__(
+        self, service: CounterfactualService, title: str, upload_limit: int, sessions: Sessions | None = None
+    ) -> None:
+        self.service, self.title, self.upload_limit = service, title, upload_limit
         self.sessions = sessions or Sessions()
         self._worker, self._waiting = ThreadPoolExecutor(1), 0
 
@@ -65,12 +67,12 @@ class App:
 
     async def model(self, request: Request) -> Response:
         """What may be asked, and of which cases."""
-        return JSONResponse(await self._queued(lambda: describe(self.desk, self.title, self.upload_limit)))
+        return JSONResponse(await self._queued(lambda: describe(self.service, self.title, self.upload_limit)))
 
     async def open(self, request: Request) -> Response:
         """A case."""
         name = str((await body(request)).get("case", ""))
-        subject = await self._queued(lambda: self.desk.open_case(name))
+        subject = await self._queued(lambda: self.service.open_case(name))
         return await self._begun(Session(subject))
 
     async def upload(self, request: Request) -> Response:
@@ -89,7 +91,7 @@ class App:
             window, spacing = numbers(told, "window", 2), numbers(told, "spacing")
             given = {variable: number(value, variable) for variable, value in dict(told.get("parents") or {}).items()}
             levels = None if window is None else (window[0], window[1])
-            subject = await self._queued(lambda: self.desk.open_file(file, name, given, levels, spacing))
+            subject = await self._queued(lambda: self.service.open_file(file, name, given, levels, spacing))
         except BaseException:
             folder.cleanup()
             raise
@@ -101,7 +103,7 @@ class App:
         subject = self._subject(given)
         asked, index, seen = question(given), given.get("slice"), given.get("seen", False)
         began = time.perf_counter()
-        told = await self._queued(lambda: show(self.desk.ask(subject, asked), index, seen))
+        told = await self._queued(lambda: show(self.service.ask(subject, asked), index, seen))
         told["seconds"] = round(time.perf_counter() - began, 3)
         return JSONResponse(told)
 
@@ -109,7 +111,7 @@ class App:
         """A file of an answer."""
         given = await body(request)
         subject, asked, kind = self._subject(given), question(given), str(given.get("kind", ""))
-        name, made = await self._queued(lambda: download(self.desk.ask(subject, asked), kind))
+        name, made = await self._queued(lambda: download(self.service.ask(subject, asked), kind))
         return JSONResponse({"name": name, "content": base64.b64encode(made).decode()})
 
     async def close(self, request: Request) -> Response:

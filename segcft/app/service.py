@@ -23,7 +23,7 @@ PARTICLES = 8  # of the posterior, where their deviation is asked for
 Result = TypeVar("Result")
 
 
-class Desk:
+class CounterfactualService:
     """Opens images and answers questions about them; the same for everyone, so it remembers nobody.
 
     Args:

@@ -18,7 +18,7 @@ from PIL import Image
 from segcft.app.command import cases, is_local, title
 from segcft.app.downloads import download, kinds
 from segcft.app.opened_image import Case, Question
-from segcft.app.service import Desk
+from segcft.app.service import CounterfactualService
 from segcft.causal.structural_causal_model import StructuralCausalModel
 from segcft.cli.main import main
 from segcft.counterfactual.model import CounterfactualModel
@@ -42,9 +42,9 @@ def cases_of(model, dims=2, count=2):
 
 
 @pytest.fixture(scope="module")
-def desk():
+def service():
     model = make(description(2, age=True))
-    return Desk(model, cases_of(model))
+    return CounterfactualService(model, cases_of(model))
 
 
 @pytest.fixture
@@ -54,10 +54,10 @@ def film(tmp_path):
     return tmp_path / "film.png"
 
 
-def test_answers_are_those_of_the_model(desk):
-    case = desk.cases["test 1"]
-    expected = desk.model.counterfactual(case.image, case.values, {"left_size": "+20%"})
-    found = desk.ask(desk.open_case("test 1"), Question(PLUS))
+def test_answers_are_those_of_the_model(service):
+    case = service.cases["test 1"]
+    expected = service.model.counterfactual(case.image, case.values, {"left_size": "+20%"})
+    found = service.ask(service.open_case("test 1"), Question(PLUS))
     torch.testing.assert_close(found.answer.image, expected.image, atol=1e-5, rtol=0)
     assert all(torch.equal(found.answer.values[name], value) for name, value in expected.values.items())
     row = next(row for row in found.rows if row["variable"] == "left_size")
@@ -66,35 +66,35 @@ def test_answers_are_those_of_the_model(desk):
     assert row["measured"] is not None
 
 
-def test_an_image_is_encoded_once_and_a_live_move_is_one_decoder_pass(desk):
-    subject, encoded, drawn = desk.open_case("test 1"), [], []
+def test_an_image_is_encoded_once_and_a_live_move_is_one_decoder_pass(service):
+    subject, encoded, drawn = service.open_case("test 1"), [], []
     hooks = [
-        desk.model.hvae.stem.register_forward_hook(lambda *_: encoded.append(1)),
-        desk.model.prediction.register_forward_hook(lambda *_: drawn.append(1)),
+        service.model.hvae.stem.register_forward_hook(lambda *_: encoded.append(1)),
+        service.model.prediction.register_forward_hook(lambda *_: drawn.append(1)),
     ]
     for share in (5, 10, 15):
-        desk.ask(subject, Question((f"left_size=+{share}%",), refined=False))
+        service.ask(subject, Question((f"left_size=+{share}%",), refined=False))
     assert (len(encoded), len(drawn)) == (0, 3)
-    desk.ask(subject, Question(PLUS, particles=True))
-    desk.ask(subject, Question(PLUS, particles=True))
+    service.ask(subject, Question(PLUS, particles=True))
+    service.ask(subject, Question(PLUS, particles=True))
     assert len(encoded) == 1, "the particles, once"
     for hook in hooks:
         hook.remove()
 
 
-def test_asking_nothing_changes_nothing(desk):
-    reply = desk.ask(desk.open_case("test 2"), Question())
+def test_asking_nothing_changes_nothing(service):
+    reply = service.ask(service.open_case("test 2"), Question())
     assert not reply.change.any()
     assert not any(row["intervened"] for row in reply.rows)
 
 
-def test_the_same_question_gets_the_same_answer_and_takes_no_chance_from_others(desk):
-    subject, question = desk.open_case("test 1"), Question(PLUS, particles=True)
+def test_the_same_question_gets_the_same_answer_and_takes_no_chance_from_others(service):
+    subject, question = service.open_case("test 1"), Question(PLUS, particles=True)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one = desk.ask(subject, question)
+    one = service.ask(subject, question)
     assert torch.equal(torch.get_rng_state(), before)
-    other = desk.ask(desk.open_case("test 1"), question)
+    other = service.ask(service.open_case("test 1"), question)
     assert torch.equal(one.answer.image, other.answer.image)
     assert torch.equal(one.answer.posterior_deviation, other.answer.posterior_deviation)
     assert one.answer.posterior_deviation.max() > 0
@@ -106,21 +106,21 @@ def test_effects_follow_their_causes_unless_held():
     for weight in mechanism.parameters():
         weight.data += 0.3 * torch.randn_like(weight)
     model = make(about, mechanism)
-    desk = Desk(model, cases_of(model))
-    assert desk.graph["left_size"] == ["age"]
-    subject = desk.open_case("test 1")
+    service = CounterfactualService(model, cases_of(model))
+    assert service.graph["left_size"] == ["age"]
+    subject = service.open_case("test 1")
     for effect, same in (("total", False), ("direct", True)):
-        values = desk.ask(subject, Question(("age=+10",), effect)).answer.values
+        values = service.ask(subject, Question(("age=+10",), effect)).answer.values
         assert torch.equal(values["left_size"], subject.opened.values["left_size"]) == same
 
 
-def test_a_file_comes_back_as_the_command_line_writes_it(desk, film, tmp_path):
-    subject = desk.open_file(film, "me.png", {"age": 40.0})
+def test_a_file_comes_back_as_the_command_line_writes_it(service, film, tmp_path):
+    subject = service.open_file(film, "me.png", {"age": 40.0})
     assert subject.opened.given == {"age"}
-    reply = desk.ask(subject, Question(PLUS))
+    reply = service.ask(subject, Question(PLUS))
     name, content = download(reply, "png")
     assert name == "me_counterfactual.png"
-    checkpoint = save(tmp_path / "a.ckpt", desk.model)
+    checkpoint = save(tmp_path / "a.ckpt", service.model)
     command = ["counterfactual", f"--checkpoint={checkpoint}", f"--image={film}", "--parent=age=40"]
     assert main([*command, "--do=left_size=+20%", f"--out={tmp_path / 'out'}"]) == 0
     written = np.asarray(Image.open(tmp_path / "out/film.png/counterfactual.png"))
@@ -133,26 +133,26 @@ def test_a_file_comes_back_as_the_command_line_writes_it(desk, film, tmp_path):
     assert np.allclose(read_picture(tmp_path / "a.nii.gz", (0, 255)).levels.round(), written, atol=1)
 
 
-def test_a_large_film_is_shown_smaller_and_written_whole(desk, tmp_path):
+def test_a_large_film_is_shown_smaller_and_written_whole(service, tmp_path):
     pixels = np.full((900, 1200), 90, np.uint8)
     pixels[300:600] = 120
     Image.fromarray(pixels).save(tmp_path / "large.jpg")
-    subject = desk.open_file(tmp_path / "large.jpg", "large.jpg", {"age": 40.0})
+    subject = service.open_file(tmp_path / "large.jpg", "large.jpg", {"age": 40.0})
     assert subject.levels.shape == (384, 512)
-    reply = desk.ask(subject, Question(PLUS))
+    reply = service.ask(subject, Question(PLUS))
     assert Image.open(io.BytesIO(download(reply, "png")[1])).size == (1200, 900)
 
 
-def test_dicom_and_volumes(desk, tmp_path):
+def test_dicom_and_volumes(service, tmp_path):
     write_dicom(
         tmp_path / "a.dcm", np.arange(1600, dtype=np.uint16).reshape(40, 40), WindowCenter=800, WindowWidth=1600
     )
-    subject = desk.open_file(tmp_path / "a.dcm", "a.dcm", {"age": 40.0})
+    subject = service.open_file(tmp_path / "a.dcm", "a.dcm", {"age": 40.0})
     assert kinds(subject) == ["png", "nifti", "dicom", "csv"]
-    data = pydicom.dcmread(io.BytesIO(download(desk.ask(subject, Question(PLUS)), "dicom")[1]))
+    data = pydicom.dcmread(io.BytesIO(download(service.ask(subject, Question(PLUS)), "dicom")[1]))
     assert (data.Rows, data.Columns) == (40, 40)
     model = make(description(3))
-    deep = Desk(model, cases_of(model, 3))
+    deep = CounterfactualService(model, cases_of(model, 3))
     reply = deep.ask(deep.open_case("test 1"), Question(PLUS, particles=True))
     index = busiest([reply.change])
     assert 0 <= index < 16
@@ -173,28 +173,28 @@ def test_dicom_and_volumes(desk, tmp_path):
         (None, {"age": 40}, (9.0, 3.0), "black must lie below white"),
     ],
 )
-def test_bad_files_are_named_as_their_owner_does(desk, film, content, given, window, message):
+def test_bad_files_are_named_as_their_owner_does(service, film, content, given, window, message):
     if content is not None:
         film.write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
-        desk.open_file(film, "me.png", given, window)
+        service.open_file(film, "me.png", given, window)
     assert str(film.parent) not in str(caught.value)
 
 
-def test_deep_files_ask_for_levels_in_the_words_of_the_page(desk, tmp_path):
+def test_deep_files_ask_for_levels_in_the_words_of_the_page(service, tmp_path):
     Image.fromarray(np.zeros((20, 20), np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match="say which levels are black and white"):
-        desk.open_file(tmp_path / "deep.png", "deep.png", {"age": 40.0})
+        service.open_file(tmp_path / "deep.png", "deep.png", {"age": 40.0})
 
 
 @pytest.mark.parametrize("request_", ["left_size", "left_size=20%", "spleen=+1%", "left_size=+1e999"])
-def test_bad_requests_are_quoted(desk, request_):
+def test_bad_requests_are_quoted(service, request_):
     with pytest.raises(ValueError, match=request_.split("=")[0]):
-        desk.ask(desk.open_case("test 1"), Question((request_,)))
+        service.ask(service.open_case("test 1"), Question((request_,)))
 
 
-def test_targets_out_of_range_are_answered_with_a_reason(desk):
-    reply = desk.ask(desk.open_case("test 1"), Question(("left_size=99",)))
+def test_targets_out_of_range_are_answered_with_a_reason(service):
+    reply = service.ask(service.open_case("test 1"), Question(("left_size=99",)))
     assert any(reason.startswith("left_size = 99") for reason in reply.reasons)
 
 
@@ -274,11 +274,11 @@ class Client:
 
 
 @pytest.fixture
-def app(desk):
+def app(service):
     pytest.importorskip("starlette")
     from segcft.app.server import App
 
-    app = App(desk, "balls", upload_limit=10**5)
+    app = App(service, "balls", upload_limit=10**5)
     yield app
     app.sessions.tidy(everyone=True)
 
@@ -355,12 +355,12 @@ def test_strangers_are_kept_out(app):
     assert guarded("POST", "/login", b"token=secret")[0] == 303
 
 
-def test_idle_images_and_too_many_are_closed(desk):
+def test_idle_images_and_too_many_are_closed(service):
     pytest.importorskip("starlette")
     from segcft.app.requests import Refused
     from segcft.app.sessions import Session, Sessions
 
-    sessions, subject = Sessions(most=2, idle=60), desk.open_case("test 1")
+    sessions, subject = Sessions(most=2, idle=60), service.open_case("test 1")
     first, second = (sessions.add(Session(subject)) for _ in range(2))
     sessions.get(first)
     third = sessions.add(Session(subject))
@@ -374,7 +374,7 @@ def test_idle_images_and_too_many_are_closed(desk):
 
 def test_a_bundle_or_checkpoint_without_a_segmentor_is_served_too(tmp_path):
     model = CounterfactualModel.load(save(tmp_path / "a.ckpt", make(description(2)), judged=False))
-    desk = Desk(model, cases_of(model))
-    assert desk.model.hidden == ["left_size", "right_size"]
-    reply = desk.ask(desk.open_case("test 1"), Question(PLUS))
+    service = CounterfactualService(model, cases_of(model))
+    assert service.model.hidden == ["left_size", "right_size"]
+    reply = service.ask(service.open_case("test 1"), Question(PLUS))
     assert reply.rows[0]["measured"] is None

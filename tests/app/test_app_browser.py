@@ -19,7 +19,7 @@ from PIL import Image
 
 from segcft.app.command import cases
 from segcft.app.opened_image import Case, Question
-from segcft.app.service import Desk
+from segcft.app.service import CounterfactualService
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.counterfactual.prediction import painted
 from segcft.guidance.judges import Segmentor
@@ -64,7 +64,7 @@ def address():
     about = DataDescription(variables, about.structures, about.spacing)
     model = Redrawn(about, HVAE(2, 1, about.parents.dim, [Stage(SIZE, 8, 0), Stage(8, 16, 2, 4)])).eval()
     model.segmentor = Seeing(about).eval()
-    app = App(Desk(model, cases(model, data, 3)), "balls", upload_limit=2**18)
+    app = App(CounterfactualService(model, cases(model, data, 3)), "balls", upload_limit=2**18)
     with running(create(app, None, local=True), uvicorn) as address:
         yield address
 
@@ -256,8 +256,10 @@ def test_a_token_is_asked_for_and_opens(browser):
     from segcft.app.server import App, create
 
     about = Balls(size=SIZE).description
-    desk = Desk(CounterfactualModel(about, HVAE(2, 1, about.parents.dim, [Stage(SIZE, 8, 0), Stage(8, 16, 2, 4)])))
-    with running(create(App(desk, "balls", 2**18), "secret", local=False), uvicorn) as address:
+    service = CounterfactualService(
+        CounterfactualModel(about, HVAE(2, 1, about.parents.dim, [Stage(SIZE, 8, 0), Stage(8, 16, 2, 4)]))
+    )
+    with running(create(App(service, "balls", 2**18), "secret", local=False), uvicorn) as address:
         page = browser.new_page()
         page.goto(address)
         for token in ("wrong", "secret"):
@@ -292,15 +294,15 @@ def test_latency(size, limit, one_thread):
     model.segmentor = Segmentor(about).eval()
     image = torch.rand(1, 1, size, size) * 2 - 1
     case = Case("a", image, {name: torch.tensor([20.0]) for name in areas})
-    desk = Desk(model, [case])
+    service = CounterfactualService(model, [case])
     began = time.process_time()
-    subject = desk.open_case("a")
+    subject = service.open_case("a")
     opened = time.process_time() - began
     for refined in (False, True):
         spent, wall = [], []
         for share in (5,) if refined else (5, 10, 15):  # the first warms up
             began, clock = time.process_time(), time.perf_counter()
-            show(desk.ask(subject, Question((f"left_area=+{share}%",), refined=refined)), seen=None)
+            show(service.ask(subject, Question((f"left_area=+{share}%",), refined=refined)), seen=None)
             spent.append(time.process_time() - began)
             wall.append(time.perf_counter() - clock)
         kind, least, clocked = "refined" if refined else "live", min(spent), min(wall)

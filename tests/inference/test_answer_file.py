@@ -13,7 +13,7 @@ from PIL import Image
 from data_modules.folder import Folder
 from segcft.app.opened_image import Question
 from segcft.app.responses import show
-from segcft.app.service import Desk
+from segcft.app.service import CounterfactualService
 from segcft.causal.structural_causal_model import Mechanism, intervene
 from segcft.cli.main import main
 from segcft.core.checkpoints import describe
@@ -147,8 +147,8 @@ def test_one_question_with_two_corrections_outlines_five_images(tmp_path, monkey
     assert one.measured.keys() == other.measured.keys() == {"left_size", "right_size"}
     assert count.calls == [1] * 9, "Python: of the second question all but the factual image"
     count.calls.clear()
-    desk = Desk(model)
-    reply = desk.ask(desk.open_file(tmp_path / "film.png", "film.png", {}), Question(("left_size=+20%",)))
+    service = CounterfactualService(model)
+    reply = service.ask(service.open_file(tmp_path / "film.png", "film.png", {}), Question(("left_size=+20%",)))
     show(reply)
     assert [row["measured"] for row in reply.rows]
     assert count.calls == [1] * 5, "app"
