@@ -1,9 +1,7 @@
 """Sources: a data set on disk, listed in a table and read subject by subject; ``prepare`` makes a cache of it."""
 
-import functools
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -12,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from segcft.core.recipes import recording
 from segcft.io.resampling import scaled_frame
 
 
@@ -59,7 +58,7 @@ class Source(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
-            cls.__init__ = _remembering(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = recording(cls.__init__, "_given", _unchanged)  # type: ignore[method-assign]
 
     def resized(self, size: int) -> Self:
         """The same source, ``size`` pixels along the longest side of the same field of view.
@@ -110,16 +109,5 @@ class Source(ABC):
         """
 
 
-def _remembering(init: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a constructor to store its arguments by name in ``_given``."""
-    signature = inspect.signature(init)
-
-    @functools.wraps(init)
-    def remembering(self: Source, *args: Any, **kwargs: Any) -> None:
-        if "_given" not in self.__dict__:  # store the arguments of the most derived class only
-            bound = signature.bind(self, *args, **kwargs)
-            bound.apply_defaults()
-            self.__dict__["_given"] = dict(list(bound.arguments.items())[1:])
-        init(self, *args, **kwargs)
-
-    return remembering
+def _unchanged(value: Any) -> Any:
+    return value

@@ -41,15 +41,14 @@ class PlainParser(ArgumentParser):
     Args:
         command: The command of segcft.
         description: Its description.
-        allow_abbrev: Whether options may be abbreviated.
     """
 
-    def __init__(self, command: str, description: str, allow_abbrev: bool = False) -> None:
+    def __init__(self, command: str, description: str) -> None:
         super().__init__(
             prog=f"segcft {command}",
             description=description,
             formatter_class=RawDescriptionHelpFormatter,
-            allow_abbrev=allow_abbrev,
+            allow_abbrev=False,
         )
 
     def error(self, message: str) -> NoReturn:

@@ -18,7 +18,7 @@ class Recorded:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
-            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = recording(cls.__init__, "_arguments", plain)  # type: ignore[method-assign]
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -128,16 +128,19 @@ def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _recording(init: Callable[..., None]) -> Callable[..., None]:
+def recording(init: Callable[..., None], attribute: str, convert: Callable[[Any], Any]) -> Callable[..., None]:
+    """Wrap a constructor to store its arguments, defaults included: name -> ``convert(value)``, in ``attribute``.
+
+    If a subclass has a constructor of its own, the subclass's arguments are stored.
+    """
     signature = inspect.signature(init)
 
     @functools.wraps(init)
-    def recording_init(self: Recorded, *args: Any, **kwargs: Any) -> None:
-        if "_arguments" not in self.__dict__:  # record the arguments of the most derived class only
+    def recording_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        if attribute not in self.__dict__:
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
-            arguments = {name: plain(value) for name, value in list(bound.arguments.items())[1:]}
-            object.__setattr__(self, "_arguments", arguments)
+            self.__dict__[attribute] = {name: convert(value) for name, value in list(bound.arguments.items())[1:]}
         init(self, *args, **kwargs)
 
     return recording_init

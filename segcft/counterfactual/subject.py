@@ -236,9 +236,8 @@ class Answer:
     def seen(self) -> Tensor:
         """Counterfactual images as the model and its segmentor see them, (B, C, *S) in [-1, 1]."""
         shown = Canvas(self.image, self.canvas.geometry).frame
-        return (shown + (self.subject.image - self.canvas.frame)).clamp(
-            -1, 1
-        )  # a smaller copy is seen a little blurred
+        blur = self.canvas.frame - self.subject.image  # 0 unless the canvas is a smaller copy
+        return (shown - blur).clamp(-1, 1)
 
     @cached_property
     def masks(self) -> Tensor:

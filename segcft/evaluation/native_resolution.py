@@ -189,7 +189,7 @@ def rows(
     ``energy_before`` and both where the answer ``changed`` something; ``folded`` in % and ``strain`` of the flow;
     ``painted`` and ``altered``, summed changes by paint, and by paint and flow; ``error``, ``error_near``, ``smooth``
     (blurred), ``smooth_near`` and ``edge_error`` to the truth, ``*_unchanged`` those of the factual image. NaN where
-    unknown. The methods follow each other in the order of the other tables, today's form of an answer before it.
+    unknown. The methods follow each other in the order of the other tables, each after its painted form.
 
     Args:
         studio: Draws.

@@ -30,7 +30,7 @@ def study(arguments: list[str]) -> int:
     Raises:
         ValueError: If something given is wrong, before any stage, or if a stage failed.
     """
-    parser = PlainParser("study", ABOUT, allow_abbrev=False)
+    parser = PlainParser("study", ABOUT)
     parser.add_argument("experiment", help="folder under experiments/, or an experiment that segcft brings along")
     parser.add_argument(
         "--stages", nargs="+", default=[], help="some stages alone; what they need is trained if missing"

@@ -31,11 +31,11 @@ def located(name: str, experiments: Path = Path("experiments")) -> Path:
     Raises:
         ValueError: If there is none of that name.
     """
-    shipped = Path(str(files("segcft"))) / "experiments"
-    for root in (experiments, shipped):
+    roots = (experiments, _shipped())
+    for root in roots:
         if (root / name / "data.yaml").is_file():
             return root / name
-    known = sorted({path.parent.name for root in (experiments, shipped) for path in root.glob("*/data.yaml")})
+    known = sorted({path.parent.name for root in roots for path in root.glob("*/data.yaml")})
     near = meant(name, known) or f"; there are {', '.join(known)}"
     raise ValueError(f"{name} is no experiment: {experiments / name / 'data.yaml'} does not exist{near}")
 
@@ -124,12 +124,17 @@ def pointed(config: Any, folder: str) -> tuple[Any, tuple[str, ...]]:
     return point(config, ""), tuple(found)
 
 
+def _shipped() -> Path:
+    """The experiments that segcft brings along."""
+    return Path(str(files("segcft"))) / "experiments"
+
+
 def _recipe(folder: Path) -> Path | None:
     name: str | None = read(folder / "data.yaml").get("recipe")
     if name is None:
         return None
-    shipped = Path(str(files("segcft"))) / "experiments"
-    places = [root / name for root in (folder.parent / RECIPES, folder.parent, shipped / RECIPES, shipped)]
+    own, shipped = folder.parent, _shipped()
+    places = [root / name for root in (own / RECIPES, own, shipped / RECIPES, shipped)]
     for place in places:
         if place.is_dir() and place.resolve() != folder.resolve():
             return Path(place)

@@ -66,8 +66,8 @@ def stamped(job: Job) -> tuple[str, float] | None:
     mark = stamp(job)
     if not job.product.is_file() or not mark.is_file():
         return None
-    fingerprint, seconds = mark.read_text().split()
-    return fingerprint, float(seconds)
+    fingerprint, spent = mark.read_text().split()
+    return fingerprint, float(spent)
 
 
 def seconds(job: Job) -> float:
