@@ -7,6 +7,7 @@ answer, write -> one table of numbers, and what failed.
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -82,26 +83,35 @@ def find_files(image: Path, out: Path, named: bool = False) -> dict[Path, Path]:
     Args:
         image: The file or folder.
         out: Folder of the answers.
-        named: Name the folders after the files, which may name patients, instead of numbering them.
+        named: Name the folders after the files, which may name patients, instead of numbering them as ``numbered``.
 
     Raises:
         ValueError: If there is none.
     """
     if image.is_file():
-        return {image: out / (image.name if named else "1")}
+        return {image: out / image.name} if named else numbered([image], out)
     written = out.resolve()
     found = [path for path in sorted(image.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     found = [path for path in found if written not in path.resolve().parents]
     files = [path for path in found if is_picture(path)]
-    if others := len([path for path in found if is_dicom(path)]) - len([path for path in files if is_dicom(path)]):
+    if others := sum(map(is_dicom, set(found) - set(files))):
         print(f"skipped: {others} DICOM files without an image (DICOMDIR, reports and the like)", file=sys.stderr)
     if not files:
         raise ValueError(f"{image}: no image here" if image.is_dir() else f"no image at {image}")
-    digits = len(str(len(files)))
-    return {
-        path: out / (path.relative_to(image) if named else f"{number:0{digits}}")
-        for number, path in enumerate(files, 1)
-    }
+    return {path: out / path.relative_to(image) for path in files} if named else numbered(files, out)
+
+
+def numbered(files: list[Path], out: Path) -> dict[Path, Path]:
+    """A numbered folder in ``out`` for each file: the one of its last answers, or one that does not exist yet."""
+    known: dict[Path, str] = {}
+    if (out / "answers.csv").is_file():
+        table = read_table(out / "answers.csv", ["image", "counterfactual"])
+        for image, answer in zip(table["image"].astype(str), table["counterfactual"].astype(str), strict=True):
+            if Path(answer).parts[0].isdigit():
+                known[Path(image).resolve()] = Path(answer).parts[0]
+    taken = [int(folder.name) for folder in out.glob("*") if folder.name.isdigit()]
+    free = count(max(taken, default=0) + 1)
+    return {path: out / (known.get(path.resolve()) or f"{next(free):04d}") for path in files}
 
 
 def manifest(job: Plan, rows: list[Row]) -> pd.DataFrame:
