@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from data_modules.coronary.curved_planar_reformation import Centreline, Frames, 
 from data_modules.coronary.files import WorldFrame, read_centreline, read_header, read_volume
 from data_modules.coronary.manifests import read_manifest
 from data_modules.coronary.vessel_regions import measured
+from segcft.io.picture import check_alike, corners_of
 
 log = logging.getLogger(__name__)
 
 LABELS = {"lumen": [1], "calcified_plaque": [2], "noncalcified_plaque": [3]}
 CALCIUM = "calcified_plaque"
+WIDENS = 1.2  # times wider in its last third than in its first: a vessel that is followed backwards
 
 
 class CoronaryCTA(Source):
@@ -28,7 +31,8 @@ class CoronaryCTA(Source):
     See ``coronary_manifests`` for the manifest, ``coronary_files`` for the files. The first ``length`` mm of every
     vessel are shown; shorter vessels are left out, and counted in the log. Offers ``<structure>_area`` (mm^2) or
     ``..._volume`` (mm^3) of what is shown, the same of its thirds (``proximal_<structure>_area``, ``mid_...``,
-    ``distal_...``), ``angle`` (2-D), and the manifest's ``age``, ``sex`` and ``attributes``.
+    ``distal_...``), ``angle`` (2-D), and the manifest's ``age``, ``sex`` and ``attributes``. Centrelines run from
+    proximal to distal; a vessel that widens along its centreline is reported in the log.
 
     Args:
         manifest: CSV with one row per vessel.
@@ -150,6 +154,9 @@ class CoronaryCTA(Source):
                 f"{row['centerline']}: no structure along this centreline ({kinds}); are its coordinates "
                 f"{self.centerline_frame}?"
             )
+        first, last = _end_widths(mask, self.spacing)
+        if last > WIDENS * first:
+            _warn_widening(row["centerline"])
         image = hu.round().clip(-32768, 32767).astype(np.int16)[None]
         return Sample(image, mask, measured(mask, self.structures, self.spacing, self.regions))
 
@@ -211,7 +218,20 @@ def _check_pair(image: Path, label: Path) -> None:
     (shape, affine), (other, elsewhere) = read_header(image), read_header(label)
     if shape != other:
         raise ValueError(f"{label}: its shape {other} is not the image's {shape}")
-    corners = np.array([[0, 0, 0, 1], [*shape, 1]]).T
-    apart = np.linalg.norm((affine - elsewhere) @ corners, axis=0).max()
-    if apart > 0.1:
-        raise ValueError(f"{label}: its voxels are up to {apart:.2f} mm away from the image's")
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    try:
+        check_alike(corners_of(elsewhere, shape), corners_of(affine, shape), float(sides.min()))
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from error
+
+
+@cache
+def _warn_widening(centreline: str) -> None:
+    log.warning("%s: the vessel widens by more than a fifth along it: does it run from proximal to distal?", centreline)
+
+
+def _end_widths(mask: NDArray[np.bool_], spacing: Sequence[float]) -> tuple[float, float]:
+    """Median width of a vessel (K, rows, *across) over its first and its last third, mm."""
+    across = mask.any(0).reshape(mask.shape[1], -1).sum(1) * np.prod(spacing[1:])
+    widths = np.array_split(across ** (1 / (mask.ndim - 2)), 3)
+    return float(np.median(widths[0])), float(np.median(widths[-1]))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from data_modules.common.sources import Sample, Source
 from data_modules.common.splits import hashed_splits, refuse_shared
 from segcft.io.csv_tables import categories, header, numbers, origins, read_table, refuse, refuse_outside, refuse_twice
 from segcft.io.orientation import UPRIGHT
-from segcft.io.picture import Picture, Window, apart
+from segcft.io.picture import Picture, Window, check_alike
 from segcft.io.readers import read_labels, read_mask, read_picture
 from segcft.io.resampling import resample
 
@@ -211,21 +211,34 @@ def _check_geometry(frame: tuple[int, ...], spacing: list[float] | None) -> None
 def _fitting(path: str, image: Picture, read: Callable[[Path], Picture]) -> NDArray[Any] | None:
     """Labels or mask of a file, which must be on the image's grid; None if there is no file.
 
-    A PNG does not state an orientation in the patient: beside a DICOM it lies on the stored pixels.
+    A file that does not state its orientation in the patient, such as a PNG, lies on the stored pixels of a DICOM.
     """
     if not path:
         return None
     found = read(Path(path))
-    if image.turn != UPRIGHT and found.turn == UPRIGHT and image.of_dicom:
+    if found.turn != UPRIGHT and found.anatomical and not image.anatomical:
+        raise ValueError(f"{path} states its orientation in the patient, but its image does not: which side is left?")
+    if image.turn != UPRIGHT and image.anatomical and not found.anatomical:
+        _warn_of_stored_masks(Path(path).parent)
         found.levels = image.turn.show(found.levels)
     if found.levels.shape != image.levels.shape:
         raise ValueError(f"{path} has shape {found.levels.shape}, its image {image.levels.shape}")
     if found.spacing and image.spacing and not np.allclose(found.spacing, image.spacing, rtol=1e-3):
         raise ValueError(f"{path} has spacing {found.spacing} mm, its image {image.spacing} mm")
-    far = apart(found, image)
-    if far is not None and far > min(image.spacing or (1.0,)) / 2:
-        raise ValueError(f"{path} is not aligned with its image: their corners are up to {far:.1f} mm apart")
+    if found.corners is not None and image.corners is not None and image.spacing:
+        try:
+            check_alike(found.corners, image.corners, min(image.spacing))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     return found.levels
+
+
+@cache
+def _warn_of_stored_masks(folder: Path) -> None:
+    message = (
+        "%s: masks that do not state their orientation are taken to lie on the stored pixels of their DICOM images"
+    )
+    log.warning(message + ", which are shown turned", folder)
 
 
 def _binary(path: str, image: Picture) -> NDArray[np.bool_] | None:

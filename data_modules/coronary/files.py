@@ -15,6 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from segcft.io.csv_tables import numbers, read_columns
+from segcft.io.nifti import check_affine, position
 
 Floats = NDArray[np.float64]
 WorldFrame = Literal["RAS", "LPS"]
@@ -62,10 +63,9 @@ def read_header(path: Path) -> tuple[tuple[int, ...], Floats]:
     """
     try:
         shape, affine = _nrrd_header(path) if path.name.endswith(".nrrd") else _nifti_header(path)
+        check_affine(affine)
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError, nrrd.NRRDError) as error:
         raise ValueError(f"{path}: {error}") from error
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
-        raise ValueError(f"{path}: its affine has no inverse: {affine.tolist()}")
     return shape, affine
 
 
@@ -74,7 +74,7 @@ def read_centreline(path: Path, frame: WorldFrame = "RAS") -> Floats:
 
     ``.csv`` has columns x, y, z (others are ignored); ``.swc`` and ``.txt`` have rows ``id type x y z radius parent``
     in which every point's parent is the one before, or rows ``x y z [radius]``; ``.vtp`` is ASCII polydata with one
-    line.
+    line. Points run from proximal (the ostium) to distal, as ``CoronaryCTA`` shows the first millimetres.
 
     Args:
         path: The file.
@@ -100,12 +100,9 @@ def _lean(data: NDArray[Any]) -> NDArray[Any]:
 
 def _nifti_header(path: Path) -> tuple[tuple[int, ...], Floats]:
     image = nibabel.load(path)
-    shape = image.shape[:3] if image.shape[3:] in ((), (1,)) else image.shape
-    if len(shape) != 3:
+    if len(image.shape) < 3 or image.shape[3:] not in ((), (1,)):
         raise ValueError(f"a volume has three axes, this file has the shape {image.shape}")
-    if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
-        raise ValueError("neither sform nor qform is set: the position of this volume is unknown")
-    return shape, np.asarray(image.affine, np.float64)
+    return position(image)
 
 
 def _nrrd_header(path: Path) -> tuple[tuple[int, ...], Floats]:

@@ -36,8 +36,7 @@ def download(reply: Reply, kind: str) -> tuple[str, bytes]:
     if kind not in kinds(reply.subject):
         raise ValueError(f"{kind!r} is none of {', '.join(kinds(reply.subject))}")
     end, content = makers[kind](reply)
-    stem = Path(reply.subject.name).name.partition(".")[0] or "image"
-    return f"{stem}_counterfactual{end}", content
+    return f"counterfactual{end}", content  # a file's own name may name its patient
 
 
 def _png(reply: Reply) -> tuple[str, bytes]:

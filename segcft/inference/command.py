@@ -7,6 +7,7 @@ answer, write -> one table of numbers, and what failed.
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,7 @@ from segcft.core.parsing import PlainParser
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.inference.answer_file import Plan, Row, answer_file
 from segcft.io.csv_tables import bad_cell, header, read_table, refuse_twice
-from segcft.io.readers import is_picture
+from segcft.io.readers import is_dicom, is_picture
 from segcft.io.writers import mask_path
 from segcft.variables.requests import once, parse, sweep
 
@@ -69,25 +70,48 @@ def plan(options: Namespace) -> Plan:
         raise ValueError(f"--samples {options.samples}: at least one is needed")
     if options.window and not options.window[0] < options.window[1]:
         raise ValueError(f"--window {options.window[0]:g} {options.window[1]:g}: black must lie below white")
-    files = find_files(Path(options.image), Path(options.out))
+    files = find_files(Path(options.image), Path(options.out), options.keep_identity)
     parents = _parents(options, model, list(files))
     return Plan(model, questions, files, parents, options, tuple(options.window) if options.window else None)
 
 
-def find_files(image: Path, out: Path) -> dict[Path, Path]:
+def find_files(image: Path, out: Path, named: bool = False) -> dict[Path, Path]:
     """The file, or every image below the folder but what lies in ``out``, each with a folder of its own there.
+
+    DICOM files without an image (DICOMDIR, reports, presentation states) are left out, and counted on standard error.
+
+    Args:
+        image: The file or folder.
+        out: Folder of the answers.
+        named: Name the folders after the files, which may name patients, instead of numbering them as ``numbered``.
 
     Raises:
         ValueError: If there is none.
     """
     if image.is_file():
-        return {image: out / image.name}
-    found = [path for path in sorted(image.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+        return {image: out / image.name} if named else numbered([image], out)
     written = out.resolve()
-    files = [path for path in found if written not in path.resolve().parents and is_picture(path)]
+    found = [path for path in sorted(image.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    found = [path for path in found if written not in path.resolve().parents]
+    files = [path for path in found if is_picture(path)]
+    if others := sum(map(is_dicom, set(found) - set(files))):
+        print(f"skipped: {others} DICOM files without an image (DICOMDIR, reports and the like)", file=sys.stderr)
     if not files:
         raise ValueError(f"{image}: no image here" if image.is_dir() else f"no image at {image}")
-    return {path: out / path.relative_to(image) for path in files}
+    return {path: out / path.relative_to(image) for path in files} if named else numbered(files, out)
+
+
+def numbered(files: list[Path], out: Path) -> dict[Path, Path]:
+    """A numbered folder in ``out`` for each file: the one of its last answers, or one that does not exist yet."""
+    known: dict[Path, str] = {}
+    if (out / "answers.csv").is_file():
+        table = read_table(out / "answers.csv", ["image", "counterfactual"])
+        for image, answer in zip(table["image"].astype(str), table["counterfactual"].astype(str), strict=True):
+            if Path(answer).parts[0].isdigit():
+                known[Path(image).resolve()] = Path(answer).parts[0]
+    taken = [int(folder.name) for folder in out.glob("*") if folder.name.isdigit()]
+    free = count(max(taken, default=0) + 1)
+    return {path: out / (known.get(path.resolve()) or f"{next(free):04d}") for path in files}
 
 
 def manifest(job: Plan, rows: list[Row]) -> pd.DataFrame:
@@ -100,7 +124,7 @@ def manifest(job: Plan, rows: list[Row]) -> pd.DataFrame:
     columns: dict[str, Row] = {}
     for row in rows:
         path = Path(row["counterfactual"])
-        entry = columns.setdefault(row["counterfactual"], {"image": path.as_posix(), "patient": row["image"]})
+        entry = columns.setdefault(row["counterfactual"], {"image": path.as_posix(), "patient": path.parent.as_posix()})
         for name in model.segmentor.description.structures:
             entry[f"mask_{name}"] = mask_path(path, name).as_posix()
         if row["variable"] not in model.parents.structural:
@@ -180,7 +204,11 @@ def parser() -> ArgumentParser:
         help="or bundle; of pretraining or fine-tuning; Seg-CFT's holds the segmentor that measures",
     )
     add("--image", required=True, help="PNG, JPEG, DICOM or NIfTI, or a folder of such")
-    add("--out", required=True, help="folder; every image gets one of its own there, and answers.csv has the numbers")
+    add(
+        "--out",
+        required=True,
+        help="folder; every image gets a numbered one there; answers.csv says which, and what was measured",
+    )
     ask = "NAME=+20%% (of the factual value), NAME=+5 (a change), NAME=5 (a value; ==-5 if negative); repeat: jointly"
     add("--do", action="append", default=[], metavar="NAME=VALUE", help=ask)
     add("--sweep", metavar="NAME=FROM:TO:COUNT", help="factors of the factual value, 0.8:1.2:9; strip and animation")
@@ -199,6 +227,10 @@ def parser() -> ArgumentParser:
     add("--spacing", type=float, nargs="+", metavar="MM", help="of a pixel, for files that do not say it")
     add("--strict", action="store_true", help="refuse targets outside the training range instead of warning")
     add("--manifest", action="store_true", help="also masks by the segmentor and manifest.csv, to train on the answers")
-    add("--keep-identity", action="store_true", help="keep every DICOM tag, the patient's name among them")
+    add(
+        "--keep-identity",
+        action="store_true",
+        help="keep every DICOM tag and the names of files, which may name patients",
+    )
     add("--device", default="cpu", help="cpu, cuda or mps")
     return made

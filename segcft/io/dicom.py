@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
-from segcft.io.orientation import of_dicom
+from segcft.io.orientation import UPRIGHT, of_dicom
 from segcft.io.picture import LARGEST, Picture, Pixels, Window
 
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
@@ -21,6 +21,9 @@ def read_dicom(path: Path, grey: Callable[[Any], Pixels]) -> Picture:
         ValueError: If there are several frames, colours, or invalid values; the message names the tag.
     """
     data = pydicom.dcmread(path)
+    if "Rows" not in data:
+        kind = data.file_meta.get("MediaStorageSOPClassUID")
+        raise ValueError(f"it holds no image, but {kind.name if kind else 'other data'}")
     frames = int(data.get("NumberOfFrames") or 1)
     if data.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2") or frames != 1:
         raise ValueError("one frame of grey levels is needed")
@@ -30,25 +33,45 @@ def read_dicom(path: Path, grey: Callable[[Any], Pixels]) -> Picture:
         raise ValueError(f"it is an enhanced DICOM, whose {found[0]} holds slope, window and spacing: not supported")
     if data.get("RescaleSlope") is not None and float(data.RescaleSlope) == 0:
         raise ValueError("RescaleSlope is 0, which makes all levels the same")
+    if data.HighBit != data.BitsStored - 1:
+        raise ValueError(f"HighBit {data.HighBit} does not fit BitsStored {data.BitsStored}: the levels are not known")
     turn = of_dicom(data)
-    spacing = pixel_spacing(data)
-    if spacing and turn.transposed:
+    shown, spacing = turn or UPRIGHT, pixel_spacing(data)
+    if spacing and shown.transposed:
         spacing = (spacing[1], spacing[0])
-    return Picture(turn.show(grey(data)), spacing, turn=turn, of_dicom=True)
+    return Picture(shown.show(grey(data)), spacing, turn=shown, anatomical=turn is not None)
+
+
+def has_image(path: Path) -> bool:
+    """Whether a DICOM file holds an image, unlike a DICOMDIR, a report or a presentation state; True if damaged."""
+    try:
+        return "Rows" in pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows"])
+    except Exception:  # pydicom raises all kinds of errors on damaged files; reading the file names the damage
+        return True
 
 
 def pixel_spacing(data: Any) -> tuple[float, float] | None:
-    """Height and width of a pixel in mm; None if missing or 0.
+    """Height and width of a pixel in the patient, mm; None if missing or 0.
 
-    ImagerPixelSpacing refers to the detector, so it is divided by EstimatedRadiographicMagnificationFactor.
+    ImagerPixelSpacing refers to the detector, so it is divided by EstimatedRadiographicMagnificationFactor; so is a
+    PixelSpacing that only repeats it without a PixelSpacingCalibrationType (DICOM PS3.3, 10.7.1.3).
+
+    Raises:
+        ValueError: If the magnification is below 1.
     """
-    given, share = data.get("PixelSpacing"), 1.0
-    if not given or not all(float(side) > 0 for side in given):
-        given, share = data.get("ImagerPixelSpacing"), float(data.get("EstimatedRadiographicMagnificationFactor") or 1)
-    if not given or not all(float(side) > 0 for side in given) or not share > 0:
-        return None
-    height, width = (float(side) / share for side in given)
-    return height, width
+    given, detector = _sides(data, "PixelSpacing"), _sides(data, "ImagerPixelSpacing")
+    if given and (given != detector or data.get("PixelSpacingCalibrationType")):
+        return given
+    factor = float(data.get("EstimatedRadiographicMagnificationFactor") or 1)
+    if not factor >= 1:
+        raise ValueError(f"EstimatedRadiographicMagnificationFactor is {factor:g}, which is below 1")
+    return (detector[0] / factor, detector[1] / factor) if detector else None
+
+
+def _sides(data: Any, name: str) -> tuple[float, float] | None:
+    """A tag's two sides of a pixel; None if it is missing or 0."""
+    sides = [float(side) for side in data.get(name) or []]
+    return (sides[0], sides[1]) if len(sides) == 2 and all(side > 0 for side in sides) else None
 
 
 def rescaled(data: Any, stored: Pixels | None = None) -> Pixels:
@@ -72,8 +95,9 @@ def dicom_levels(data: Any, window: Window | None, stored: Pixels | None = None)
     if data.get("VOILUTSequence"):
         levels = _to_bytes(apply_voi(levels, data), 0, 2.0 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1)
     elif data.get("WindowWidth") is not None:
-        low, high = apply_windowing(np.array([-1e12, 1e12]), data).tolist()
-        levels = _to_bytes(apply_windowing(levels, data), low, high)
+        with np.errstate(over="ignore"):  # a sigmoid's far ends
+            low, high = apply_windowing(np.array([-1e12, 1e12]), data).tolist()
+            levels = _to_bytes(apply_windowing(levels, data), low, high)
     return 255 - levels if inverted and levels.dtype == np.uint8 else levels
 
 

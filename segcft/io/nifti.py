@@ -1,6 +1,5 @@
 """Reading NIfTI: one image or volume, in display orientation."""
 
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from segcft.io.picture import LARGEST, Picture, Pixels
+from segcft.io.picture import LARGEST, Picture, Pixels, apart, corners_of
 
 MILLIMETRES = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 ALIKE = 0.01  # tolerated relative difference of voxel volumes
@@ -22,49 +21,57 @@ def read_nifti(path: Path) -> Picture:
         ValueError: If it holds more than one volume, colours, or if its position is missing or contradictory.
     """
     image: Any = nibabel.load(path)
-    if image.get_data_dtype().names:
-        raise ValueError("it holds colours; grey levels are needed")
-    shape = tuple(image.shape) + (1,) * (3 - len(image.shape))
-    if np.prod(shape, dtype=np.float64) > LARGEST or any(side > 1 for side in shape[3:]):
-        raise ValueError(f"one image or volume of at most {LARGEST} voxels is needed, not shape {image.shape}")
-    check_position(image.header, shape[:3])
-    shape, turn = shape[:3], io_orientation(image.affine)
-    levels = shown(np.asarray(image.dataobj).reshape(shape), image.affine)
-    affine = image.affine @ inv_ornt_aff(turn, shape)
-    affine[:3] *= MILLIMETRES[image.header.get_xyzt_units()[0]]
+    shape, affine = position(image)
+    turn = io_orientation(affine)
+    levels = shown(np.asarray(image.dataobj).reshape(shape), affine)
+    affine = affine @ inv_ornt_aff(turn, shape)
     spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
     turned = apply_orientation(np.empty(shape, np.bool_), turn).shape
-    corners = corners_of(affine, turned)
-    if levels.ndim == 3:
-        return Picture(levels, spacing, affine, corners=corners)
-    flat = _flat_axis(turned)
-    rows, columns = (side for axis, side in reversed(list(enumerate(spacing))) if axis != flat)
-    return Picture(levels, (rows, columns), affine, corners=corners)
+    if levels.ndim == 2:
+        flat = _flat_axis(turned)
+        spacing = tuple(side for axis, side in reversed(list(enumerate(spacing))) if axis != flat)
+    return Picture(levels, spacing, affine, anatomical=True, corners=corners_of(affine, turned))
 
 
-def check_position(header: Any, shape: tuple[int, ...]) -> None:
-    """Check that a header states the volume's position, without contradictions.
+def position(image: Any) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Shape (X, Y, Z) of a nibabel image and its affine from voxel indices to RAS+ mm, (4, 4).
 
     Raises:
-        ValueError: If neither sform nor qform is set, or they, or pixdim, contradict each other.
+        ValueError: If it holds more than one volume, colours, or if its position is missing or contradictory.
     """
-    sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    if not (sform or qform):
+    if image.get_data_dtype().names:
+        raise ValueError("it holds colours; grey levels are needed")
+    shape = (*image.shape, 1, 1)[: max(3, len(image.shape))]
+    if np.prod(shape, dtype=np.float64) > LARGEST or any(side > 1 for side in shape[3:]):
+        raise ValueError(f"one image or volume of at most {LARGEST} voxels is needed, not shape {image.shape}")
+    header, scale = image.header, np.diag([*[MILLIMETRES[image.header.get_xyzt_units()[0]]] * 3, 1.0])
+    codes = {"sform": header["sform_code"], "qform": header["qform_code"]}
+    stated = {name: scale @ getattr(header, f"get_{name}")() for name, code in codes.items() if code > 0}
+    if not stated:
         raise ValueError("neither sform nor qform is set: orientation and position of this volume are unknown")
-    if sform and qform:
-        far = np.linalg.norm(corners_of(header.get_sform(), shape) - corners_of(header.get_qform(), shape), axis=1)
-        if far.max() > min(np.linalg.norm(header.get_sform()[:3, :3], axis=0)) / 2:
-            raise ValueError(f"sform and qform place its corners up to {far.max():.1f} mm apart")
-    sides = np.abs(np.asarray(header["pixdim"][1:4], float))
-    volume = abs(np.linalg.det((header.get_sform() if sform else header.get_qform())[:3, :3]))
-    if (sides > 0).all() and abs(volume / np.prod(sides) - 1) > ALIKE:
-        raise ValueError(f"its affine has voxels of {volume:.4g} mm^3, its pixdim of {np.prod(sides):.4g}")
+    affine, other = next(iter(stated.values())), stated.get("qform")
+    check_affine(affine)
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if (
+        other is not None
+        and (far := apart(corners_of(affine, shape[:3]), corners_of(other, shape[:3]))) > sides.min() / 2
+    ):
+        raise ValueError(f"sform and qform place its corners up to {far:.1f} mm apart")
+    declared = np.abs(np.asarray(header["pixdim"][1:4], float)) * scale[0, 0]
+    volume = abs(np.linalg.det(affine[:3, :3]))
+    if (declared > 0).all() and abs(volume / np.prod(declared) - 1) > ALIKE:
+        raise ValueError(f"its affine has voxels of {volume:.4g} mm^3, its pixdim of {np.prod(declared):.4g}")
+    return shape[:3], affine
 
 
-def corners_of(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Outer corners of a volume of ``shape``, in mm, (8, 3)."""
-    ends = np.array(list(product(*((-0.5, side - 0.5) for side in shape))))
-    return np.asarray(ends @ affine[:3, :3].T + affine[:3, 3])
+def check_affine(affine: NDArray[np.float64]) -> None:
+    """Check that an affine (4, 4) maps voxels to distinct places.
+
+    Raises:
+        ValueError: If it is not finite or has no inverse.
+    """
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
+        raise ValueError(f"its affine has no inverse: {affine.tolist()}")
 
 
 def shown(stored: Pixels, affine: NDArray[np.float64]) -> Pixels:

@@ -60,18 +60,34 @@ def of_exif(image: Any) -> Turn:
     return OF_EXIF.get(image.getexif().get(EXIF, 1), UPRIGHT)
 
 
-def of_dicom(data: Any) -> Turn:
-    """Orientation of a pydicom data set, by ImageOrientationPatient, otherwise PatientOrientation, otherwise upright.
+def of_dicom(data: Any) -> Turn | None:
+    """Orientation of a pydicom data set, by ImageOrientationPatient or PatientOrientation; None if it has neither.
 
     Raises:
-        ValueError: If the tag is invalid.
+        ValueError: If a tag is invalid, or the two contradict each other.
     """
-    directions = data.get("ImageOrientationPatient")
-    if directions:
-        return of_codes([_code(directions[:3]), _code(directions[3:])])
+    directions = [float(number) for number in data.get("ImageOrientationPatient") or []]
     codes = data.get("PatientOrientation")
     given = [codes] if isinstance(codes, str) else list(codes or [])
-    return of_codes(given) if any(given) else UPRIGHT
+    by_codes = of_codes(given) if any(given) else None
+    by_directions = of_directions(directions) if directions else None
+    if by_codes and by_directions and by_codes != by_directions:
+        raise ValueError(f"PatientOrientation {'/'.join(given)} contradicts ImageOrientationPatient {directions}")
+    return by_directions or by_codes
+
+
+def of_directions(directions: Sequence[float]) -> Turn:
+    """Orientation by the two unit vectors of increasing columns and rows in LPS (DICOM PS3.3, C.7.6.2.1.1).
+
+    Raises:
+        ValueError: If they are not two perpendicular unit vectors.
+    """
+    vectors = np.asarray(directions, float)
+    if len(vectors) != 6 or not np.allclose(vectors.reshape(2, 3) @ vectors.reshape(2, 3).T, np.eye(2), atol=0.01):
+        raise ValueError(f"ImageOrientationPatient {list(directions)} are not two perpendicular unit vectors")
+    across, down = vectors.reshape(2, 3)
+    first = _nearest(across)
+    return of_codes([first, _nearest(np.where(np.arange(3) == AXIS[first], 0, down))])
 
 
 def of_codes(codes: Sequence[str]) -> Turn:
@@ -89,8 +105,7 @@ def of_codes(codes: Sequence[str]) -> Turn:
     return Turn(transposed, rows=VERTICAL[down], columns=HORIZONTAL[across])
 
 
-def _code(direction: Sequence[float]) -> str:
+def _nearest(direction: NDArray[Any]) -> str:
     """Letter of the body direction closest to a vector (x, y, z) in LPS."""
-    values = np.asarray(direction, float)
-    axis = int(np.abs(values).argmax())
-    return LPS[axis][int(values[axis] < 0)]
+    axis = int(np.abs(direction).argmax())
+    return LPS[axis][int(direction[axis] < 0)]

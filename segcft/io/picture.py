@@ -1,6 +1,8 @@
 """The contents of an image file, and checks on them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ Pixels = NDArray[Any]
 Window = tuple[float, float]
 
 LARGEST = 2**28  # pixels or voxels; a file that declares more is rejected as damaged or malicious
+DISPLACED = 0.25  # voxels between a mask and its image; half a voxel is a confusion of centres and edges
 FILMS, DICOM, NIFTI = (".png", ".jpg", ".jpeg"), (".dcm", ".dicom"), (".nii", ".nii.gz")
 
 
@@ -24,7 +27,7 @@ class Picture:
         spacing: Pixel size along each axis in mm; None if the file does not state it.
         affine: Maps voxel indices to RAS+ coordinates in mm, (4, 4); None if the file does not state it.
         turn: Orientation of the stored pixels relative to ``levels``, for PNG, JPEG and DICOM.
-        of_dicom: Whether the file is DICOM, so that ``turn`` refers to the patient and not to the camera.
+        anatomical: Whether the file states its orientation in the patient, by DICOM tags or a NIfTI affine.
         corners: Corners of the volume in RAS+ mm, (8, 3); None if the file does not state its position.
     """
 
@@ -32,7 +35,7 @@ class Picture:
     spacing: tuple[float, ...] | None = None
     affine: NDArray[np.float64] | None = None
     turn: Turn = field(default=UPRIGHT)
-    of_dicom: bool = False
+    anatomical: bool = False
     corners: NDArray[np.float64] | None = None
 
 
@@ -51,8 +54,23 @@ def checked(picture: Picture) -> Picture:
     return picture
 
 
-def apart(one: Picture, other: Picture) -> float | None:
-    """Largest distance between the same corners of two volumes, mm; None if one does not state its position."""
-    if one.corners is None or other.corners is None:
-        return None
-    return float(np.linalg.norm(one.corners - other.corners, axis=1).max())
+def corners_of(affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
+    """Outer corners of a volume of ``shape``, in mm, (8, 3)."""
+    ends = np.array(list(product(*((-0.5, side - 0.5) for side in shape))))
+    return np.asarray(ends @ affine[:3, :3].T + affine[:3, 3])
+
+
+def apart(corners: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """Largest distance between the same corners of two volumes, (8, 3) each, in their unit."""
+    return float(np.linalg.norm(corners - others, axis=1).max())
+
+
+def check_alike(corners: NDArray[np.float64], others: NDArray[np.float64], voxel: float) -> None:
+    """Check that a mask lies on its image: no corner is further away than a quarter of a voxel's shortest side.
+
+    Raises:
+        ValueError: If it does not, with the distance in mm.
+    """
+    far = apart(corners, others)
+    if not far <= DISPLACED * voxel:
+        raise ValueError(f"it is not aligned with its image: their corners are up to {far:.2f} mm apart")

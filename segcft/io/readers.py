@@ -20,7 +20,8 @@ def read_picture(path: Path, window: Window | None = None) -> Picture:
     window. With a window the levels are returned unchanged (DICOM: after rescale slope and intercept, so HU in CT).
     MONOCHROME1 is inverted: after the VOI mapping, or by reflecting the levels within the window.
 
-    PNG and JPEG are oriented by their EXIF tag, DICOM such that the patient's left is on the right of the image.
+    PNG and JPEG are oriented by their EXIF tag, DICOM such that the patient's left is on the right of the image
+    (as stored if it states no orientation).
     Volumes are reoriented to the closest RAS+ axes. A NIfTI with one slice is a 2-D image: rows run from superior (or
     anterior) downwards and columns start at the patient's right, as radiographs are displayed.
 
@@ -65,8 +66,12 @@ def read_mask(path: Path) -> Picture:
 
 def is_picture(path: Path) -> bool:
     """Whether ``read_picture`` can read a file of this format, judged by its name or its first bytes."""
-    name = path.name.lower()
-    return name.endswith((*FILMS, *DICOM, *NIFTI)) or (_has_preamble(path))
+    return path.name.lower().endswith((*FILMS, *NIFTI)) or (is_dicom(path) and dicom.has_image(path))
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, judged by its name or its first bytes."""
+    return path.name.lower().endswith(DICOM) or _has_preamble(path)
 
 
 def read_grey(path: str | Path) -> Pixels:
@@ -88,7 +93,7 @@ def _open(path: Path, grey: Callable[[Any], Pixels], convert: Callable[[Any], Pi
     try:
         if name.endswith(NIFTI):
             picture = read_nifti(path)
-        elif name.endswith(DICOM) or _has_preamble(path):
+        elif is_dicom(path):
             picture = read_dicom(path, grey)
         else:
             raise ValueError("known are .png, .jpg, .jpeg, .dcm, .dicom, .nii, .nii.gz and DICOM of any name")

@@ -19,11 +19,16 @@ from segcft.core.atomic_files import staged
 from segcft.io.deidentify import pseudonym, remove_identity
 from segcft.io.dicom import dicom_levels
 from segcft.io.nifti import shown
-from segcft.io.orientation import of_dicom, of_exif
+from segcft.io.orientation import UPRIGHT, Turn, of_dicom, of_exif
 from segcft.io.picture import FILMS, NIFTI, Pixels, Window
 
 Change = NDArray[np.float32]
-FREE_FIELDS = ("db_name", "aux_file", "intent_name")  # of a NIfTI header: text of anybody
+FREE_TEXT = (
+    "data_type",
+    "db_name",
+    "aux_file",
+    "intent_name",
+)  # free text of a NIfTI header; NIfTI-2 has the latter two
 
 
 def suffix(source: Path) -> str:
@@ -39,7 +44,8 @@ def write_changed(
 
     PNG and JPEG become PNG of the same mode; all colour channels change equally. DICOM becomes a derived image in a new
     series with new UIDs and a note of what was done; it is de-identified by ``deidentify.remove_identity``. Levels are
-    mapped back by the inverse of window, VOI and rescale. NIfTI keeps its affine and stored data type.
+    mapped back by the inverse of window, VOI and rescale. NIfTI keeps its affine and stored data type, and
+    loses its extensions and free text.
 
     Args:
         source: The file that ``read_picture`` read.
@@ -47,7 +53,7 @@ def write_changed(
         target: Output path; its suffix must be ``suffix(source)``.
         window: The window that was given to ``read_picture``.
         note: Description of what was done, one sentence.
-        identity: Keep all DICOM tags and NIfTI extensions, including the patient's name.
+        identity: Keep all DICOM tags, NIfTI extensions and free text, including the patient's name.
 
     Raises:
         ValueError: If the format cannot store the change.
@@ -67,15 +73,16 @@ def write_mask(source: Path, mask: NDArray[np.bool_], target: Path) -> None:
     """
     with staged(target) as path:
         if suffix(source) == ".dcm":
-            mask = of_dicom(pydicom.dcmread(source, stop_before_pixels=True)).store(mask)
+            mask = _turn(pydicom.dcmread(source, stop_before_pixels=True)).store(mask)
         if suffix(source) not in NIFTI:
             Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(path, format="PNG")
             return
         image: Any = nibabel.load(source)
         voxels = np.zeros(int(np.prod(image.shape)), np.uint8)
         voxels[_places(image)] = mask
-        content = nibabel.Nifti1Image(voxels.reshape(image.shape), image.affine).to_bytes()
-        path.write_bytes(gzip.compress(content, mtime=0))
+        made = nibabel.Nifti1Image(voxels.reshape(image.shape), image.affine)
+        made.header.set_xyzt_units(image.header.get_xyzt_units()[0])
+        path.write_bytes(gzip.compress(made.to_bytes(), mtime=0))
 
 
 def mask_path(target: Path, structure: str) -> Path:
@@ -87,8 +94,11 @@ def mask_path(target: Path, structure: str) -> Path:
 def _png(source: Path, change: Change, path: Path, window: Window | None, note: str) -> None:
     with Image.open(source) as image:
         deep = image.mode.startswith("I;16")
-        pixels = of_exif(image).show(np.asarray(image if deep or image.mode in ("L", "RGB") else image.convert("L")))
+        turn = of_exif(image)
+        pixels = turn.show(np.asarray(image if deep or image.mode in ("L", "RGB") else image.convert("L")))
         kept = {name: image.info[name] for name in ("dpi", "icc_profile") if name in image.info}
+    if "dpi" in kept and turn.transposed:
+        kept["dpi"] = kept["dpi"][::-1]
     pixels = pixels.astype(np.uint16) if deep else pixels
     about = PngInfo()
     about.add_text("Description", note)
@@ -104,7 +114,7 @@ def _dicom(source: Path, change: Change, path: Path, window: Window | None, note
     low = -(2 ** (data.BitsStored - 1)) if data.PixelRepresentation else 0
     table = np.arange(low, low + 2**data.BitsStored, dtype=stored.dtype)
     back = _inverse(table, dicom_levels(data, window, table))
-    change = of_dicom(data).store(change)
+    change = _turn(data).store(change)
     changed = change != 0
     levels, moved = dicom_levels(data, window, stored)[changed].astype(np.float64), np.zeros(stored.shape, np.float32)
     moved[changed] = back(levels + change[changed]) - back(levels)
@@ -117,6 +127,10 @@ def _dicom(source: Path, change: Change, path: Path, window: Window | None, note
         remove_identity(data)
     _say_derived(data, pydicom.dcmread(source, stop_before_pixels=True), note, str if identity else pseudonym)
     data.save_as(path, enforce_file_format=True)
+
+
+def _turn(data: Any) -> Turn:
+    return of_dicom(data) or UPRIGHT
 
 
 def _say_derived(data: Any, original: Any, note: str, named: Callable[[str], str]) -> None:
@@ -155,7 +169,7 @@ def _nifti(source: Path, change: Change, path: Path, window: Window | None, note
     changed = type(image)(stored, image.affine, image.header)
     changed.header.set_slope_inter(slope, float(image.dataobj.inter))  # explicit, so that voxels are stored unchanged
     if not identity:
-        for name in FREE_FIELDS:
+        for name in set(FREE_TEXT) & set(changed.header):
             changed.header[name] = b""
         changed.header.extensions.clear()  # they may hold the DICOM tags
     changed.header["descrip"] = note.encode("ascii", "replace")[:79]

@@ -119,11 +119,11 @@ def test_a_file_comes_back_as_the_command_line_writes_it(service, film, tmp_path
     assert subject.opened.given == {"age"}
     reply = service.ask(subject, Question(PLUS))
     name, content = download(reply, "png")
-    assert name == "me_counterfactual.png"
+    assert name == "counterfactual.png"
     checkpoint = save(tmp_path / "a.ckpt", service.model)
     command = ["counterfactual", f"--checkpoint={checkpoint}", f"--image={film}", "--parent=age=40"]
     assert main([*command, "--do=left_size=+20%", f"--out={tmp_path / 'out'}"]) == 0
-    written = np.asarray(Image.open(tmp_path / "out/film.png/counterfactual.png"))
+    written = np.asarray(Image.open(tmp_path / "out/0001/counterfactual.png"))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), written)
     table = pd.read_csv(io.BytesIO(download(reply, "csv")[1]))
     theirs = pd.read_csv(tmp_path / "out/answers.csv")

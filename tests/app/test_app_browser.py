@@ -186,9 +186,9 @@ def test_an_upload_is_answered_and_downloaded(visit, tmp_path):
         with page.expect_download() as waiting:
             page.click(f"[data-kind={kind}]")
         waiting.value.save_as(tmp_path / waiting.value.suggested_filename)
-    assert Image.open(tmp_path / "me_counterfactual.png").size == (4 * SIZE, 4 * SIZE)
-    assert (tmp_path / "me_counterfactual.nii.gz").stat().st_size > 500
-    table = pd.read_csv(tmp_path / "me_counterfactual.csv").set_index("variable")
+    assert Image.open(tmp_path / "counterfactual.png").size == (4 * SIZE, 4 * SIZE)
+    assert (tmp_path / "counterfactual.nii.gz").stat().st_size > 500
+    table = pd.read_csv(tmp_path / "counterfactual.csv").set_index("variable")
     assert table.loc["left_size", "request"] == "left_size=+20%"
     assert table.loc["left_size", "target"] == pytest.approx(target)
 

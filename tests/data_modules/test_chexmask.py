@@ -239,3 +239,14 @@ def test_malformed_run_lengths_never_give_a_wrong_area(text: str) -> None:
     many = parse_many([text], np.array([60]))
     if many is not None:
         np.testing.assert_array_equal(many[0], runs)
+
+
+def test_of_a_mean_and_a_smaller_maximum_the_smaller_counts(chexpert_tree: Tree, spoil: Spoil) -> None:
+    _, path = chexpert_tree()
+    before = read_chexmask(path, STRUCTURES, everything(path))
+    spoil(path, 2, "Dice RCA (Max)", "0.6")  # the mean says 0.85
+    spoil(path, 3, "Dice RCA (Max)", "0.8")
+    spoil(path, 4, "Dice RCA (Max)", "")
+    after = read_chexmask(path, STRUCTURES, everything(path))
+    assert len(after) == len(before) - 1
+    assert after.dice[:2].tolist() == [0.8, 0.85]

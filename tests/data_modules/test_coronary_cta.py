@@ -21,7 +21,7 @@ from data_modules.coronary.files import read_centreline, read_header, read_volum
 from data_modules.coronary.manifests import asoca_manifest, imagecas_manifest, read_manifest
 from data_modules.coronary.phantom_dataset import CoronaryPhantomDataset
 from data_modules.coronary.volumes import write_volumes
-from data_modules.coronary_cta import CoronaryCTA
+from data_modules.coronary_cta import CoronaryCTA, _warn_widening
 
 STRUCTURES = ["lumen", "calcified_plaque", "noncalcified_plaque"]
 COUNT, SPACING = 2, (0.3, 0.35, 0.4)  # mm
@@ -276,8 +276,9 @@ def test_volumes_that_do_not_fit_are_named(manifest, tmp_path, spoil):
     expect("")
     nibabel.save(nibabel.Nifti1Image(label.data[:-1], label.affine), path)
     expect("its shape .* is not the image's")
-    nibabel.save(nibabel.Nifti1Image(label.data, label.affine + np.eye(4)[:, [3, 0, 1, 2]] * 0.7), path)
-    expect("mm away from the image")
+    moved = label.affine + np.outer(np.eye(4)[0], np.eye(4)[3]) * 0.1
+    nibabel.save(nibabel.Nifti1Image(label.data, moved), path)
+    expect(r"not aligned with its image: their corners are up to 0\.10 mm apart")
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 2), np.int16), label.affine), path)
     expect("three axes")
     lost = nibabel.Nifti1Image(label.data, None)
@@ -350,3 +351,22 @@ def test_any_text_is_a_centreline_or_a_clear_refusal(tmp_path, text, suffix):
         return
     assert points.ndim == 2
     assert points.shape[1] == 3
+
+
+@pytest.mark.parametrize("frame", [(48, 24), (24, 12, 12)])
+def test_a_centreline_that_runs_backwards_is_warned_of(frame, manifest, caplog):
+    def read():
+        _warn_widening.cache_clear()
+        caplog.clear()
+        for row in rows_of(CoronaryCTA(str(manifest), frame=frame)):
+            CoronaryCTA(str(manifest), frame=frame).read(row)
+        return [message for message in caplog.messages if "run from proximal to distal?" in message]
+
+    assert not read()
+    for path in map(Path, pd.read_csv(manifest)["centerline"]):
+        points = pd.read_csv(path)
+        path.unlink()  # a link to what other tests read
+        points.iloc[::-1].to_csv(path, index=False)
+    found = read()
+    assert len(found) == COUNT, "once a vessel"
+    assert all("_lad.csv: the vessel widens" in message for message in found)

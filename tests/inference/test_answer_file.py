@@ -353,7 +353,7 @@ def ask(work, *more, image="in"):
 
 def test_a_folder_of_files_is_answered(work):
     assert ask(work, "--do=left_size=+20%", "--samples=2") == 0
-    for name, file in (("a.png", "png"), ("a.jpg", "png"), ("deep/c.dcm", "dcm")):
+    for name, file in (("0001", "png"), ("0002", "png"), ("0003", "dcm")):
         assert (work / f"out/{name}/counterfactual.{file}").is_file()
         assert Image.open(work / f"out/{name}/panel.png").width > 800
     table = pd.read_csv(work / "out/answers.csv")
@@ -368,13 +368,13 @@ def test_nothing_asked_of_a_file_gives_its_pixels(work):
     assert ask(work, "--do=left_size=+0%", f"--out={work / 'in/out'}") == 0
     assert not (work / "in/out/out").exists(), "answers are not asked again"
     (work / "in/out").rename(work / "out")
-    for old, new in (("a.png", "a.png/counterfactual.png"), ("deep/c.dcm", "deep/c.dcm/counterfactual.dcm")):
+    for old, new in (("a.png", "0002/counterfactual.png"), ("deep/c.dcm", "0003/counterfactual.dcm")):
         assert np.array_equal(stored(work / "in" / old), stored(work / "out" / new))
 
 
 def test_a_sweep_draws_a_strip_and_an_animation(work):
     assert ask(work, "--sweep=left_size=0.8:1.2:3", "--do=right_size=+10%", image="in/a.png") == 0
-    folder = work / "out/a.png"
+    folder = work / "out/0001"
     assert {path.name for path in folder.iterdir()} == {"000.png", "001.png", "002.png", "strip.png", "sweep.gif"}
     assert Image.open(folder / "sweep.gif").size == (40, 31)
 
@@ -384,13 +384,13 @@ def test_a_volume_is_answered_on_its_own_grid(tmp_path):
     source, pixels, _ = picture(tmp_path / "v", "nii")
     window = ["--window", "-400", "400"]
     assert ask(tmp_path, "--do=left_size=+30%", *window, "--manifest", image=source.name) == 0
-    mask = nibabel.load(tmp_path / f"out/{source.name}/counterfactual_left.nii.gz")
+    mask = nibabel.load(tmp_path / "out/0001/counterfactual_left.nii.gz")
     assert np.array_equal(mask.affine, nibabel.load(source).affine)
     assert mask.shape == pixels.shape
-    found = nibabel.load(tmp_path / f"out/{source.name}/counterfactual.nii.gz")
+    found = nibabel.load(tmp_path / "out/0001/counterfactual.nii.gz")
     assert np.array_equal(found.affine, nibabel.load(source).affine)
     assert found.shape == pixels.shape
-    assert (tmp_path / f"out/{source.name}/panel.png").is_file()
+    assert (tmp_path / "out/0001/panel.png").is_file()
 
 
 def test_answers_become_a_data_set(work):
@@ -398,7 +398,7 @@ def test_answers_become_a_data_set(work):
     source = Folder(str(work / "out/manifest.csv"), ["left", "right"], frame=[16, 16])
     table = source.table()
     assert table["id"].tolist() == [
-        f"{n}/counterfactual.{e}" for n, e in (("a.jpg", "png"), ("a.png", "png"), ("deep/c.dcm", "dcm"))
+        f"{n}/counterfactual.{e}" for n, e in (("0001", "png"), ("0002", "png"), ("0003", "dcm"))
     ]
     assert table["patient"].nunique() == 3
     for row in table.to_dict("records"):
@@ -413,7 +413,7 @@ def test_bad_files_among_good_ones_are_reported(work, capsys):
     assert "3 of 5 files answered" in printed.out
     assert "in/b.png cannot be read" in printed.err
     assert "d.png holds uint16 levels" in printed.err
-    assert not (work / "out/b.png").exists()
+    assert {path.name for path in (work / "out").iterdir()} == {"0001", "0002", "0005", "answers.csv"}, "a, a, deep/c"
     assert pd.read_csv(work / "out/answers.csv")["image"].nunique() == 3
 
 

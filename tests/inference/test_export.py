@@ -260,7 +260,7 @@ def test_the_command_line_answers_from_a_bundle(bundle, tmp_path, capsys):
     ask = ["counterfactual", f"--checkpoint={bundle}", f"--image={source}", f"--out={tmp_path / 'out'}"]
     ask += ["--do=left_size=+20%", "--parent=age=63"]
     assert main(ask) == 0
-    assert (tmp_path / "out/a.png/counterfactual.png").is_file()
+    assert (tmp_path / "out/0001/counterfactual.png").is_file()
     (bundle / "notes.txt").write_text("mine")
     assert main(ask) == 2
     assert "notes.txt is not listed in MANIFEST.json" in capsys.readouterr().err

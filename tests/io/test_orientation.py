@@ -2,16 +2,15 @@
 
 import itertools
 
-import nibabel
 import numpy as np
 import pydicom
 import pytest
 from PIL import Image, ImageOps
 
-from segcft.io.orientation import OF_EXIF, UPRIGHT, Turn, of_codes
-from segcft.io.picture import apart
+from segcft.io.orientation import OF_EXIF, UPRIGHT, Turn, of_codes, of_directions
 from segcft.io.readers import read_grey, read_labels, read_mask, read_picture
 from segcft.io.writers import write_changed, write_mask
+from tests import films
 from tests.dicoms import write_dicom
 
 FILM = np.random.default_rng(0).integers(1, 255, (5, 7), dtype=np.uint8)
@@ -50,6 +49,21 @@ def test_exif_orientation_is_read_as_pillow_shows_it_and_written_upright(tag, mo
     assert (again != found).sum() == 1
 
 
+@pytest.mark.parametrize("tag", range(2, 9))
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_lungs_of_a_turned_photograph_are_on_their_own_sides(tag, kind, tmp_path):
+    levels, _, _ = films.draw()
+    exif = Image.Exif()
+    exif[274] = tag
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(OF_EXIF[tag].store(levels)).save(path, exif=exif, dpi=(300, 150))
+    assert films.lungs(read_picture(path).levels) == pytest.approx((films.LEFT, films.RIGHT), abs=0)
+    write_changed(path, np.zeros(levels.shape, np.float32), tmp_path / "b.png", None, "test")
+    with Image.open(tmp_path / "b.png") as written, Image.open(path) as stored:
+        assert np.array_equal(np.asarray(written), np.asarray(ImageOps.exif_transpose(stored)))
+        assert written.info["dpi"] == pytest.approx((300, 150) if tag < 5 else (150, 300), rel=0.01)
+
+
 def test_every_exif_orientation_is_another_turn():
     assert len(set(OF_EXIF.values())) == 8
 
@@ -79,11 +93,44 @@ def test_the_patients_left_is_on_the_right_of_a_frontal_image(codes, tmp_path):
         assert np.array_equal(turn.show(np.asarray(mask)) > 0, FILM > 99)
 
 
-def test_the_images_orientation_in_the_patient_goes_before_the_letters(tmp_path):
-    write_dicom(tmp_path / "a.dcm", FILM[:, ::-1].copy(), ImageOrientationPatient=[-1, 0, 0, 0, 0, -1],
-                PatientOrientation=["L", "F"])  # fmt: skip
-    assert np.array_equal(read_picture(tmp_path / "a.dcm").levels, FILM)
-    assert of_codes(["L", "P"]) == UPRIGHT == of_codes(["P", "F"]), "axial and sagittal, as they are usual"
+@pytest.mark.parametrize("codes", FRONTAL)
+def test_both_tags_of_orientation_say_the_same_or_the_film_is_refused(codes, tmp_path):
+    axes = {"L": (1, 0, 0), "R": (-1, 0, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
+    vectors = [*axes[codes[0]], *axes[codes[1]]]
+    stored = np.ascontiguousarray(of_codes(codes).store(FILM))
+    for tags in ({}, {"PatientOrientation": list(codes)}):
+        path = write_dicom(tmp_path / "a.dcm", stored, ImageOrientationPatient=vectors, **tags)
+        assert np.array_equal(read_picture(path).levels, FILM)
+    for other in {("R", "F"), ("L", "H")} - {codes}:
+        path = write_dicom(tmp_path / "b.dcm", stored, ImageOrientationPatient=vectors, PatientOrientation=list(other))
+        with pytest.raises(ValueError, match=r"b\.dcm .*PatientOrientation ./. contradicts ImageOrientationPatient"):
+            read_picture(path)
+
+
+def test_usual_slices_are_shown_as_they_are_stored():
+    assert of_codes(["L", "P"]) == UPRIGHT == of_codes(["P", "F"]), "axial and sagittal"
+    assert of_directions([0.8, 0.6, 0, -0.6, 0.8, 0]) == UPRIGHT, "oblique"
+
+
+@pytest.mark.parametrize(
+    "vectors", [[1, 0, 0], [0] * 6, [1, 0, 0, 1, 0, 0], [2, 0, 0, 0, 2, 0], [1, 0, 0, 0.5, 0.9, 0]]
+)
+def test_directions_that_make_no_image_are_refused(vectors, tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", FILM, ImageOrientationPatient=vectors)
+    with pytest.raises(ValueError, match=r"a\.dcm .*ImageOrientationPatient .*not two perpendicular unit vectors"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("codes", FRONTAL)
+def test_lungs_of_a_turned_dicom_are_on_their_own_sides(codes, tmp_path):
+    levels, _, _ = films.draw()
+    stored = np.ascontiguousarray(of_codes(codes).store(levels))
+    path = write_dicom(tmp_path / "a.dcm", stored, PatientOrientation=list(codes))
+    assert films.lungs(read_picture(path).levels) == (films.LEFT, films.RIGHT)
+    write_changed(path, np.zeros(levels.shape, np.float32), tmp_path / "b.dcm", None, "test")
+    written = pydicom.dcmread(tmp_path / "b.dcm")
+    assert np.array_equal(written.pixel_array, stored)
+    assert list(written.PatientOrientation) == list(codes)
 
 
 @pytest.mark.parametrize("codes", [["L", "R"], ["X", "F"], ["L"]])
@@ -91,16 +138,6 @@ def test_letters_that_make_no_image_are_refused(codes, tmp_path):
     write_dicom(tmp_path / "a.dcm", FILM, PatientOrientation=codes)
     with pytest.raises(ValueError, match=r"a\.dcm.*PatientOrientation .* not two directions"):
         read_picture(tmp_path / "a.dcm")
-
-
-def test_spacing_of_zero_is_unknown_and_the_detectors_is_divided_by_the_magnification(tmp_path):
-    write_dicom(tmp_path / "a.dcm", FILM, PixelSpacing=[0, 0])
-    assert read_picture(tmp_path / "a.dcm").spacing is None
-    write_dicom(tmp_path / "b.dcm", FILM, ImagerPixelSpacing=[0.5, 0.5], EstimatedRadiographicMagnificationFactor=1.2)
-    spacing = read_picture(tmp_path / "b.dcm").spacing
-    assert 716 * spacing[0] * spacing[1] == pytest.approx(124.3, abs=0.05)
-    write_dicom(tmp_path / "c.dcm", FILM, PixelSpacing=[0.5, 0.2], PatientOrientation=["F", "L"])
-    assert read_picture(tmp_path / "c.dcm").spacing == (0.2, 0.5), "turned with the image"
 
 
 def test_levels_that_cannot_be_trusted_are_refused_by_name(tmp_path):
@@ -165,100 +202,3 @@ def test_the_brighter_level_of_a_mask_is_the_structure(tmp_path):
     palette.save(tmp_path / "b.png")
     with pytest.raises(ValueError, match="equally bright"):
         read_mask(tmp_path / "b.png")
-
-
-def nifti(path, affine, codes=(1, 1), voxels=None, **header):
-    image = nibabel.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4) if voxels is None else voxels, affine)
-    image.set_sform(affine, codes[0])
-    image.set_qform(affine, codes[1])
-    for name, value in header.items():
-        image.header[name] = value
-    nibabel.save(image, path)
-    return path
-
-
-def test_a_volume_has_to_state_where_it_lies_and_only_once(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.nii.*neither sform nor qform is set"):
-        read_picture(nifti(tmp_path / "a.nii", np.eye(4), (0, 0)), (0, 30))
-    image = nibabel.load(nifti(tmp_path / "b.nii", np.eye(4)))
-    image.set_sform(np.diag([3, 1, 1, 1]), 1)
-    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), tmp_path / "c.nii")
-    with pytest.raises(ValueError, match=r"sform and qform place its corners up to \d\.\d mm apart"):
-        read_picture(tmp_path / "c.nii", (0, 30))
-
-
-def test_masks_are_compared_with_their_image_by_millimetres_at_the_corners(tmp_path):
-    """Five degrees about one axis of 400 x 40 x 4 mm: hardly an entry of the affine differs by much."""
-    angle = np.deg2rad(5)
-    turned = np.eye(4)
-    turned[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    voxels = np.zeros((400, 40, 4), np.int16)
-    voxels[0] = 1
-    one, other = (read_labels(nifti(tmp_path / f"{name}.nii", affine, voxels=voxels))
-                  for name, affine in (("a", np.eye(4)), ("b", turned)))  # fmt: skip
-    assert apart(one, other) == pytest.approx(35.1, abs=0.1)
-    assert apart(one, one) == 0
-
-
-def test_free_text_of_a_nifti_header_is_cleared(tmp_path):
-    source = nifti(tmp_path / "a.nii", np.eye(4), aux_file=b"Doe^Jane", intent_name=b"Doe", db_name=b"Jane")
-    change = np.zeros(read_picture(source, (0, 30)).levels.shape, np.float32)
-    write_changed(source, change, tmp_path / "b.nii", (0, 30), "test")
-    assert b"Doe" not in (tmp_path / "b.nii").read_bytes()
-    assert b"Jane" not in (tmp_path / "b.nii").read_bytes()
-
-
-@pytest.mark.slow
-def test_two_thousand_random_files_are_read_as_the_fields_own_tools_read_them(tmp_path):
-    """DICOM by pydicom and the letters of the directions, NIfTI by nibabel, PNG by Pillow."""
-    random = np.random.default_rng(0)
-    for number in range(2000):
-        shape = tuple(random.integers(2, 7, 2))
-        {0: differs_in_dicom, 1: differs_in_nifti, 2: differs_in_png}[number % 3](random, shape, tmp_path)
-
-
-def differs_in_dicom(random, shape, folder):
-    bits = int(random.choice([8, 12, 16]))
-    stored = random.integers(0, 2**bits, shape).astype(np.uint8 if bits == 8 else np.uint16)
-    codes = FRONTAL[random.integers(len(FRONTAL))]
-    slope, intercept = float(random.choice([1, 2, 0.5])), float(random.integers(-1000, 1000))
-    inverted = "MONOCHROME1" if random.random() < 0.5 else "MONOCHROME2"
-    write_dicom(folder / "a.dcm", stored, BitsStored=bits, PatientOrientation=list(codes), RescaleSlope=slope,
-                RescaleIntercept=intercept, PhotometricInterpretation=inverted)  # fmt: skip
-    window = (-2000.0, 200000.0)
-    data = pydicom.dcmread(folder / "a.dcm")
-    levels = pydicom.pixels.apply_modality_lut(data.pixel_array, data).astype(np.float64)
-    wanted = levels if inverted == "MONOCHROME2" else sum(window) - levels
-    ornt = nibabel.orientations.ornt_transform(  # of (columns, rows) to left and foot, as RAS axes
-        nibabel.orientations.axcodes2ornt([{"H": "S", "F": "I"}.get(c, c) for c in codes] + ["A"]),
-        nibabel.orientations.axcodes2ornt(["L", "I", "A"]),
-    )
-    wanted = nibabel.orientations.apply_orientation(wanted.T[..., None], ornt)[..., 0].T
-    if stored.min() == stored.max():
-        return
-    np.testing.assert_allclose(read_picture(folder / "a.dcm", window).levels, wanted, rtol=1e-6)
-
-
-def differs_in_nifti(random, shape, folder):
-    affine = np.eye(4)
-    affine[:3, :3] = np.diag(random.uniform(0.5, 3, 3) * random.choice([-1, 1], 3))[random.permutation(3)]
-    affine[:3, 3] = random.uniform(-50, 50, 3)
-    voxels = random.integers(-1000, 1000, (*shape, 3)).astype(np.int16)
-    image = nibabel.load(nifti(folder / "a.nii", affine, voxels=voxels))
-    canonical = nibabel.as_closest_canonical(image)
-    found = read_picture(folder / "a.nii", (-1000, 1000))
-    assert np.array_equal(found.levels, np.asarray(canonical.dataobj))
-    np.testing.assert_allclose(found.affine, canonical.affine, atol=1e-4)
-    np.testing.assert_allclose(found.spacing, canonical.header.get_zooms(), rtol=1e-5)
-
-
-def differs_in_png(random, shape, folder):
-    deep = random.random() < 0.5
-    image = Image.fromarray(random.integers(0, 256, shape).astype(np.uint16 if deep else np.uint8))
-    exif = image.getexif()
-    exif[274] = int(random.integers(1, 9))
-    image.save(folder / "a.png", exif=exif)
-    with Image.open(folder / "a.png") as stored:
-        wanted = np.asarray(ImageOps.exif_transpose(stored))
-    if wanted.min() < wanted.max():
-        assert np.array_equal(read_picture(folder / "a.png", (0, 255) if deep else None).levels, wanted)

@@ -112,6 +112,8 @@ def test_dicom_voi_table(tmp_path: Path) -> None:
         ({"Rows": 60000, "Columns": 60000}, "too many"),
         ({"Rows": 7}, "cannot be read"),
         ({"SharedFunctionalGroupsSequence": []}, "enhanced DICOM"),
+        ({"PerFrameFunctionalGroupsSequence": []}, "enhanced DICOM"),
+        ({"HighBit": 15}, "HighBit 15 does not fit BitsStored 12"),
     ],
 )
 def test_dicoms_that_cannot_serve(tmp_path: Path, tags: dict[str, Any], message: str) -> None:
