@@ -155,6 +155,14 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
 
 @pytest.mark.slow
+def test_validation_metrics_do_not_depend_on_the_number_of_processes(tmp_path):
+    """Every task, 17 and 4 subjects among 1, 2 and 3 processes in batches of 4: equal to 1e-5."""
+    done = subprocess.run([sys.executable, str(ROOT / "tests/validations.py"), str(tmp_path)], env=environment(),
+                          capture_output=True, text=True, check=False, timeout=900)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
 def test_two_processes_go_on_stop_and_skip_together(tmp_path):
     """Killed: the same bits; one dies: the other stops within a minute; a spoilt batch: both leave the step out."""
     done = subprocess.run([sys.executable, str(ROOT / "tests/ranks.py"), str(tmp_path)], env=environment(),
