@@ -20,6 +20,7 @@ from segcft.core import distributed
 from segcft.core.atomic_files import staged
 from segcft.core.interruption import Interrupted
 
+UNKNOWN = ("constraint.bound", "shape.coefficients")  # NaN until they are measured, if ever
 log = logging.getLogger(__name__)
 
 
@@ -27,6 +28,8 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes checkpoints atomically, and keeps the previous one as ``previous.ckpt``.
 
     If writing fails, for instance because the disk is full, the last checkpoint stays intact and training continues.
+
+    Weights that are not finite stop the training.
 
     Attributes:
         failed: Error of the latest attempt; None if it succeeded.
@@ -38,6 +41,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write to a temporary file, then rename it."""
         path, self.failed = Path(path), None
+        _refuse_not_finite(checkpoint.get("state_dict", {}), path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with staged(path) as temporary:
@@ -144,6 +148,18 @@ class Keep(ModelCheckpoint):
 
     def _hear(self, number: int, frame: Any) -> None:
         self._asked = True
+
+
+def _refuse_not_finite(weights: dict[str, Any], path: Path) -> None:
+    """See that (averaged) weights are numbers, before they take the place of some that are.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for name, weight in weights.items():
+        floating = isinstance(weight, torch.Tensor) and weight.is_floating_point()
+        if floating and not name.endswith(UNKNOWN) and not bool(weight.isfinite().all()):
+            raise ValueError(f"{name} is not finite any more: {path} was not written, what it held before is kept")
 
 
 def _between_steps(trainer: Trainer) -> bool:

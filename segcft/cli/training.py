@@ -18,7 +18,7 @@ from segcft.callbacks.counterfactual_images import CounterfactualImages
 from segcft.callbacks.prediction_files import PredictionFiles
 from segcft.callbacks.progress import StepProgress
 from segcft.callbacks.resume import Start, begin, facts
-from segcft.callbacks.run_record import Record
+from segcft.callbacks.run_record import Record, surroundings
 from segcft.callbacks.tensorboard import Pace
 from segcft.callbacks.tensorboard_overview import FrontPage
 from segcft.callbacks.training_health import DataStall, Latents, Response, Setback, StepGuard
@@ -58,7 +58,7 @@ class SegCFTCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One link, the experiment's name, and when to save and go on."""
         parser.add_argument("--experiment", type=str, default="default", help="folder under checkpoints/ and logs/")
-        parser.add_argument("--resume", type=str, default="auto", help="fit: auto, never or a checkpoint")
+        parser.add_argument("--resume", type=str, default="auto", help="fit: auto, force, never or a checkpoint")
         parser.add_argument("--save_every", type=float, default=10.0, help="fit: minutes between two checkpoints")
         parser.add_argument("--deterministic", action=ActionYesNo, default=False, help="the same bits on a GPU, too")
         parser.link_arguments("data.description", "model.init_args.description", apply_on="instantiate")
@@ -113,6 +113,8 @@ class SegCFTCLI(LightningCLI):
         plain = yaml.safe_load(text)
         plain["trainer"] |= told
         configuration = facts({key: value for key, value in plain.items() if key not in UNTOLD})
+        if self.subcommand == "fit":
+            configuration |= surroundings(self.datamodule)
         fresh = self.subcommand != "fit" or config.get("ckpt_path") is not None
         return begin(Path(folder), configuration, "never" if fresh else config.resume)
 
