@@ -22,6 +22,7 @@ from segcft.callbacks import resume, run_record
 from segcft.callbacks.checkpointing import Keep, WholeCheckpoints
 from segcft.cli.main import main
 from segcft.core import checkpoints
+from segcft.core.folder_lock import alone
 from segcft.core.interruption import AGAIN
 from tests.cli.test_launch import environment
 from tests.tasks.test_tasks import CONFIG, STAGES, UNET, run
@@ -174,6 +175,39 @@ def test_a_new_pretrained_model_is_another_configuration(place, capsys):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert main(["fit", f"--config={place / 'segcft2.yaml'}", *OFTEN, "--experiment=inputs"]) == 2
     assert "pretrained, the file was" in capsys.readouterr().err
+
+
+def test_a_second_fit_in_the_same_folder_is_refused_and_harms_nothing(place, capsys):
+    """While the first one is at work; a killed one keeps nobody out."""
+    folder = place / "checkpoints/twice/segmentor"
+    folder.mkdir(parents=True)
+    child = os.fork()
+    if not child:
+        with alone(folder / "running.json"):
+            time.sleep(60)
+        os._exit(0)
+    while not (folder / "running.json").exists():
+        time.sleep(0.01)
+    command = ["fit", f"--config={place / 'segmentor2.yaml'}", *OFTEN, "--experiment=twice"]
+    try:
+        assert main(command) == 2
+        assert f"twice/segmentor is in use by process {child} on " in capsys.readouterr().err
+        assert os.listdir(folder) == ["running.json"]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert main(command) == 0
+    assert set(os.listdir(folder)) == {"last.ckpt", "run.json"}
+
+
+def test_a_run_whose_folder_was_taken_over_does_not_write_there(tmp_path):
+    with alone(tmp_path / "running.json") as lock:
+        files = WholeCheckpoints(lock)
+        files.save_checkpoint({"w": 1}, tmp_path / "last.ckpt")
+        (tmp_path / "running.json").write_text("another")
+        with pytest.raises(ValueError, match="taken over"):
+            files.save_checkpoint({"w": 2}, tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt") == {"w": 1}
 
 
 class Dataset:
