@@ -16,12 +16,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from data_modules.common.loaders import TrainingLoader
 from segcft.callbacks.resume import LAST, MARK, PREVIOUS, Run
-from segcft.core import distributed
+from segcft.core import checkpoints, distributed
 from segcft.core.atomic_files import staged
 from segcft.core.folder_lock import Lock
 from segcft.core.interruption import Interrupted
 
-UNKNOWN = ("constraint.bound", "shape.coefficients")  # NaN until they are measured, if ever
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +47,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         path, self.failed = Path(path), None
         if self.lock is not None:
             self.lock.check()
-        _refuse_not_finite(checkpoint.get("state_dict", {}), path)
+        checkpoints.refuse_not_finite(checkpoint.get("state_dict", {}), f"the model, {path} is kept as it was,")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with staged(path) as temporary:
@@ -155,18 +154,6 @@ class Keep(ModelCheckpoint):
 
     def _hear(self, number: int, frame: Any) -> None:
         self._asked = True
-
-
-def _refuse_not_finite(weights: dict[str, Any], path: Path) -> None:
-    """See that (averaged) weights are numbers, before they take the place of some that are.
-
-    Raises:
-        ValueError: If one is not.
-    """
-    for name, weight in weights.items():
-        floating = isinstance(weight, torch.Tensor) and weight.is_floating_point()
-        if floating and not name.endswith(UNKNOWN) and not bool(weight.isfinite().all()):
-            raise ValueError(f"{name} is not finite any more: {path} was not written, what it held before is kept")
 
 
 def _between_steps(trainer: Trainer) -> bool:
