@@ -79,11 +79,17 @@ def about(data: Any) -> dict[str, Any]:
     }
 
 
-def surroundings(data: Any) -> dict[str, Any]:
-    """Everything but the options that decides the bits of a training: data, commit and versions of packages."""
+def surroundings(data: Any, reads_images: bool) -> dict[str, Any]:
+    """Everything but the options that decides the bits of a training: data, commit and versions of packages.
+
+    Args:
+        data: Data module.
+        reads_images: Whether the training does; else only the variables count.
+    """
+    splits = ("train", "val") if reads_images else ()
     return {
         **{f"data, {name}": str(value) for name, value in about(data).items()},
-        **{f"data, images of {split}": images(data.dataset(split)) for split in ("train", "val")},
+        **{f"data, images of {split}": images(data.dataset(split)) for split in splits},
         "commit": provenance.commit(),
         **{f"package {name}": version(name) for name in PACKAGES},
     }

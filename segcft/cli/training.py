@@ -133,7 +133,7 @@ class SegCFTCLI(LightningCLI):
         plain["trainer"] |= told
         configuration = facts({key: value for key, value in plain.items() if key not in UNTOLD})
         if self.subcommand == "fit":
-            configuration |= surroundings(self.datamodule)
+            configuration |= surroundings(self.datamodule, self.model.reads_images)
         fresh = self.subcommand != "fit" or config.get("ckpt_path") is not None
         return begin(Path(folder), configuration, "never" if fresh else config.resume)
 

@@ -22,6 +22,7 @@ class TrainAttributes(Task):
     """
 
     parts = ("mechanism",)
+    reads_images = False
 
     def __init__(
         self,

@@ -81,6 +81,7 @@ class Task(LightningModule):
 
     Attributes:
         parts: Names of the attributes that a later stage may load; checkpoints store their recipes.
+        reads_images: Whether training looks at images.
 
     Args:
         stage: Name of the stage in results, for instance ``pretrain``.
@@ -88,6 +89,7 @@ class Task(LightningModule):
     """
 
     parts: ClassVar[tuple[str, ...]]
+    reads_images: ClassVar[bool] = True
 
     def __init__(self, stage: str, optimisation: Optimisation) -> None:
         super().__init__()
