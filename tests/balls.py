@@ -56,10 +56,11 @@ class Balls(DataModule):
         subjects: int = 48,
         spatial_dims: int = 2,
         batch_size: int = 8,
+        num_workers: int = 0,
     ) -> None:
         unit = "mm^2" if spatial_dims == 2 else "mm^3"
         default = {f"{side}_size": Variable(unit=unit, structure=side) for side in self.structures}
-        super().__init__(variables or {**default, "age": Variable(unit="years")}, batch_size)
+        super().__init__(variables or {**default, "age": Variable(unit="years")}, batch_size, num_workers)
         self.size, self.subjects, self.spacing = size, subjects, [1.0] * spatial_dims
 
     def make_dataset(self, split: Split) -> BallDataset:

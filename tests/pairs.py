@@ -54,7 +54,7 @@ class Witness(Callback):
         self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")})
 
 
-def ask(values, names):
+def ask(values, names, others=None):
     """Variables in turn by subject, each a tenth more."""
     turn = values["index"] % len(names)
     return {name: torch.where(turn == k, 1.1 * values[name], torch.nan) for k, name in enumerate(names)}

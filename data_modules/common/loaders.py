@@ -76,7 +76,8 @@ class TrainingLoader(DataLoader[Batch]):
         self._resumed: dict[str, Any] | None = None
         self._ended = False
         drop = len(self.order) >= batch_size
-        super().__init__(dataset, batch_size, sampler=self.order, drop_last=drop, **options)
+        own = torch.Generator()  # a loader that starts workers draws a seed: not from what training draws from
+        super().__init__(dataset, batch_size, sampler=self.order, drop_last=drop, generator=own, **options)
 
     def finish_epoch(self) -> None:
         """End the epoch, possibly before all of its batches were read."""
@@ -153,6 +154,7 @@ class Shares(Sampler[list[int]]):
 
 def evaluation_loader(dataset: Dataset[Batch], batch_size: int, **options: Any) -> DataLoader[Batch]:
     """Loader that reads every subject once, in order, divided among the processes."""
+    options["generator"] = torch.Generator()  # as of ``TrainingLoader``
     if distributed.place()[1] == 1:
         return DataLoader(dataset, batch_size=batch_size, **options)
     return DataLoader(dataset, batch_sampler=Shares(len(dataset), batch_size), **options)  # type: ignore[arg-type]
@@ -164,7 +166,11 @@ def alone(loader: DataLoader[Batch]) -> DataLoader[Batch]:
         return loader
     own = [subject for batch in loader.batch_sampler for subject in batch]
     return DataLoader(
-        loader.dataset, batch_size=len(loader.batch_sampler.batches[0]), sampler=own, collate_fn=loader.collate_fn
+        loader.dataset,
+        batch_size=len(loader.batch_sampler.batches[0]),
+        sampler=own,
+        collate_fn=loader.collate_fn,
+        generator=torch.Generator(),
     )
 
 

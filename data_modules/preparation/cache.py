@@ -139,21 +139,30 @@ def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def stale(folder: Path, source: Source) -> list[str]:
     """Reasons why a complete cache differs from what ``source`` would produce now; empty if it does not.
 
-    Options are compared. Tables that still exist are compared by size, and by content if they are newer than the cache.
+    Options are compared, and the contents of tables that still exist, whatever time they bear.
     A cache that was copied to a machine without the tables is not stale.
     """
-    plan, made = _read_facts(folder)["plan"], (folder / FACTS).stat().st_mtime
+    plan = _read_facts(folder)["plan"]
     reasons = differences(plan, _claims(source))
     recorded = {entry["name"]: entry for entry in plan["files"]}
     for path in source.files():
         if not path.is_file():
             continue
-        known, now = recorded.get(path.name), path.stat()
+        known = recorded.get(path.name)
         if known is None:
             reasons.append(f"{path} was not there")
-        elif known["bytes"] != now.st_size or (now.st_mtime > made and digest(path) != known["sha256"]):
+        elif known["bytes"] != path.stat().st_size or digest(path) != known["sha256"]:
             reasons.append(f"{path} has changed")
     return reasons
+
+
+def packed(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Masks of a subject as a cache holds them, (K, *S) -> (*S): bit k is structure k."""
+    bits = np.uint8(1) << np.arange(len(mask), dtype=np.uint8)
+    packed: NDArray[np.uint8] = (mask.astype(np.uint8) * bits.reshape(-1, *[1] * (mask.ndim - 1))).sum(
+        0, dtype=np.uint8
+    )
+    return packed
 
 
 def key(source: Source) -> str:

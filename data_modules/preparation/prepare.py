@@ -5,7 +5,7 @@ interrupted run can be resumed. The finished folder is renamed to ``OUT``. Its b
 on the number of workers.
 """
 
-import fcntl
+import errno
 import json
 import logging
 import os
@@ -23,19 +23,31 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.lib.format import open_memmap
-from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from data_modules.common.sources import Source
 from data_modules.common.splits import SPLITS
 from data_modules.preparation import cache as caches
-from data_modules.preparation.cache import FACTS, IMAGES, MASKS, QUARANTINE, TABLE, Cache, differences, partial_folder
+from data_modules.preparation.cache import (
+    FACTS,
+    IMAGES,
+    MASKS,
+    QUARANTINE,
+    TABLE,
+    Cache,
+    differences,
+    packed,
+    partial_folder,
+)
+from data_modules.preparation.source_files import edited, record
 from data_modules.preparation.statistics import statistics
 from segcft.core.atomic_files import digest, write_text
+from segcft.core.folder_lock import Lock, alone
 
 log = logging.getLogger(__name__)
 
 PLAN, JOURNAL = "plan.json", "journal.jsonl"
+LACK = "out of memory while reading "  # begins the error of a subject that may be good
 CHUNK = 32  # subjects per chunk
 NEEDED = ("id", "patient", "split", "image", "origin")
 
@@ -63,11 +75,12 @@ def prepare(
     if _complete(folder, source, overwrite):
         _tidy(folder)
         return caches.open_cache(folder)
-    with _alone(folder) as partial:
+    with _alone(folder) as (partial, lock):
         if not _complete(folder, source, overwrite):  # another process may have made it meanwhile
             table = _checked(source.table(), source.name)
             _begin(partial, caches.make_plan(source, table), overwrite)
             _fill(partial, source, table, workers, on_error)
+            lock.check()
             _finish(partial, folder, table)
         return caches.open_cache(folder)
 
@@ -79,6 +92,7 @@ def _complete(folder: Path, source: Source, overwrite: bool) -> bool:
             raise ValueError(f"{folder} exists and is not a prepared data set: choose another folder")
         return False
     reasons = caches.stale(folder, source)
+    reasons = reasons or [f"{path} has changed" for path in edited(caches.open_cache(folder), source)]
     if reasons and not overwrite:
         raise ValueError(
             f"{folder} is stale: it was made from other data or options ({'; '.join(reasons)}): prepare another "
@@ -88,23 +102,17 @@ def _complete(folder: Path, source: Source, overwrite: bool) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[Path]:
-    """The partial folder, locked for one process at a time; a killed process releases the lock."""
+def _alone(folder: Path) -> Iterator[tuple[Path, Lock]]:
+    """The partial folder, for one process at a time; others wait, and a killed process keeps nobody out."""
     partial = partial_folder(folder)
-    partial.mkdir(parents=True, exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY)
-    try:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with alone(partial.with_name(f".{partial.name}.lock"), wait=True) as lock:
+        partial.mkdir(exist_ok=True)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("%s: another process is preparing this, waiting for it", folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        partial.mkdir(exist_ok=True)  # the other may have renamed it
-        yield partial
-    finally:
-        if partial.is_dir() and not any(partial.iterdir()):
-            partial.rmdir()
-        os.close(handle)
+            yield partial, lock
+        finally:
+            if partial.is_dir() and not any(partial.iterdir()):
+                partial.rmdir()
 
 
 def _checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -187,8 +195,10 @@ def _fill(partial: Path, source: Source, table: pd.DataFrame, workers: int, on_e
         log.warning("%s: resuming, %d of %d are done", partial, len(done), len(table))
     chunks = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
     bar = tqdm(total=len(table), initial=len(done), desc=f"preparing {source.name}", unit=" subjects", disable=None)
+    reader = _Reader(partial, source, table)
     with (partial / JOURNAL).open("a", encoding="utf-8") as journal, bar:
-        for entries in _read_chunks(partial, source, table, chunks, workers):
+        for first in _read_chunks(reader, chunks, workers):
+            entries = [reader.again(entry) if entry.error else entry for entry in first]
             failed = [entry for entry in entries if entry.error]
             journal.writelines(_line(entry) for entry in entries if not entry.error or on_error == "skip")
             journal.flush()
@@ -201,11 +211,8 @@ def _line(entry: _Entry) -> str:
     return json.dumps(entry) + "\n"
 
 
-def _read_chunks(
-    partial: Path, source: Source, table: pd.DataFrame, chunks: list[list[int]], workers: int
-) -> Iterator[list[_Entry]]:
+def _read_chunks(reader: "_Reader", chunks: list[list[int]], workers: int) -> Iterator[list[_Entry]]:
     """Yield the entries of every finished chunk; several processes write directly into the arrays."""
-    reader = _Reader(partial, source, table)
     if workers <= 1 or len(chunks) <= 1:
         yield from map(reader, chunks)
         return
@@ -236,27 +243,43 @@ class _Reader:
         self.masks.flush()
         return entries
 
+    def again(self, entry: _Entry) -> _Entry:
+        """Read a subject that failed once more, with nothing else being read by this process.
+
+        Raises:
+            ValueError: If memory is what it lacks: a good file is not skipped for that.
+        """
+        second = self.draw(entry.place)
+        self.images.flush()
+        self.masks.flush()
+        if second.error.startswith(LACK):
+            raise ValueError(f"{second.error}: read with fewer --workers; the same command resumes")
+        return second
+
     def draw(self, place: int) -> _Entry:
         """Read one subject; an error is recorded in its entry."""
         row = self.table.iloc[place]
         try:
             sample = self.source.read({str(name): value for name, value in row.items()})
             self.images[place] = sample.image
-            self.masks[place] = _packed(sample.mask)
-        except ValueError as error:
+            self.masks[place] = packed(sample.mask)
+        except (ValueError, MemoryError) as error:
             self.images[place] = self.masks[place] = 0
             text = str(error)
+            if _lacks_memory(error):
+                return _Entry(place, {}, f"{LACK}{row['origin']}: {text}")
             return _Entry(place, {}, text if str(row["origin"]) in text else f"{row['origin']}: {text}")
         return _Entry(place, {name: float(value) for name, value in sample.values.items()}, "")
 
 
-def _packed(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """(K, *S) -> (*S), bit k is structure k."""
-    bits = np.uint8(1) << np.arange(len(mask), dtype=np.uint8)
-    packed: NDArray[np.uint8] = (mask.astype(np.uint8) * bits.reshape(-1, *[1] * (mask.ndim - 1))).sum(
-        0, dtype=np.uint8
-    )
-    return packed
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that memory is short."""
+    while error is not None:
+        short = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        if short or any(text in str(error) for text in ("nsufficient memory", "nable to allocate")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 _READER: _Reader | None = None
@@ -285,10 +308,15 @@ def _finish(partial: Path, folder: Path, table: pd.DataFrame) -> None:
     plan = json.loads((partial / PLAN).read_text(encoding="utf-8"))
     journal = _journal(partial)
     read = _done(journal)
+    if len(journal) != len(table):
+        raise ValueError(
+            f"{partial} accounts for {len(journal)} of {len(table)} subjects: run the same command to resume"
+        )
     kept = table.assign(row=np.arange(len(table), dtype=np.int64)).iloc[list(read)]
     values = pd.DataFrame([entry.values for entry in read.values()], index=kept.index)
     kept = pd.concat([kept.drop(columns=list(values.columns), errors="ignore"), values], axis=1)
     kept.to_parquet(partial / TABLE, index=False)
+    record(partial, kept)
     failures = _failures(journal, table)
     failures.to_csv(partial / QUARANTINE, index=False)
     if not (kept["split"] == "train").any():

@@ -16,8 +16,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from data_modules.common.loaders import TrainingLoader
 from segcft.callbacks.resume import LAST, MARK, PREVIOUS, Run
-from segcft.core import distributed
+from segcft.core import checkpoints, distributed
 from segcft.core.atomic_files import staged
+from segcft.core.folder_lock import Lock
 from segcft.core.interruption import Interrupted
 
 log = logging.getLogger(__name__)
@@ -28,16 +29,25 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     If writing fails, for instance because the disk is full, the last checkpoint stays intact and training continues.
 
+    Weights that are not finite stop the training, and so does another process that took over the folder.
+
+    Args:
+        lock: Of the folder, if it is held.
+
     Attributes:
         failed: Error of the latest attempt; None if it succeeded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lock: Lock | None = None) -> None:
+        self.lock = lock
         self.failed: str | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write to a temporary file, then rename it."""
         path, self.failed = Path(path), None
+        if self.lock is not None:
+            self.lock.check()
+        checkpoints.refuse_not_finite(checkpoint.get("state_dict", {}), f"the model, {path} is kept as it was,")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with staged(path) as temporary:

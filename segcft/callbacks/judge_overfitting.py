@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from segcft.core import checkpoints
+from segcft.core import checkpoints, distributed
 from segcft.guidance.judges import SegmentationModel
 from segcft.tasks.base import Batch, FirstLook, asked_in_turn
 from segcft.tasks.finetune import CounterfactualFineTuning
@@ -66,7 +66,8 @@ class GuideGap(FirstLook):
         """Predict the counterfactuals of validation and measure them with both judges."""
         if not isinstance(module, CounterfactualFineTuning) or not module.guidance.names:
             return
-        do, answer = asked_in_turn(module.model, batch, module.asked)
+        others = module.neighbours(batch, "val", module.asked)
+        do, answer = asked_in_turn(module.model, batch, module.asked, others)
         guided, judged = (ask(answer.image, batch["image"]) for ask in (module.guidance, self.judge.measure))
         for name in set(guided) & set(judged) & set(do):
             asked, scale = ~do[name].isnan(), module.model.parents[name].std
@@ -76,8 +77,10 @@ class GuideGap(FirstLook):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the gaps, and warn if one has grown."""
         for name in sorted(self._gaps):
-            gap = torch.cat(self._gaps[name]).mean()
-            pl_module.log(f"val/gap_{name}", gap, sync_dist=True)
+            found = torch.cat(self._gaps[name])
+            total, count = distributed.mean(torch.stack([found.sum(), found.new_tensor(len(found))]))
+            gap = total / count  # of all processes: how many were asked differs
+            pl_module.log(f"val/gap_{name}", gap)
             if trainer.sanity_checking or gap.isnan():
                 continue
             best = self.smallest[name] = min(self.smallest.get(name, float(gap)), float(gap))

@@ -9,7 +9,7 @@ import logging
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +61,36 @@ def begin(folder: Path, configuration: dict[str, Any], resume: str) -> Start:
     Args:
         folder: Folder of the stage's checkpoints.
         configuration: Every option that affects the result, as returned by ``facts``.
-        resume: ``auto``, ``never`` or the path of a checkpoint.
+        resume: ``auto``, ``force``, ``never`` or the path of a checkpoint.
 
     Raises:
-        ValueError: If the requested checkpoint cannot be read.
+        ValueError: If the requested checkpoint cannot be read, or (``auto``) an interrupted run has another
+            configuration, data, commit or packages.
     """
     fresh, found = Run(uuid.uuid4().hex, configuration), None if resume == "never" else marked(folder)
-    if found is not None:
-        differing = differences(found.configuration, configuration)
-        for path, content in whole(folder) if not differing else ():
-            if content.get("run") == found.number:
-                log.warning("resuming the interrupted run at step %d, %s", content["global_step"], path)
-                return Start(found, path, content["global_step"])
+    usable = _last_of(folder, found.number) if found is not None else None
+    if found is not None and usable is not None:
+        (path, step), differing = usable, differences(found.configuration, configuration)
         if differing and resume == "auto":
             several = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
-            log.warning("%s is in %s, but belongs to a different run: %s. Starting from scratch", MARK, folder, several)
-    if resume in ("auto", "never"):
+            raise ValueError(
+                f"{folder} holds a run that was interrupted at step {step}, and since then: {several}. "
+                "--resume=force goes on nevertheless, --resume=never starts from scratch and overwrites it"
+            )
+        if not differing or resume == "force":
+            log.warning("resuming the interrupted run at step %d, %s", step, path)
+            return Start(replace(found, configuration=configuration), path, step)
+    if resume in ("auto", "never", "force"):
         return Start(fresh)
     return Start(fresh, Path(resume), int(checkpoints.read(resume)["global_step"]))
+
+
+def _last_of(folder: Path, run: str) -> tuple[Path, int] | None:
+    """The last readable checkpoint of a run, and its step."""
+    for path, content in whole(folder):
+        if content.get("run") == run:
+            return path, int(content["global_step"])
+    return None
 
 
 def marked(folder: Path) -> Run | None:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -76,6 +77,30 @@ def about(data: Any) -> dict[str, Any]:
         "fingerprint": fingerprint(data.description),
         "subjects": {split: len(data.dataset(split)) for split in ("train", "val")},
     }
+
+
+def surroundings(data: Any, reads_images: bool) -> dict[str, Any]:
+    """Everything but the options that decides the bits of a training: data, commit and versions of packages.
+
+    Args:
+        data: Data module.
+        reads_images: Whether the training does; else only the variables count.
+    """
+    splits = ("train", "val") if reads_images else ()
+    return {
+        **{f"data, {name}": str(value) for name, value in about(data).items()},
+        **{f"data, images of {split}": images(data.dataset(split)) for split in splits},
+        "commit": provenance.commit(),
+        **{f"package {name}": version(name) for name in PACKAGES},
+    }
+
+
+def images(dataset: Any, count: int = 8) -> str:
+    """Hash of some images and masks, evenly spread over a split."""
+    chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long()
+    batch = dataset.read_unchanged(chosen)
+    tensors = (batch[name].contiguous() for name in sorted(batch))
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()[:16]
 
 
 def fingerprint(description: DataDescription) -> str:

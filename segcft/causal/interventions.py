@@ -71,18 +71,24 @@ def sample_do(values: Values, names: Sequence[str]) -> dict[str, Tensor]:
     first = values[names[0]]
     chosen = torch.randint(len(names), first.shape, device=first.device)
     partner = torch.randperm(len(first), device=first.device)
-    return _ask(values, names, chosen, partner)
-
-
-def fixed_do(values: Values, names: Sequence[str]) -> dict[str, Tensor]:
-    """Deterministic version of ``sample_do`` for validation: variables in turn, each set to the neighbour's value."""
-    first = values[names[0]]
-    subjects = torch.arange(len(first), device=first.device)
-    return _ask(values, names, subjects % len(names), subjects.roll(1))
-
-
-def _ask(values: Values, names: Sequence[str], chosen: Tensor, partner: Tensor) -> dict[str, Tensor]:
     return {
         name: torch.where(chosen == k, values[name][partner], torch.nan).to(values[name])
         for k, name in enumerate(names)
     }
+
+
+def fixed_do(values: Values, names: Sequence[str], others: Values | None = None) -> dict[str, Tensor]:
+    """Deterministic version of ``sample_do`` for validation: variables in turn, each set to the neighbour's value.
+
+    Args:
+        values: Observed parents in real units, (B,) each; ``index``, if it is among them, decides the variable.
+        names: Variables that may be intervened on.
+        others: Values of each subject's neighbour, (B,) each; by default those of the subject before it in the batch.
+
+    Returns:
+        (B,) per name; NaN where a subject is not intervened on.
+    """
+    subjects = values["index"] if "index" in values else torch.arange(len(values[names[0]]))
+    chosen = subjects.to(values[names[0]].device) % len(names)
+    others = others or {name: values[name].roll(1) for name in names}
+    return {name: torch.where(chosen == k, others[name], torch.nan).to(values[name]) for k, name in enumerate(names)}

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from segcft.callbacks.counterfactual_images import CounterfactualImages
 from segcft.callbacks.prediction_files import PredictionFiles
 from segcft.callbacks.progress import StepProgress
 from segcft.callbacks.resume import Start, begin, facts
-from segcft.callbacks.run_record import Record
+from segcft.callbacks.run_record import Record, surroundings
 from segcft.callbacks.tensorboard import Pace
 from segcft.callbacks.tensorboard_overview import FrontPage
 from segcft.callbacks.training_health import DataStall, Latents, Response, Setback, StepGuard
@@ -26,12 +27,16 @@ from segcft.callbacks.validation_metrics import Watch
 from segcft.cli.launch import settle, told
 from segcft.core import checkpoints
 from segcft.core.atomic_files import try_out
+from segcft.core.folder_lock import Lock, alone
 from segcft.core.parsing import Failing
 from segcft.core.trusted_code import inside
 from segcft.tasks import Task
 
 # what does not decide what a run learns, or is told to the Trainer
 UNTOLD = ("config", "ckpt_path", "weights_only", "save_every", "resume", "deterministic")
+
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of a process, as launchers tell it
+LOCK = "running.json"
 
 
 class OneLineParser(Failing, LightningArgumentParser):  # type: ignore[misc]
@@ -48,7 +53,8 @@ class SegCFTCLI(LightningCLI):
 
     def __init__(self, command: str, **settings: Any) -> None:
         self.command = command
-        super().__init__(Task, DataModule, **settings)
+        with ExitStack() as self.held:
+            super().__init__(Task, DataModule, **settings)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """All of them only if an unknown one is asked for."""
@@ -58,7 +64,7 @@ class SegCFTCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One link, the experiment's name, and when to save and go on."""
         parser.add_argument("--experiment", type=str, default="default", help="folder under checkpoints/ and logs/")
-        parser.add_argument("--resume", type=str, default="auto", help="fit: auto, never or a checkpoint")
+        parser.add_argument("--resume", type=str, default="auto", help="fit: auto, force, never or a checkpoint")
         parser.add_argument("--save_every", type=float, default=10.0, help="fit: minutes between two checkpoints")
         parser.add_argument("--deterministic", action=ActionYesNo, default=False, help="the same bits on a GPU, too")
         parser.link_arguments("data.description", "model.init_args.description", apply_on="instantiate")
@@ -85,10 +91,11 @@ class SegCFTCLI(LightningCLI):
         if not config.trainer.fast_dev_run:
             folder = os.path.join(config.experiment, self.model.stage)
             callbacks.append(PredictionFiles(os.path.join("predictions", folder)))
+            lock = self._lock(Path("checkpoints", folder))
             self.start = self._start(os.path.join("checkpoints", folder), kwargs)
             callbacks += [StepGuard(os.path.join("checkpoints", folder)), Latents(), Response(), Setback(), DataStall()]
             callbacks.append(Keep(os.path.join("checkpoints", folder), config.save_every, self.start.run))
-            kwargs["plugins"] = [*_listed(self._get(self.config_init, "trainer").plugins), WholeCheckpoints()]
+            kwargs["plugins"] = [*_listed(self._get(self.config_init, "trainer").plugins), WholeCheckpoints(lock)]
             if config.trainer.logger is None:
                 place: dict[str, Any] = {"name": self.model.stage, "version": self.start.run.version}
                 if self.start.run.version is not None:  # the same folder, without what was logged after the checkpoint
@@ -106,6 +113,18 @@ class SegCFTCLI(LightningCLI):
         settle(trainer, os.environ)
         return trainer
 
+    def _lock(self, folder: Path) -> Lock | None:
+        """Keep other trainings out of the folder until this one ends; for all its processes the first one does so.
+
+        Raises:
+            ValueError: If another one is at work there, or the folder cannot be written.
+        """
+        if self.subcommand != "fit" or any(os.environ.get(name, "0") != "0" for name in RANKS):
+            return None
+        try_out(folder)
+        self.held.callback(_remove_if_empty, folder)
+        return self.held.enter_context(alone(folder / LOCK))
+
     def _start(self, folder: str, told: dict[str, Any]) -> Start:
         """Where the run begins; of a configuration, all counts but how it is started and when it is saved."""
         config = self.config[self.subcommand]
@@ -113,21 +132,21 @@ class SegCFTCLI(LightningCLI):
         plain = yaml.safe_load(text)
         plain["trainer"] |= told
         configuration = facts({key: value for key, value in plain.items() if key not in UNTOLD})
+        if self.subcommand == "fit":
+            configuration |= surroundings(self.datamodule, self.model.reads_images)
         fresh = self.subcommand != "fit" or config.get("ckpt_path") is not None
         return begin(Path(folder), configuration, "never" if fresh else config.resume)
 
     def before_fit(self) -> None:
-        """See that the run can be kept, and go on by hand: given to the parser, a checkpoint would override the rest.
+        """See that the run can be logged, and go on by hand: given to the parser, a checkpoint would override the rest.
 
         Raises:
-            ValueError: If checkpoints or logs cannot be written.
+            ValueError: If logs cannot be written.
         """
         start = getattr(self, "start", None)
-        if start is not None and self.trainer.is_global_zero:
-            assert isinstance(self.model, Task)
-            try_out(Path("checkpoints", self.config[self.subcommand].experiment, self.model.stage))
-            if isinstance(self.trainer.logger, TensorBoardLogger):
-                try_out(Path(self.trainer.logger.root_dir))
+        logger = self.trainer.logger
+        if start is not None and isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
+            try_out(Path(logger.root_dir))
         if start is not None and start.checkpoint is not None:
             self.config_init[self.subcommand].ckpt_path = str(start.checkpoint)
 
@@ -159,6 +178,13 @@ def train(arguments: list[str]) -> None:
         },
         args=arguments if arguments != sys.argv[1:] else None,  # Lightning warns when both are there
     )
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """A training that was refused leaves no folders behind."""
+    with suppress(OSError):  # of the first one that is not
+        for each in (folder, *list(folder.parents)[:-1]):
+            each.rmdir()
 
 
 def _check_places(config: Any) -> None:

@@ -17,6 +17,7 @@ from segcft.core.recipes import Recorded, build, resolve
 
 FORMAT = 1
 BUNDLED = "model.ckpt"  # name of the checkpoint file in a bundle
+UNKNOWN = ("constraint.bound", "shape.coefficients")  # NaN until they are measured, if ever
 Part = TypeVar("Part", bound=nn.Module)
 
 
@@ -61,7 +62,7 @@ def load(path: str | Path, kind: type[Part]) -> Part:
     parts = checkpoint["segcft"]["parts"]
     for name, recipe in parts.items():
         if issubclass(resolve(recipe["class_path"]), kind):
-            part: Part = _restored(name, recipe, checkpoint["state_dict"])
+            part: Part = _restored(path, name, recipe, checkpoint["state_dict"])
             return part
     held = ", ".join(recipe["class_path"] for recipe in parts.values())
     raise ValueError(f"{path} is the wrong kind of checkpoint: a {kind.__name__} is needed, it holds {held}")
@@ -75,16 +76,29 @@ def search(path: str | Path, kind: type[Part]) -> Part | None:
     """
     checkpoint = read(path)
     for name, recipe in checkpoint["segcft"]["parts"].items():
-        for module in _restored(name, recipe, checkpoint["state_dict"]).modules():
+        for module in _restored(path, name, recipe, checkpoint["state_dict"]).modules():
             if isinstance(module, kind):
                 return module
     return None
 
 
-def _restored(name: str, recipe: dict[str, Any], state: dict[str, Any]) -> Any:
+def _restored(path: str | Path, name: str, recipe: dict[str, Any], state: dict[str, Any]) -> Any:
+    refuse_not_finite(state, str(path))
     part, prefix = build(recipe), f"{name}."
     part.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
     return part
+
+
+def refuse_not_finite(weights: dict[str, Any], where: str) -> None:
+    """See that weights are numbers.
+
+    Raises:
+        ValueError: If one is not; names it, and ``where`` it was.
+    """
+    for name, weight in weights.items():
+        floating = isinstance(weight, torch.Tensor) and weight.is_floating_point()
+        if floating and not name.endswith(UNKNOWN) and not bool(weight.isfinite().all()):
+            raise ValueError(f"{name} of {where} is not finite")
 
 
 def seconds(path: str | Path) -> dict[str, float]:

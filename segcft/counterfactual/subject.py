@@ -19,7 +19,7 @@ from segcft.hvae.hvae import Mediation
 from segcft.hvae.latents import Abduction
 from segcft.spatial.geometry import Geometry
 from segcft.variables.mask_measurements import measure_masks
-from segcft.variables.requests import Request, targets
+from segcft.variables.requests import Request, refuse_absurd, targets
 
 if TYPE_CHECKING:
     from segcft.counterfactual.model import CounterfactualModel
@@ -45,7 +45,8 @@ class OpenedSubject:
         geometry: How the model's frame lies in the images; by default it covers them exactly.
 
     Raises:
-        ValueError: If a parent is unknown, not a finite number, or missing where nothing can measure it.
+        ValueError: If the image is not finite, or a parent is unknown, not finite, absurd, or missing where nothing can
+            measure it.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class OpenedSubject:
         parents: Mapping[str, Tensor | float] | None = None,
         geometry: Geometry | None = None,
     ) -> None:
+        if not bool(image.isfinite().all()):
+            raise ValueError("the image holds values that are not finite")
         self.model, self.given = model, frozenset(parents or {})
         self.canvas = Canvas(image, geometry or Geometry.of(image.shape[2:], model.frame))
         self._abductions: dict[tuple[int, float], Abduction] = {}
@@ -194,6 +197,7 @@ class OpenedSubject:
             values[name] = torch.as_tensor(value, dtype=image.dtype, device=image.device).expand(len(image))
             if not values[name].isfinite().all():
                 raise ValueError(f"{name} = {value} is not a finite number")
+            refuse_absurd(name, values[name], parents)
         absent = [name for name in parents.names if name not in values]
         hidden = [name for name in absent if name not in parents.structural]
         if hidden:
@@ -224,8 +228,15 @@ class Answer:
 
     @cached_property
     def image(self) -> Tensor:
-        """Counterfactual images, (B, C, *N) in [-1, 1]."""
-        return self.canvas.draw(self.edit)
+        """Counterfactual images, (B, C, *N) in [-1, 1].
+
+        Raises:
+            ValueError: If they are not finite.
+        """
+        image = self.canvas.draw(self.edit)
+        if not bool(image.isfinite().all()):
+            raise ValueError("the model's answer is not finite")
+        return image
 
     @property
     def difference(self) -> Tensor:

@@ -27,6 +27,7 @@ from segcft.evaluation.protocol import (
     interventions,
     opened,
     perfect,
+    refuse_exchanged,
     unchanged,
 )
 from segcft.evaluation.realism import features, frechet, kernel_distance
@@ -98,8 +99,8 @@ def evaluate(
             ``references`` training subjects; 0 leaves it out.
 
     Raises:
-        ValueError: If a checkpoint is missing, of the wrong kind, or does not fit the data, ``ask`` is malformed, or
-            the data do not come at ``native`` pixels.
+        ValueError: If a checkpoint is missing, of the wrong kind, or does not fit the data, the evaluator outlines one
+            structure as another, ``ask`` is malformed, or the data do not come at ``native`` pixels.
     """
     films = _resized(data, native, detect)
     asked = {name: Method(method) if isinstance(method, str) else method for name, method in methods.items()}
@@ -111,6 +112,7 @@ def evaluate(
     with torch.inference_mode():
         dataset = data.dataset(split)
         people = gather(data, dataset, judge, subjects, seed, ask)
+        refuse_exchanged(people, judge)
         _check_fit(contenders, people, strict)
         answers = {"identity": unchanged(people), **({TRUTH: perfect(people)} if people.truth else {})}
         answers |= {name: answer(contender, people) for name, contender in contenders.items()}

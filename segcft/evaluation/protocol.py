@@ -82,6 +82,25 @@ class Subjects:
     description: DataDescription
 
 
+def refuse_exchanged(people: Subjects, judge: SegmentationModel) -> None:
+    """See that the evaluator does not outline one structure where the data have another one.
+
+    Raises:
+        ValueError: If it does, with a Dice of at least 0.5 that is more than twice that of the right structure.
+    """
+    if "mask" not in people.batch:
+        return
+    ours, theirs = people.masks.flatten(2).double(), people.batch["mask"].flatten(2).double()
+    shared = 2 * torch.einsum("njs,nks->jk", ours, theirs)
+    dice = shared / (ours.sum((0, 2))[:, None] + theirs.sum((0, 2))[None]).clamp(min=1)
+    names = people.description.structures
+    for row, name in zip(dice, judge.description.structures, strict=True):
+        best = int(row.argmax())
+        right = float(row[names.index(name)]) if name in names else 1.0
+        if row[best] >= 0.5 and right < 0.5 * row[best]:
+            raise ValueError(f"the evaluator outlines {name} where the data have {names[best]}: are they exchanged?")
+
+
 @dataclass
 class Answers:
     """A method's counterfactuals for every row of the table.

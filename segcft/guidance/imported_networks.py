@@ -1,9 +1,12 @@
 """External networks: an ``nn.Module`` by class path, a TorchScript file, or a MONAI bundle folder."""
 
+import hashlib
 import io
 import json
 import pickle
+import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,29 @@ from segcft.core import bounded_yaml
 from segcft.core.recipes import TRUSTED_PACKAGES, Recorded, imported
 
 TRUSTED_NETWORKS = (*TRUSTED_PACKAGES, "monai.networks.nets")
+MONAI = (
+    *(
+        "AttentionUnet",
+        "BasicUNet",
+        "BasicUNetPlusPlus",
+        "DynUNet",
+        "HighResNet",
+        "MedNeXt",
+        "SegResNet",
+        "SegResNetDS",
+    ),
+    *("SegResNetDS2", "SwinUNETR", "UNet", "UNETR", "VNet"),
+)
+SMP = (
+    *("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus", "UPerNet"),
+    "Segformer",
+)
+PROGRAM = (
+    "the checkpoint holds a TorchScript program ({size} bytes, SHA-256 {hashed}...), which is opened now and runs on "
+    "every image: stop here unless you trust who made it"
+)
+FETCHING = re.compile(r"pretrained|weights|url|repo|filename", re.IGNORECASE)  # options that download, or read files
+REMOTE = re.compile(r"://|hf[-_]hub:|\.\./")
 
 
 class ExternalNetwork(nn.Module, Recorded):
@@ -32,8 +58,8 @@ class ExternalNetwork(nn.Module, Recorded):
 class ImportedNetwork(ExternalNetwork):
     """An ``nn.Module`` given by class path; our checkpoints store its weights, but not its code.
 
-    Code is imported from ``monai.networks.nets`` and from packages that the environment variable
-    ``SEGCFT_TRUSTED_PACKAGES`` names, here and wherever the checkpoint is opened.
+    Code is imported from ``monai.networks.nets``, of which the networks in ``MONAI`` are allowed, and from packages
+    that the environment variable ``SEGCFT_TRUSTED_PACKAGES`` names, here and wherever the checkpoint is opened.
 
     Args:
         network: Class path, for instance ``mypackage.networks.UNet``.
@@ -53,6 +79,9 @@ class ImportedNetwork(ExternalNetwork):
         outputs: list[str] | None = None,
     ) -> None:
         super().__init__(outputs)
+        if network.startswith("monai."):
+            refuse_unlisted(network.rpartition(".")[2], MONAI, network)
+        refuse_fetching(options or {}, network)
         factory = imported(network, TRUSTED_NETWORKS)
         if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
             raise ValueError(f"network: {network!r} is not a torch.nn.Module")
@@ -72,6 +101,33 @@ class ImportedNetwork(ExternalNetwork):
     def forward(self, image: Tensor) -> Any:
         """The module's output, unchanged."""
         return self.module(image)
+
+
+def refuse_unlisted(name: str, listed: Sequence[str], network: str) -> None:
+    """Networks of libraries are taken from a list: some functions beside them download or read files.
+
+    Raises:
+        ValueError: If it is not on the list.
+    """
+    if name not in listed:
+        raise ValueError(f"network: {network!r} is not one of {', '.join(listed)}")
+
+
+def refuse_fetching(options: Any, network: str) -> None:
+    """Options that have a library download weights, or read files by itself, in nested plain data.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    items = list(options.items()) if isinstance(options, dict) else [("", item) for item in options]
+    for name, value in items:
+        fetches = bool(FETCHING.search(str(name))) and value not in (None, False)
+        if fetches or (isinstance(value, str) and REMOTE.search(value)):
+            raise ValueError(
+                f"network: {network}: option {name} = {value!r} would fetch weights: nothing is downloaded"
+            )
+        if isinstance(value, dict | list):
+            refuse_fetching(value, network)
 
 
 class ScriptedNetwork(ExternalNetwork):
@@ -116,6 +172,8 @@ class ScriptedNetwork(ExternalNetwork):
         """Load a program from bytes; its weights are then loaded as parameters."""
         program = state.cpu().numpy().tobytes()
         if program != self._program:  # reopening would replace parameters that optimisers hold
+            hashed = hashlib.sha256(program).hexdigest()[:16]
+            warnings.warn(PROGRAM.format(size=len(program), hashed=hashed), stacklevel=2)
             self._open(program, "the checkpoint's TorchScript")
 
     def _open(self, program: bytes, source: str) -> None:

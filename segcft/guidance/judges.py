@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcft.core.recipes import Recorded
+from segcft.guidance.imported_networks import MONAI, SMP, refuse_fetching, refuse_unlisted
 from segcft.variables.mask_measurements import measure_masks
 from segcft.variables.variables import DataDescription
 
@@ -184,9 +185,11 @@ def segmentation_network(
     """Build a network of MONAI or segmentation-models-pytorch by name, with random weights.
 
     Raises:
-        ValueError: If the library or the network is unknown, a 2-D network is asked for volumes, or an option is wrong.
+        ValueError: If the library or the network is unknown, a 2-D network is asked for volumes, an option is wrong, or
+            one would download weights.
     """
     library, _, architecture = name.partition(".")
+    refuse_fetching(options or {}, name)
     factory: Callable[..., nn.Module] | None = None
     fixed: dict[str, Any] = {}
     if library == "monai":
@@ -203,6 +206,7 @@ def segmentation_network(
         fixed = {"in_channels": channels, "classes": outputs, "encoder_weights": None}
     if factory is None:
         raise ValueError(f"unknown network {name!r}: write monai.NAME or smp.NAME")
+    refuse_unlisted(architecture, MONAI if library == "monai" else SMP, name)
     try:
         return factory(**fixed, **(options or {}))
     except TypeError as error:

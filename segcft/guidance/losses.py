@@ -75,13 +75,25 @@ def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
     for soft masks (Wang et al., Dice Semimetric Losses, 2023). Its sums run over the subjects of all processes; it
     is not a mean over subjects.
     """
-    logits, axes = logits.float(), (0, *range(2, logits.dim()))
-    probability = torch.sigmoid(logits)
-    sums = torch.stack([(probability - mask).abs().sum(axes), (probability + mask).sum(axes)])  # (2, K)
-    apart, size = distributed.total(sums)
+    apart, size = distributed.total(_overlap(logits, mask, (0, *range(2, logits.dim()))))
     dice = (size - apart + 1) / (size + 1)
-    loss: Tensor = F.binary_cross_entropy_with_logits(logits, mask) + 1 - dice.mean()
+    loss: Tensor = F.binary_cross_entropy_with_logits(logits.float(), mask) + 1 - dice.mean()
     return loss
+
+
+def segmentation_losses(logits: Tensor, mask: Tensor) -> Tensor:
+    """The same for every subject by itself, (B,): a mean over subjects does not depend on their batches."""
+    apart, size = _overlap(logits, mask, tuple(range(2, logits.dim())))
+    dice = (size - apart + 1) / (size + 1)
+    entropy = F.binary_cross_entropy_with_logits(logits.float(), mask, reduction="none")
+    losses: Tensor = entropy.flatten(1).mean(1) + 1 - dice.mean(1)
+    return losses
+
+
+def _overlap(logits: Tensor, mask: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Sums over ``axes`` of |p - m| and p + m, stacked."""
+    probability = torch.sigmoid(logits.float())
+    return torch.stack([(probability - mask).abs().sum(axes), (probability + mask).sum(axes)])
 
 
 class ElboConstraint(nn.Module, Recorded):

@@ -1,7 +1,8 @@
 """Latent variables of the HVAE: distributions, stochastic blocks, the ELBO's terms and the result of abduction."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from segcft.hvae.likelihoods import Pixels
+
+_own: list[torch.Generator] | None = None  # of the subjects of a batch, see ``noise_by_subject``
+
+
+@contextmanager
+def noise_by_subject(index: Tensor) -> Iterator[None]:
+    """Within, every subject of a batch has noise of its own, (B,) seeds: whatever batch or process it is in."""
+    global _own
+    _own = [torch.Generator().manual_seed(seed) for seed in index.tolist()]
+    try:
+        yield
+    finally:
+        _own = None
 
 
 class Normal(NamedTuple):
@@ -22,7 +36,10 @@ class Normal(NamedTuple):
         if temperature == 0:
             return self.mean
         count, channels, *size = self.mean.shape
-        noise = torch.randn(count, *size, channels, device=self.mean.device, dtype=self.mean.dtype)
+        if _own is None:
+            noise = torch.randn(count, *size, channels, device=self.mean.device, dtype=self.mean.dtype)
+        else:
+            noise = torch.stack([torch.randn(*size, channels, generator=each) for each in _own]).to(self.mean)
         drawn: Tensor = _Draw.apply(*self, noise.movedim(-1, 1), temperature)  # type: ignore[no-untyped-call]
         return drawn
 

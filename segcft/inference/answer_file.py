@@ -103,9 +103,8 @@ def rows(answer: Answer, intervened: Iterable[str], warnings: list[str]) -> list
 
 
 def unusual(subject: OpenedSubject) -> list[str]:
-    """One sentence for everything in the factual image that is unlike the training: sizes, contrast, outlines."""
-    parents = subject.model.parents
-    return subject.doubts + beyond({name: subject.values[name] for name in parents.structural}, parents)
+    """One sentence for everything in the factual image that is unlike the training: parents, contrast, outlines."""
+    return subject.doubts + beyond(subject.values, subject.model.parents)
 
 
 def reasons(answer: Answer, intervened: Iterable[str]) -> list[str]:

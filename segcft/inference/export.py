@@ -18,6 +18,7 @@ from segcft.core.atomic_files import digest, staged_folder
 from segcft.core.formatting import number, quantity
 from segcft.core.parsing import PlainParser
 from segcft.counterfactual.model import CounterfactualModel
+from segcft.guidance.imported_networks import ScriptedNetwork
 from segcft.guidance.judges import SegmentationModel
 from segcft.variables.variables import Variable
 
@@ -229,6 +230,9 @@ def _arrows(bundle: Bundle) -> str:
 
 def _limits(bundle: Bundle) -> str:
     size = " x ".join(map(str, bundle.resolution))
+    scripted = (
+        any(isinstance(part, ScriptedNetwork) for part in bundle.segmentor.modules()) if bundle.segmentor else False
+    )
     return "\n".join(
         [
             "- Not for diagnosis, treatment or any other clinical decision; not a medical device.",
@@ -239,6 +243,7 @@ def _limits(bundle: Bundle) -> str:
             "- It holds no segmentor: factual values must all be given."
             if bundle.segmentor is None
             else "- Its segmentor guided the training: what that measures is no independent judgement.",
+            *(["- Its segmentor is a TorchScript program, which runs where the bundle is opened."] if scripted else []),
         ]
     )
 

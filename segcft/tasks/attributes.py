@@ -22,6 +22,7 @@ class TrainAttributes(Task):
     """
 
     parts = ("mechanism",)
+    reads_images = False
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class TrainAttributes(Task):
 
     def predictions(self, batch: Batch) -> Batch:
         """Counterfactual values, (B,) each, under one do() per subject; ``do_NAME`` is NaN where not intervened on."""
-        do = fixed_do(batch, self.mechanism.parents.names)
+        names = self.mechanism.parents.names
+        do = fixed_do(batch, names, self.neighbours(batch, "test", names))
         values = self.mechanism.counterfactual(self.mechanism.parents.take(batch), do)
         return {**values, **{f"do_{name}": asked for name, asked in do.items()}}

@@ -81,6 +81,7 @@ class Task(LightningModule):
 
     Attributes:
         parts: Names of the attributes that a later stage may load; checkpoints store their recipes.
+        reads_images: Whether training looks at images.
 
     Args:
         stage: Name of the stage in results, for instance ``pretrain``.
@@ -88,6 +89,7 @@ class Task(LightningModule):
     """
 
     parts: ClassVar[tuple[str, ...]]
+    reads_images: ClassVar[bool] = True
 
     def __init__(self, stage: str, optimisation: Optimisation) -> None:
         super().__init__()
@@ -157,6 +159,12 @@ class Task(LightningModule):
         for place, (name, value) in enumerate(values.items()):
             weight = distributed.weight_of(size)
             self.log(f"{stage}/{name}", value, batch_size=weight, prog_bar=place == 0, sync_dist=evaluating)
+
+    def neighbours(self, batch: Batch, split: str, names: list[str]) -> Batch:
+        """Values of the subject before each in its split, (B,) each, whoever shares a batch or process with it."""
+        columns = self.trainer.datamodule.dataset(split).attributes  # type: ignore[attr-defined]
+        index = batch["index"].cpu() - 1
+        return {name: columns[name][index].to(batch["index"].device) for name in names}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the same metrics as in validation, on the test split."""
@@ -243,15 +251,17 @@ def passed(step: int, steps: int, share: float) -> float:
     return min(1.0, step / end) if end else 1.0
 
 
-def asked_in_turn(model: CounterfactualModel, batch: Batch, names: list[str]) -> tuple[Batch, Counterfactual]:
+def asked_in_turn(
+    model: CounterfactualModel, batch: Batch, names: list[str], others: Batch | None = None
+) -> tuple[Batch, Counterfactual]:
     """The interventions of validation, see ``fixed_do``, and their counterfactuals, with deterministic abduction."""
-    do = fixed_do(batch, names)
+    do = fixed_do(batch, names, others)
     return do, model(batch["image"], batch, do, temperature=0.0)
 
 
-def predictions(model: CounterfactualModel, batch: Batch, names: list[str]) -> Batch:
+def predictions(model: CounterfactualModel, batch: Batch, names: list[str], others: Batch) -> Batch:
     """Counterfactual images (B, C, *S) under the interventions of validation, and these as ``do_NAME``."""
-    do, answer = asked_in_turn(model, batch, names)
+    do, answer = asked_in_turn(model, batch, names, others)
     return {"image": answer.image, **{f"do_{name}": values for name, values in do.items()}}
 
 

@@ -141,12 +141,12 @@ class CounterfactualFineTuning(Task):
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """Log the loss terms for fixed interventions, with deterministic abduction."""
-        _, answer = asked_in_turn(self.model, batch, self.asked)
+        _, answer = asked_in_turn(self.model, batch, self.asked, self.neighbours(batch, stage, self.asked))
         self.show(stage, self._judge(batch, answer, self.specificity), batch)
 
     def predictions(self, batch: Batch) -> Batch:
         """Counterfactual images (B, C, *S), one do() per subject; ``do_NAME`` in real units, NaN where not set."""
-        return predictions(self.model, batch, self.asked)
+        return predictions(self.model, batch, self.asked, self.neighbours(batch, "test", self.asked))
 
     def _judge(self, batch: Batch, answer: Counterfactual, specificity: float | Tensor) -> dict[str, Tensor]:
         """The loss terms of the counterfactuals, before weighting."""

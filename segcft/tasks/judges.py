@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segcft.guidance.judges import Judge, Regressor, Segmentor
-from segcft.guidance.losses import segmentation_loss
+from segcft.guidance.losses import segmentation_loss, segmentation_losses
 from segcft.tasks.base import Batch, Optimisation, Task
 from segcft.variables.mask_measurements import measure_masks
 from segcft.variables.variables import DataDescription
@@ -88,7 +88,7 @@ class TrainSegmentor(_TrainJudge):
         soft = measure_masks(self.judge.sharpened(logits), batch["image"], about)
         hard = measure_masks(predicted, batch["image"], about)
         softness = {f"soft_bias_{name}": self._percent(name, soft[name], hard[name]).mean() for name in soft}
-        loss = segmentation_loss(logits, batch["mask"])
+        loss = segmentation_losses(logits, batch["mask"]).mean()
         self.show(stage, {"loss": loss, **dice, **self._errors(soft, batch), **softness}, batch)
 
 

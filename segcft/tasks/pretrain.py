@@ -9,6 +9,7 @@ from segcft.core import checkpoints
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.counterfactual.prediction import Prediction
 from segcft.hvae.hvae import HVAE
+from segcft.hvae.latents import noise_by_subject
 from segcft.tasks.base import Batch, Optimisation, Task, elbo_terms, passed, predictions
 from segcft.variables.variables import DataDescription
 
@@ -63,13 +64,15 @@ class PretrainHVAE(Task):
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """Log the NELBO at beta 1 and the reconstruction error."""
-        found = self.model.abduct(batch["image"], batch)
+        with noise_by_subject(batch["index"]):
+            found = self.model.abduct(batch["image"], batch)
         error = (found.pixels.loc - batch["image"]).abs().mean()
         self.show(stage, {**elbo_terms(found), "reconstruction": error}, batch)
 
     def predictions(self, batch: Batch) -> Batch:
         """Counterfactual images (B, C, *S), one do() per subject; ``do_NAME`` in real units, NaN where not set."""
-        return predictions(self.model, batch, self.model.parents.askable)
+        names = self.model.parents.askable
+        return predictions(self.model, batch, names, self.neighbours(batch, "test", names))
 
     def beta_at(self, step: int, steps: int) -> float:
         """Weight of the KL term at ``step`` of ``steps``."""

@@ -25,6 +25,7 @@ from segcft.variables.variables import Parents, Values, Variable
 
 NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
 MOST = 1000  # steps of a sweep
+ABSURD = 10.0  # widths of the training range beyond it
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def targets(do: Mapping[str, Request | str | float | Tensor], factual: Values, p
         parents: Variables that are known.
 
     Raises:
-        ValueError: As in ``parse``.
+        ValueError: As in ``parse`` and ``refuse_absurd``.
     """
     result = {}
     for name, asked in do.items():
@@ -131,7 +132,34 @@ def targets(do: Mapping[str, Request | str | float | Tensor], factual: Values, p
             result[name] = asked.target(factual[name])
         else:
             result[name] = torch.as_tensor(asked).to(factual[name]).expand(factual[name].shape)
+        refuse_absurd(name, result[name], parents, factual[name])
     return result
+
+
+def refuse_absurd(name: str, values: Tensor, parents: Parents, factual: Tensor | None = None) -> None:
+    """Refuse values that no image could have: answers to them would look like answers and mean nothing.
+
+    Args:
+        name: Variable.
+        values: Its values in real units, (B,); NaN for none.
+        parents: Variables that are known.
+        factual: Values that it starts from, (B,): a small change of an unusual value is not absurd.
+
+    Raises:
+        ValueError: If a value is infinite, the size of a structure is negative, or a value lies more than ``ABSURD``
+            widths of the training range beyond it and beyond the factual value.
+    """
+    variable = parents[name]
+    room = ABSURD * (variable.high - variable.low) if variable.kind == "continuous" else 0.0
+    wrong = values.isinf() | ((variable.is_size and variable.low >= 0) & (values < 0))
+    if room > 0:
+        start = values.new_tensor(variable.low) if factual is None else factual
+        wrong = (
+            wrong | (values < start.clamp(max=variable.low) - room) | (values > start.clamp(min=variable.high) + room)
+        )
+    if wrong.any():
+        value = float(values[wrong][0])
+        raise ValueError(f"{name} = {value:g} is absurd: in training it lay between {_range(variable)}")
 
 
 def beyond(values: Values, parents: Parents) -> list[str]:

@@ -4,6 +4,7 @@ Units cross here and nowhere else: batches and interventions carry real units (m
 the standardised vectors that networks read.
 """
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -260,7 +261,7 @@ class DataDescription(Recorded):
 
     Raises:
         ValueError: If a variable measures a structure that the masks do not hold, or something that images of these
-            dimensions do not have.
+            dimensions do not have, or an edge length is not positive.
     """
 
     def __init__(
@@ -269,6 +270,8 @@ class DataDescription(Recorded):
         for name, variable in variables.items():
             if variable.structure:
                 _check_measurable(name, variable, structures, len(spacing))
+        if not all(0 < edge < math.inf for edge in spacing):
+            raise ValueError(f"spacing {list(spacing)}: positive edge lengths are needed")
         self.parents = Parents(variables)
         self.structures, self.spacing, self.channels = list(structures), list(spacing), channels
 

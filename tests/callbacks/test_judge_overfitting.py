@@ -34,6 +34,9 @@ class FineTuning(CounterfactualFineTuning):
         LightningModule.__init__(self)
         self.model, self.guidance, self.asked, self.logged = model, guidance, ["left_size", "right_size"], {}
 
+    def neighbours(self, batch, split, names):
+        return {name: batch[name].roll(1) for name in names}
+
     def log(self, name, value, **_):
         self.logged[name] = float(value)
 

@@ -18,9 +18,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from segcft.callbacks import resume
+from segcft.callbacks import resume, run_record
 from segcft.callbacks.checkpointing import Keep, WholeCheckpoints
 from segcft.cli.main import main
+from segcft.core import checkpoints
+from segcft.core.folder_lock import alone
 from segcft.core.interruption import AGAIN
 from tests.cli.test_launch import environment
 from tests.tasks.test_tasks import CONFIG, STAGES, UNET, run
@@ -139,31 +141,119 @@ def test_a_finished_run_starts_from_scratch(place, monkeypatch):
 
 
 @pytest.mark.slow
-def test_another_configuration_is_not_gone_on_with(place, monkeypatch, caplog):
-    more = ["--experiment=other"]
-    interrupted(place, "segmentor", 4, *more)
-    seen = killed(monkeypatch, 2)
-    with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="killed"):
-        run(place, "fit", 2, "segmentor", *OFTEN, *more, "--model.init_args.optimisation.lr=0.5")
-    assert seen == [0, 1, 2]
-    assert "optimisation.lr was 0.001, is 0.5. Starting from scratch" in caplog.text
-    seen.clear()
-    with pytest.raises(RuntimeError, match="killed"):
-        run(place, "fit", 2, "segmentor", *OFTEN, *more, "--resume=never", "--model.init_args.optimisation.lr=0.5")
-    assert seen == [0, 1, 2]
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_change_no_bit_of_a_run_that_is_killed(workers, place, monkeypatch):
+    """With validation, whose workers are started anew when the run goes on."""
+    more = f"--data.init_args.num_workers={workers}"
+    for stage, places in (("pretrain", [2, 3, 5]), ("segcft", [4])):
+        again(stage, places, place, monkeypatch, more)
 
 
 @pytest.mark.slow
-def test_a_new_pretrained_model_is_another_configuration(place, monkeypatch, caplog):
+def test_another_configuration_is_not_gone_on_with(place, monkeypatch, capsys):
+    more = ["--experiment=other", "--model.init_args.optimisation.lr=0.5"]
+    interrupted(place, "segmentor", 4, more[0])
+    path = place / "segmentor2.yaml"
+    before = Path("checkpoints/other/segmentor/last.ckpt").read_bytes()
+    assert main(["fit", f"--config={path}", *OFTEN, *more]) == 2
+    said = capsys.readouterr().err
+    assert "interrupted at step 4, and since then: model.init_args.optimisation.lr was 0.001, is 0.5." in said
+    assert Path("checkpoints/other/segmentor/last.ckpt").read_bytes() == before
+    seen = killed(monkeypatch, 4)
+    for choice, first in (("force", 4), ("never", 0)):
+        with pytest.raises(RuntimeError, match="killed"):
+            run(place, "fit", 2, "segmentor", *OFTEN, *more, f"--resume={choice}")
+        assert seen[0] == first
+        seen.clear()
+
+
+@pytest.mark.slow
+def test_a_new_pretrained_model_is_another_configuration(place, capsys):
     interrupted(place, "segcft", 2, "--experiment=inputs")
     path = Path("checkpoints/balls/pretrain/last.ckpt")
     before = path.stat()
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    seen = killed(monkeypatch, None)
-    with caplog.at_level(logging.WARNING):
-        run(place, "fit", 2, "segcft", *OFTEN, "--experiment=inputs")
-    assert seen[0] == 0
-    assert "pretrained, the file was" in caplog.text
+    assert main(["fit", f"--config={place / 'segcft2.yaml'}", *OFTEN, "--experiment=inputs"]) == 2
+    assert "pretrained, the file was" in capsys.readouterr().err
+
+
+def test_a_second_fit_in_the_same_folder_is_refused_and_harms_nothing(place, capsys):
+    """While the first one is at work; a killed one keeps nobody out."""
+    folder = place / "checkpoints/twice/segmentor"
+    folder.mkdir(parents=True)
+    child = os.fork()
+    if not child:
+        with alone(folder / "running.json"):
+            time.sleep(60)
+        os._exit(0)
+    while not (folder / "running.json").exists():
+        time.sleep(0.01)
+    command = ["fit", f"--config={place / 'segmentor2.yaml'}", *OFTEN, "--experiment=twice"]
+    try:
+        assert main(command) == 2
+        assert f"twice/segmentor is in use by process {child} on " in capsys.readouterr().err
+        assert os.listdir(folder) == ["running.json"]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert main(command) == 0
+    assert set(os.listdir(folder)) == {"last.ckpt", "run.json"}
+
+
+def test_a_run_whose_folder_was_taken_over_does_not_write_there(tmp_path):
+    with alone(tmp_path / "running.json") as lock:
+        files = WholeCheckpoints(lock)
+        files.save_checkpoint({"w": 1}, tmp_path / "last.ckpt")
+        (tmp_path / "running.json").write_text("another")
+        with pytest.raises(ValueError, match="taken over"):
+            files.save_checkpoint({"w": 2}, tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt") == {"w": 1}
+
+
+class Dataset:
+    """One image, and a value."""
+
+    def __init__(self, level):
+        self.level = level
+
+    def __len__(self):
+        return 3
+
+    def read_unchanged(self, indices):
+        return {"image": torch.full((len(indices), 1, 4, 4), self.level), "index": indices}
+
+
+@pytest.mark.parametrize("changed", ["commit", "package torch", "data, images of train", "data, subjects"])
+def test_what_surrounds_a_run_is_compared(changed, tmp_path, monkeypatch):
+    """Refused with what differs, forced if asked, afresh if asked; nothing of a run without a checkpoint is lost."""
+    before = {"commit": "a", "package torch": "2", "data, images of train": "b", "data, subjects": "4", "lr": 0.1}
+    run = resume.Run("1", before)
+    run.mark(tmp_path)
+    now = before | {changed: "other"}
+    assert resume.begin(tmp_path, now, "auto").checkpoint is None
+    content = {"run": "1", "global_step": 7, "segcft": {"version": checkpoints.FORMAT}}
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=f"interrupted at step 7, and since then: {changed} was .*, is other.*force"):
+        resume.begin(tmp_path, now, "auto")
+    forced = resume.begin(tmp_path, now, "force")
+    assert (forced.step, forced.run.number, forced.run.configuration) == (7, "1", now)
+    assert resume.begin(tmp_path, before, "auto").step == 7
+    assert resume.begin(tmp_path, now, "never").checkpoint is None
+
+
+def test_images_have_a_fingerprint_that_every_pixel_decides():
+    one, same, other = (run_record.images(Dataset(level)) for level in (0.5, 0.5, 0.5000001))
+    assert one == same != other
+
+
+def test_weights_that_are_not_finite_stop_the_run_and_the_former_checkpoint_is_kept(tmp_path):
+    files, path = WholeCheckpoints(), tmp_path / "last.ckpt"
+    unknown = {"constraint.bound": torch.tensor(torch.nan), "count": torch.tensor(3)}
+    files.save_checkpoint({"state_dict": {"w": torch.ones(2), **unknown}}, path)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=r"model\.w of the model.*is not finite"):
+            files.save_checkpoint({"state_dict": {"model.w": torch.tensor([1.0, bad])}}, path)
+    assert torch.load(path)["state_dict"]["w"].sum() == 2
 
 
 @pytest.mark.slow

@@ -33,7 +33,15 @@ FIT = ["-m", "segcft", "fit", "--config=segmentor.yaml", CPU]
 
 
 def environment(**more):
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+    """Scripts in tests/ must not find tests/data_modules in front of data_modules."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONSAFEPATH": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        **more,
+    }
 
 
 def as_slurm(tasks, job="4711"):

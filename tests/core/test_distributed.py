@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_modules.common.loaders import Shares, Shuffled, TrainingLoader
+from data_modules.common.loaders import Shares, Shuffled, TrainingLoader, alone, evaluation_loader
 from segcft.core import distributed, random_state
 from tests.balls import BallDataset
 from tests.cli.test_launch import TORCHRUN, environment
@@ -72,14 +72,29 @@ def test_a_loader_goes_on_where_its_state_was_taken(read, workers):
         next(iterator)
     state = first.state_dict()
     rest = [batch["index"].tolist() for batch in iterator] if read else []
-    after = (epoch(), torch.rand(2).tolist()) if not read or not workers else None
+    after = (epoch(), torch.rand(2).tolist())
     torch.manual_seed(7)
     second, again = loader()
     second.load_state_dict(state)
     assert second.state_dict() is state, "asked before it has read anything"
     assert again() == rest
-    if after:
-        assert (again(), torch.rand(2).tolist()) == after
+    assert (again(), torch.rand(2).tolist()) == after
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_loaders_and_their_workers_draw_from_nothing_that_training_draws_from(persistent):
+    """Persistent workers are started once, and anew after a kill: what is drawn must not tell."""
+    dataset = BallDataset("train", 8, 12, 2)
+    options = {"num_workers": 2, "persistent_workers": persistent, "collate_fn": lambda batch: batch}
+    made = {
+        "plain": evaluation_loader(dataset, 4, collate_fn=options["collate_fn"]),
+        "workers": evaluation_loader(dataset, 4, **options),
+    }
+    for loader in (*made.values(), alone(made["workers"])):
+        before = torch.get_rng_state()
+        for _ in range(2):
+            list(loader)
+        assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_another_number_of_processes_cannot_go_on(monkeypatch):
@@ -152,6 +167,14 @@ def test_two_processes_learn_what_one_does(tmp_path):
             compare(first[name]["weights"], second[name]["weights"], name, 0)
             here, both = map(sum, zip(*first[name]["sizes"], strict=True)) if strategy == "sharded" else (0, 1)
             assert here < 0.55 * both, "each keeps a part"
+
+
+@pytest.mark.slow
+def test_validation_metrics_do_not_depend_on_the_number_of_processes(tmp_path):
+    """Every task, 17 and 4 subjects among 1, 2 and 3 processes in batches of 4: equal to 1e-5."""
+    done = subprocess.run([sys.executable, str(ROOT / "tests/validations.py"), str(tmp_path)], env=environment(),
+                          capture_output=True, text=True, check=False, timeout=900)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from segcft.core import checkpoints
 from segcft.counterfactual.arrays import scaled
+from segcft.inference.answer_file import unusual
+from segcft.variables.variables import DataDescription
 from tests.inference.test_answer_file import description, make
 
 DO = {"left_size": "+20%"}
@@ -76,3 +79,39 @@ def test_a_model_that_measures_in_mm_wants_the_spacing(film):
 def test_scaling_is_exact_at_black_and_white(model):
     ends = np.array([[0, 255], [128, 255]], np.uint8)
     assert scaled(ends, model).flatten().tolist()[:2] == [-1.0, 1.0]
+
+
+def test_nothing_that_is_not_finite_or_absurd_succeeds(model, film, tmp_path):
+    image = torch.from_numpy(film).float().view(1, 1, 40, 30) / 127.5 - 1
+    parents = {"left_size": 30.0, "right_size": 30.0}
+    for change, message in ((torch.nan, "image holds values that are not finite"), (torch.inf, "not finite")):
+        spoilt = image.clone()
+        spoilt[0, 0, 3, 3] = change
+        with pytest.raises(ValueError, match=message):
+            model.open(spoilt)
+    with pytest.raises(ValueError, match=r"left_size = 1e\+06 is absurd"):
+        model.open(image, parents | {"left_size": 1e6})
+    about = model.description
+    known = about.parents["left_size"]
+    old = known.high + 2 * (known.high - known.low)
+    subject = model.open(image, parents | {"left_size": old})
+    assert any(text.startswith("left_size = ") for text in unusual(subject)), (
+        "a factual value beyond the training is said"
+    )
+    for spacing in ([1.0, 0.0], [1.0, float("nan")], [-1.0, 1.0]):
+        with pytest.raises(ValueError, match="positive edge lengths"):
+            DataDescription(about.parents.variables, about.structures, spacing)
+    spoilt = make(description(2))
+    with torch.no_grad():
+        next(spoilt.hvae.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match="answer is not finite"):
+        spoilt.open(image, parents).answer(parents_of(subject), corrections=0, confined=False).image  # noqa: B018
+    state = {f"model.{name}": value for name, value in spoilt.state_dict().items()}
+    content = {"state_dict": state, "segcft": checkpoints.describe({"model": spoilt}, {})}
+    torch.save(content, tmp_path / "nan.ckpt")
+    with pytest.raises(ValueError, match=r"model\.hvae\..* of .*nan.ckpt is not finite"):
+        checkpoints.load(tmp_path / "nan.ckpt", type(spoilt))
+
+
+def parents_of(subject):
+    return {name: 1.1 * value for name, value in subject.values.items()}

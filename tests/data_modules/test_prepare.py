@@ -26,6 +26,7 @@ from segcft.variables.variables import Variable
 from tests.discs import Discs, write
 
 ROOT = Path(__file__).parents[2]
+preparation = sys.modules[prepare.__module__]
 VARIABLES = {"age": Variable(unit="years"), "left_area": Variable(structure="left", unit="mm^2")}
 
 
@@ -126,6 +127,92 @@ def test_a_cache_of_other_options_or_tables_is_stale(root, tmp_path):
     with pytest.raises(ValueError, match=r"row 62, image = '99.npy'.*cannot be read"):
         prepare(Discs(str(root)), out, overwrite=True)
     assert open_cache(out).table["id"].iloc[-1] == "s59", "the former cache is there until the next one is whole"
+
+
+def test_a_table_that_was_changed_and_given_an_older_time_is_noticed(root, tmp_path):
+    prepare(Discs(str(root)), tmp_path / "out")
+    table = root / "table.csv"
+    table.write_text(table.read_text().replace("p1,", "q1,"))
+    os.utime(table, (1e9, 1e9))
+    with pytest.raises(ValueError, match=r"table.csv has changed"):
+        prepare(Discs(str(root)), tmp_path / "out")
+
+
+@pytest.mark.parametrize("when", [1e9, None])
+def test_an_image_that_was_edited_in_place_is_noticed(root, tmp_path, when):
+    """Of the same size, with an older time or a new one; a copy of the data set, with new times, is none."""
+    prepare(Discs(str(root)), tmp_path / "out")
+    for path in root.glob("*.npy"):
+        os.utime(path, (1.1e9, 1.1e9))
+    prepare(Discs(str(root)), tmp_path / "out")
+    for number in (3, 40):
+        prepared = prepare(Discs(str(root)), tmp_path / f"out{number}")
+        path = root / f"{number}.npy"
+        np.save(path, ~np.load(path))
+        if when:
+            os.utime(path, (when, when))
+        with pytest.raises(ValueError, match=rf"out{number} is stale.*{number}.npy has changed"):
+            prepare(Discs(str(root)), prepared.folder)
+
+
+def test_a_cache_that_does_not_account_for_every_subject_is_not_written(root, tmp_path, monkeypatch):
+    """As when another process took lines of the journal away."""
+    filled = preparation._fill
+
+    def lossy(partial, *more):
+        filled(partial, *more)
+        lines = (partial / "journal.jsonl").read_text().splitlines(keepends=True)
+        (partial / "journal.jsonl").write_text("".join(lines[:40]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "_fill", lossy)
+        with pytest.raises(ValueError, match="accounts for 40 of 60 subjects: run the same command"):
+            prepare(Discs(str(root)), tmp_path / "out")
+    assert len(prepare(Discs(str(root)), tmp_path / "out").table) == 60
+
+
+class Starved(Discs):
+    """Runs out of memory at a subject, some times, as a decoder says it: a library's error made a ValueError."""
+
+    lacks, error = 0, MemoryError("12 GiB")
+
+    def read(self, row):
+        if row["id"] == "s33" and Starved.lacks:
+            Starved.lacks -= 1
+            try:
+                raise self.error
+            except Exception as error:
+                raise ValueError(f"{row['image']} cannot be read") from error
+        return super().read(row)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(12, "Cannot allocate memory"), RuntimeError("Insufficient memory")]
+)
+def test_a_good_subject_is_not_skipped_for_lack_of_memory(root, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(Starved, "error", error)
+    monkeypatch.setattr(Starved, "lacks", 1)
+    cache = prepare(Starved(str(root)), tmp_path / "out", on_error="skip")
+    assert (len(cache.table), cache.facts["quarantined"]) == (60, 0)
+    monkeypatch.setattr(Starved, "lacks", 2)
+    with pytest.raises(ValueError, match=r"out of memory while reading .*row 35.*fewer --workers"):
+        prepare(Starved(str(root)), tmp_path / "other", on_error="skip")
+    assert len(prepare(Starved(str(root)), tmp_path / "other").table) == 60
+
+
+def test_six_processes_make_one_cache(root, tmp_path):
+    """One after the other: whoever waited must not go on in a folder that was renamed away from under it."""
+    children = []
+    for _ in range(6):
+        children.append(os.fork())
+        if not children[-1]:
+            code = 1
+            try:
+                code = len(prepare(Discs(str(root)), tmp_path / "out").table) - 60
+            finally:
+                os._exit(code)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
+    assert {path.name for path in tmp_path.iterdir()} == {"discs set", "out"}
 
 
 def test_a_partial_cache_of_something_else_is_said(root, tmp_path):

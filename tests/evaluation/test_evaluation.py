@@ -10,7 +10,7 @@ import torch
 
 from segcft.evaluation.bootstrap import Estimate
 from segcft.evaluation.command import conclusions
-from segcft.evaluation.protocol import Answers, Contender, Method, gather, perfect, predict, unchanged
+from segcft.evaluation.protocol import Answers, Contender, Method, gather, perfect, predict, refuse_exchanged, unchanged
 from segcft.evaluation.result_tables import cell, markdown, plain
 from segcft.evaluation.rows import is_size, rows
 from segcft.evaluation.summary import health, off_target, summarise
@@ -185,3 +185,11 @@ def test_cells_and_json_hold_no_nonsense():
     assert plain({"a": [math.nan, Estimate(1.0, 0.0, math.inf)]}) == {"a": [None, {"value": 1, "low": 0, "high": None}]}
     assert Method("x.ckpt").refinement == "off"
     assert Method("x.ckpt", 2, True).refinement == "2 rounds, confined"
+
+
+def test_an_evaluator_whose_structures_are_exchanged_is_refused(people):
+    found, judge = people
+    refuse_exchanged(found, judge)
+    with pytest.raises(ValueError, match="outlines left where the data have right: are they exchanged"):
+        refuse_exchanged(replace(found, masks=found.masks.flip(1)), judge)
+    refuse_exchanged(replace(found, masks=torch.zeros_like(found.masks)), judge)  # a bad one is no exchanged one

@@ -2,17 +2,19 @@
 
 import json
 import pickle
+import socket
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 from segcft.core import checkpoints
-from segcft.core.recipes import TRUST
+from segcft.core.recipes import TRUST, build, plain
 from segcft.guidance.external_segmentor import ExternalSegmentor, InputConvention
 from segcft.guidance.guidance import CoTrainedGuidance, SegmentorGuidance
-from segcft.guidance.imported_networks import ImportedNetwork, ScriptedNetwork, opened
-from segcft.guidance.judges import SegmentationModel
+from segcft.guidance.imported_networks import MONAI, SMP, ImportedNetwork, ScriptedNetwork, opened
+from segcft.guidance.judges import SegmentationModel, Segmentor
 from tests.balls import Balls
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -227,6 +229,72 @@ def test_errors_name_field_and_value(tmp_path):
     refused(r"input.size: \[8\]", input=InputConvention(size=(8,)))
     with pytest.raises(ValueError, match=r"input.window: \[1, 0\]: the first value must be below the second"):
         InputConvention(window=(1, 0))
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def connect(*given, **more):
+        raise AssertionError(f"a connection to {given}")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, connect)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("smp.from_pretrained", {}),
+        ("smp.Unet", {"encoder_weights": "imagenet"}),
+        ("smp.Unet", {"encoder_name": "tu-hf-hub:someone/something"}),
+        ("smp.create_model", {"arch": "unet"}),
+        ("monai.FlexibleUNet", {"backbone": "resnet18", "pretrained": True}),
+        ("monai.HoVerNet", {"pretrained_url": "https://example.org/a.pt"}),
+        ("monai.TorchVisionFCModel", {"use_conv": True}),
+        ("monai.Transchex", {}),
+        ("monai.UNet", {**UNET, "act": ["relu", {"weights": "file:///a"}]}),
+        ("monai.resnet50", {"pretrained": True}),
+    ],
+)
+def test_networks_of_libraries_are_listed_and_fetch_nothing(name, options, no_network):
+    """In a configuration or a stranger's checkpoint: nothing is downloaded, no file is read."""
+    about = Balls().description
+    with pytest.raises(ValueError, match=r"is not one of|unknown network|nothing is downloaded"):
+        Segmentor(about, name, options)
+    with pytest.raises(ValueError, match=r"is not one of|unknown network|nothing is downloaded"):
+        build({"class_path": "segcft.guidance.judges.Segmentor",
+               "init_args": {"description": plain(about), "network": name, "options": options}})  # fmt: skip
+    if name.startswith("monai."):
+        with pytest.raises(ValueError, match=r"is not one of|nothing is downloaded"):
+            ImportedNetwork(name.replace("monai.", "monai.networks.nets."), options)
+
+
+@pytest.mark.parametrize("name", MONAI)
+def test_every_listed_network_of_monai_exists(name):
+    import monai.networks.nets as nets
+
+    assert issubclass(getattr(nets, name), nn.Module)
+
+
+@pytest.mark.parametrize("name", SMP)
+def test_every_listed_network_of_smp_exists(name):
+    import segmentation_models_pytorch as smp
+
+    assert issubclass(getattr(smp, name), nn.Module)
+
+
+def test_a_checkpoint_with_a_program_says_so_before_it_is_opened(tmp_path, monkeypatch):
+    judge = ExternalSegmentor(script(network(2), tmp_path / "a.ts"), CHANNELS)
+    saved = save(tmp_path / "a.ckpt", {"guidance": SegmentorGuidance(judge)})
+
+    def opened_already(*_, **__):
+        raise AssertionError("opened before a word was said")
+
+    monkeypatch.setattr(torch.jit, "load", opened_already)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match=r"holds a TorchScript program \(\d+ bytes, SHA-256 .*unless you trust"):
+            checkpoints.load(saved, SegmentorGuidance)
 
 
 def test_pickled_modules_are_refused_by_name(tmp_path, capsys, monkeypatch):

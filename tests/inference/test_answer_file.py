@@ -223,7 +223,7 @@ def test_missing_parents_are_measured_or_asked_for(tmp_path):
     with pytest.raises(ValueError, match="age = nan is not a finite number"):
         model.counterfactual(batch["image"], {"age": float("nan")}, {})
     with pytest.raises(ValueError, match="leaves the training range"):
-        model.counterfactual(batch["image"], {"age": 63}, {"left_size": 1e6}, strict=True)
+        model.counterfactual(batch["image"], {"age": 63}, {"left_size": 100.0}, strict=True)
     blind = CounterfactualModel.load(save(tmp_path / "b.ckpt", model, judged=False))
     with pytest.raises(ValueError, match="left_size, right_size: not given, and the checkpoint holds no segmentor"):
         blind.counterfactual(batch["image"], {"age": 63.0}, {"left_size": "+20%"})

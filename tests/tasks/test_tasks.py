@@ -14,7 +14,7 @@ from segcft.counterfactual.prediction import Gated, Transported, Warped
 from segcft.guidance.guidance import EnsembleGuidance, NoGuidance
 from segcft.guidance.judges import Segmentor
 from segcft.guidance.losses import guidance_loss
-from segcft.tasks import CounterfactualFineTuning, Optimisation, finetune
+from segcft.tasks import CounterfactualFineTuning, Optimisation, Task, finetune
 from tests.balls import Balls
 
 CONFIG = """
@@ -232,3 +232,22 @@ def test_compiled_steps_learn_what_steps_learn(tmp_path, monkeypatch):
     for stage in ("pretrain", "segcft"):
         for name, weight in learnt[stage, ""].items():
             torch.testing.assert_close(learnt[stage, "default"][name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_validation_does_not_depend_on_how_subjects_share_batches(trained, monkeypatch):
+    """As several processes share them out unevenly; every task with chance, partners or a loss of whole batches."""
+    folder, dims = trained
+    monkeypatch.chdir(folder)
+    for stage, _, _ in STAGES:
+        found = []
+        for size in (24, 5):
+            seen = {}
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    Task, "on_validation_end", lambda self, seen=seen: seen.update(self.trainer.callback_metrics)
+                )
+                checkpoint = f"--ckpt_path=checkpoints/balls/{stage}/last.ckpt"
+                run(folder, "validate", dims, stage, checkpoint, f"--data.init_args.batch_size={size}")
+            found.append({name: float(value) for name, value in seen.items() if name.startswith("val/")})
+        assert found[0], stage
+        assert found[1] == pytest.approx(found[0], rel=1e-5, abs=1e-6), stage

@@ -85,3 +85,19 @@ def test_a_binary_variable_with_names_takes_names_and_numbers():
 def test_a_near_name_of_a_variable_is_suggested():
     with pytest.raises(ValueError, match="unknown variable 'aera'; did you mean area"):
         parse("aera=5", PARENTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [("area", "+1e40"), ("area", "12000"), ("area", "-101"), ("area", torch.tensor([1e9, 100.0])), ("shift", "=-200"),
+     ("shift", float("inf")), ("area", "+1e9%")],
+)  # fmt: skip
+def test_absurd_targets_are_refused(name, asked):
+    """A black image and a success otherwise; what only leaves the training range is warned of."""
+    factual = {"area": torch.full((2,), 100.0), "shift": torch.zeros(2)}
+    with pytest.raises(ValueError, match=f"{name} = .* is absurd: in training it lay between"):
+        targets({name: asked}, factual, PARENTS)
+    assert targets({"area": 900.0}, factual, PARENTS)["area"].tolist() == [900, 900]
+    assert targets({"area": torch.tensor([torch.nan, 90.0])}, factual, PARENTS)["area"][1] == 90, (
+        "NaN: not this subject"
+    )
