@@ -5,7 +5,6 @@ interrupted run can be resumed. The finished folder is renamed to ``OUT``. Its b
 on the number of workers.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -27,11 +26,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from data_modules.common.sources import Source
-from data_modules.common.splits import SPLITS
+from data_modules.common.splits import SPLITS, refuse_shared
 from data_modules.preparation import cache as caches
 from data_modules.preparation.cache import FACTS, IMAGES, MASKS, QUARANTINE, TABLE, Cache, differences, partial_folder
 from data_modules.preparation.statistics import statistics
 from segcft.core.atomic_files import digest, write_text
+from segcft.core.file_locks import lock
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +94,9 @@ def _alone(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True, exist_ok=True)
     handle = os.open(partial, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(handle, wait=False):
             log.warning("%s: another process is preparing this, waiting for it", folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle)
         partial.mkdir(exist_ok=True)  # the other may have renamed it
         yield partial
     finally:
@@ -119,12 +117,12 @@ def _checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     for reason, wrong in (
         ("this id occurs twice", table["id"].duplicated()),
         (f"split must be one of {', '.join(SPLITS)}", ~table["split"].isin(SPLITS)),
-        ("this patient lies in more than one split", table.groupby("patient")["split"].transform("nunique") > 1),
     ):
         if wrong.any():
             row = table[wrong.to_numpy()].iloc[0]
             place = f"id = {row['id']!r}, patient = {row['patient']!r}, split = {row['split']!r}"
             raise ValueError(f"{row['origin']}: {reason} ({place})")
+    refuse_shared(table)
     if not (table["split"] == "train").any():
         raise ValueError(f"{name}: no subject in the training split, of {len(table)}")
     return table.reset_index(drop=True)
