@@ -66,6 +66,7 @@ def parse(text: str, parents: Parents) -> Request:
     if found := re.fullmatch(rf"q({NUMBER})", value):
         return Request(text, name, "value", _quantile(text, float(found[1]), variable))
     if found := re.fullmatch(rf"(-?{NUMBER})\.\.(-?{NUMBER})", value):
+        _check_possible(text, name, variable, _finite(text, found[2]))
         return _bounds(text, name, _finite(text, found[1]), _finite(text, found[2]))
     found = re.fullmatch(rf"(=?)([+-]?)({NUMBER})(%?)", value)
     if not found:
@@ -78,7 +79,10 @@ def parse(text: str, parents: Parents) -> Request:
     number = _finite(text, sign + digits)
     if percent:
         return _factor(text, name, 1 + number / 100)
-    return Request(text, name, "change" if sign and not absolute else "value", number)
+    if sign and not absolute:
+        return Request(text, name, "change", number)
+    _check_possible(text, name, variable, number)
+    return Request(text, name, "value", number)
 
 
 def sweep(text: str, parents: Parents) -> list[Request]:
@@ -120,7 +124,7 @@ def targets(do: Mapping[str, Request | str | float | Tensor], factual: Values, p
         parents: Variables that are known.
 
     Raises:
-        ValueError: As in ``parse``.
+        ValueError: As in ``parse``, and if a size is not above 0.
     """
     result = {}
     for name, asked in do.items():
@@ -131,6 +135,7 @@ def targets(do: Mapping[str, Request | str | float | Tensor], factual: Values, p
             result[name] = asked.target(factual[name])
         else:
             result[name] = torch.as_tensor(asked).to(factual[name]).expand(factual[name].shape)
+        parents[name].check_possible(name, result[name])
     return result
 
 
@@ -161,6 +166,13 @@ def _level(text: str, value: str, variable: Variable) -> float:
     if variable.kind == "binary" and value in ("0", "1"):
         return float(value)
     raise ValueError(f"{text!r}: one of {', '.join(names)} is needed{meant(value, names)}")
+
+
+def _check_possible(text: str, name: str, variable: Variable, number: float) -> None:
+    try:
+        variable.check_possible(name, torch.tensor([number]))
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from error
 
 
 def _factor(text: str, name: str, factor: float) -> Request:
