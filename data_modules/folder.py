@@ -11,8 +11,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_modules.common.sources import Sample, Source
-from data_modules.common.splits import hashed_splits, refuse_shared
-from segcft.io.csv_tables import categories, header, numbers, origins, read_table, refuse, refuse_outside, refuse_twice
+from data_modules.common.splits import hashed_splits
+from segcft.io.csv_tables import (
+    bad_cell,
+    categories,
+    header,
+    numbers,
+    origins,
+    read_table,
+    refuse,
+    refuse_outside,
+    refuse_twice,
+)
 from segcft.io.orientation import UPRIGHT
 from segcft.io.picture import Picture, Window, check_alike
 from segcft.io.readers import read_labels, read_mask, read_picture
@@ -23,6 +33,7 @@ log = logging.getLogger(__name__)
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test"}
 SEXES = {"F": 0.0, "M": 1.0, "Female": 0.0, "Male": 1.0}
 LEVELS = (-(2**15), 2**15 - 1)  # of int16
+WRITTEN = r"(?i)[<>~]?[+-]?\d+([.,]\d+)?\s*([dwmy]|yrs?|years?|months?|days?|mm2?|cm2?|ml|kg|%)?"  # a number, in words
 SLACK = 0.5  # pixels by which a structure may exceed the frame
 
 
@@ -122,7 +133,6 @@ class Folder(Source):
         table["patient"] = frame["patient"].fillna(table["id"]) if "patient" in frame else table["id"]
         table["split"] = self._splits(frame, table["patient"])
         table["origin"] = origins(frame, "image", path)
-        refuse_shared(table)
         given = ["image", "label", "id", "patient", "split"]
         return table.assign(**self._attributes(frame.drop(columns=given, errors="ignore"))).reset_index(drop=True)
 
@@ -151,7 +161,7 @@ class Folder(Source):
             elif frame[name].isna().all() or pd.to_numeric(frame[name], errors="coerce").notna().any():
                 columns[name] = numbers(frame, name, self.manifest, blank=True)
             else:
-                log.info("%s: the column %s is not numeric and is ignored", self.manifest, name)
+                _name_words(frame, name, self.manifest)
         return {name: values.astype(np.float32) for name, values in columns.items()}
 
     def _read(self, row: Mapping[str, Any]) -> Sample:
@@ -197,6 +207,22 @@ class Folder(Source):
     def _stored(self, image: NDArray[np.float32]) -> NDArray[Any]:
         limits = LEVELS if self.dtype == "int16" else (0, 255)
         return np.asarray(np.rint(image - self.offset).clip(*limits), self.dtype)
+
+
+def _name_words(frame: pd.DataFrame, field: str, path: Path) -> None:
+    """Warn of a column of words, which is left out.
+
+    Raises:
+        ValueError: If all its cells are numbers that are written otherwise, such as 60,5 or 061Y.
+    """
+    cells = frame[field].dropna()
+    if cells.str.strip().str.fullmatch(WRITTEN).all():
+        wrong = frame[field].notna().to_numpy()
+        refuse(frame, field, path, wrong, "a number is needed here, with a point and without its unit, such as 60.5")
+    first = bad_cell(
+        path, int(cells.index[0]), field, cells.iloc[0], "words; the column is no variable and is left out"
+    )
+    log.warning("%s", first)
 
 
 def _check_geometry(frame: tuple[int, ...], spacing: list[float] | None) -> None:

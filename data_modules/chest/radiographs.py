@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from data_modules.chest.chexmask import PREPROCESSED_SIDE, Masks, Variant, coverage, read_chexmask
 from data_modules.common.sources import Sample, Source
-from data_modules.common.splits import refuse_shared
 from segcft.io.picture import Pixels
 from segcft.io.readers import read_grey
 from segcft.io.resampling import field_of_view, pad_square, resize
@@ -114,7 +113,6 @@ class ChestFilms(Source):
         twice = films.index.duplicated()
         if twice.any():
             raise ValueError(f"{films['origin'].iloc[int(twice.argmax())]}: this image occurs twice")
-        refuse_shared(films)
         masks = read_chexmask(self.masks, self.structures, films.index, self.min_dice, self.variant)
         order = np.sort(films.index.get_indexer(masks.ids))
         table = films.iloc[order].assign(dice_rca=masks.dice[masks.ids.get_indexer(films.index[order])])

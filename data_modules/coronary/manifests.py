@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data_modules.common.splits import SPLITS, hashed_splits
+from data_modules.common.splits import SPLITS, hashed_splits, normalised
 from data_modules.coronary.files import CENTRELINE_SUFFIXES
 from segcft.io.csv_tables import bad_cell, header, numbers, read_columns, refuse, refuse_outside
 
@@ -149,12 +149,13 @@ def _splits(frame: pd.DataFrame, path: Path, seed: int) -> list[str]:
     if known.any():
         refuse(frame, "split", path, known & ~given.isin(SPLITS).to_numpy(), f"{', '.join(SPLITS)} or blank")
     chosen: dict[str, str] = {}
-    for row, patient, split in zip(frame.index[known], frame["patient_id"][known], given[known], strict=True):
+    people = frame["patient_id"].map(normalised)
+    for row, patient, split in zip(frame.index[known], people[known], given[known], strict=True):
         if chosen.setdefault(patient, split) != split:
             reason = f"patient {patient!r} lies in {chosen[patient]} as well"
             raise bad_cell(path, int(row), "split", split, reason)
     hashed = hashed_splits(frame["patient_id"], seed)
-    return [chosen.get(patient, split) for patient, split in zip(frame["patient_id"], hashed, strict=True)]
+    return [chosen.get(patient, split) for patient, split in zip(people, hashed, strict=True)]
 
 
 def _sexes(frame: pd.DataFrame, path: Path) -> "pd.Series[float]":

@@ -26,7 +26,7 @@ from numpy.lib.format import open_memmap
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from data_modules.common.sources import Source
-from data_modules.common.splits import SPLITS
+from data_modules.common.splits import SPLITS, refuse_shared
 from data_modules.preparation import cache as caches
 from data_modules.preparation.cache import (
     FACTS,
@@ -127,12 +127,12 @@ def _checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     for reason, wrong in (
         ("this id occurs twice", table["id"].duplicated()),
         (f"split must be one of {', '.join(SPLITS)}", ~table["split"].isin(SPLITS)),
-        ("this patient lies in more than one split", table.groupby("patient")["split"].transform("nunique") > 1),
     ):
         if wrong.any():
             row = table[wrong.to_numpy()].iloc[0]
             place = f"id = {row['id']!r}, patient = {row['patient']!r}, split = {row['split']!r}"
             raise ValueError(f"{row['origin']}: {reason} ({place})")
+    refuse_shared(table)
     if not (table["split"] == "train").any():
         raise ValueError(f"{name}: no subject in the training split, of {len(table)}")
     return table.reset_index(drop=True)

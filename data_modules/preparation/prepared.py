@@ -68,7 +68,7 @@ class Prepared(DataModule):
         if unknown or not self.structures:
             raise ValueError(f"structures {self.structures}: {source.name} offers {', '.join(source.structures)}")
         self.spacing, self.channels = list(source.spacing), source.channels
-        self.folder = Path(cache).expanduser() if cache else CACHES / f"{source.name}-{key(source)}"
+        self.folder = Path(cache).expanduser() if cache else default_folder(source)
         self.augmentation = Augmentation() if augment is True else augment or None
         if self.augmentation and (source.dtype != "uint8" or len(source.frame) != 2):
             raise ValueError(f"augment needs 8-bit 2-D images; {source.name} has {source.dtype} of {source.frame}")
@@ -118,6 +118,11 @@ class Prepared(DataModule):
                 offered = attributes(table)
                 raise ValueError(f"unknown variable {name!r}; {self.source.name} offers {', '.join(offered)}")
         return [name for name in self.variables if name in table]
+
+
+def default_folder(source: Source) -> Path:
+    """Where the cache of a source is, unless told otherwise: ``data/cache/NAME-KEY``."""
+    return CACHES / f"{source.name}-{key(source)}"
 
 
 class CachedImages(ImageDataset):

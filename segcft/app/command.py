@@ -13,6 +13,7 @@ import torch
 from data_modules.common.data_module import DataModule
 from segcft.app.opened_image import Case
 from segcft.app.service import CounterfactualService
+from segcft.core.devices import device
 from segcft.core.parsing import Parser
 from segcft.counterfactual.model import CounterfactualModel
 
@@ -34,7 +35,8 @@ def serve(arguments: list[str]) -> None:
     parser = _parser()
     options = parser.instantiate_classes(parser.parse_args(arguments))
     _check(options)
-    model = CounterfactualModel.load(options.model).to(options.device)
+    place = device(options.device)
+    model = CounterfactualModel.load(options.model).to(place)
     service = CounterfactualService(model, cases(model, options.data, options.cases))
     local = is_local(options.host)
     token = options.token or (None if local else secrets.token_urlsafe(16))

@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from segcft.app.opened_image import Levels, Reply, Subject
-from segcft.inference.answer_file import NOTE, busiest, plane
+from segcft.inference.answer_file import busiest, note, plane
 from segcft.io.picture import NIFTI
 from segcft.io.writers import suffix, write_changed
 
@@ -48,7 +48,7 @@ def _png(reply: Reply) -> tuple[str, bytes]:
     low, high = reply.subject.framing.window
     drawn = 255 * (plane(_changed(reply), _slice(reply)) - low) / (high - low)
     about = PngInfo()
-    about.add_text("Description", NOTE + reply.question.text)
+    about.add_text("Description", _note(reply))
     with tempfile.SpooledTemporaryFile() as file:
         Image.fromarray(np.rint(drawn).clip(0, 255).astype(np.uint8)).save(file, format="PNG", pnginfo=about)
         file.seek(0)
@@ -65,7 +65,7 @@ def _nifti(reply: Reply) -> tuple[str, bytes]:
     if levels.ndim == 2:  # as ``nifti.shown`` turns them, back
         levels, steps = levels.T[::-1, ::-1, None], [*steps[::-1], 1.0]
     image = nibabel.Nifti1Image(np.ascontiguousarray(levels), np.diag([*steps, 1.0]))
-    image.header["descrip"] = (NOTE + reply.question.text).encode("ascii", "replace")[:79]
+    image.header["descrip"] = _note(reply).encode()[:79]
     return ".nii.gz", gzip.compress(image.to_bytes(), mtime=0)
 
 
@@ -76,8 +76,12 @@ def _own(reply: Reply) -> tuple[str, bytes]:
     change = subject.change(reply.answer)
     with tempfile.TemporaryDirectory(prefix="segcft-") as folder:
         target = Path(folder) / f"answer{suffix(subject.file)}"
-        write_changed(subject.file, change, target, subject.window, NOTE + reply.question.text)
+        write_changed(subject.file, change, target, subject.window, _note(reply))
         return suffix(subject.file), target.read_bytes()
+
+
+def _note(reply: Reply) -> str:
+    return note(reply.question.text, reply.subject.opened)
 
 
 def _csv(reply: Reply) -> tuple[str, bytes]:

@@ -59,6 +59,7 @@ function welcome(opened, name) {
   if (before) send("close", { session: before }).catch(() => {});
   state.session = opened.session;
   state.opened = opened;
+  doubt(opened.reasons);
   state.case = name;
   state.slice = null;
   latest = null;
@@ -272,9 +273,10 @@ function show(told) {
   }
   table(told.rows);
   graph(told.rows);
-  $("reasons").replaceChildren(...told.reasons.map((reason) => make("li", { textContent: reason })));
+  doubt(told.reasons);
   for (const of of model.variables) refresh(of.name);
 }
+function doubt(reasons) { $("reasons").replaceChildren(...reasons.map((reason) => make("li", { textContent: reason }))); }
 function layer() {
   const view = state.view, image = $("right").querySelector(".layer"), told = latest;
   $("right").dataset.view = view;

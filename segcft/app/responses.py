@@ -8,7 +8,7 @@ from segcft.app import rendering
 from segcft.app.downloads import kinds
 from segcft.app.opened_image import Reply, Subject
 from segcft.app.service import CounterfactualService
-from segcft.inference.answer_file import busiest, plane, unusual
+from segcft.inference.answer_file import busiest, plane
 from segcft.io.picture import DICOM, FILMS, NIFTI
 from segcft.plots.panels import COLOURS, LIMIT
 
@@ -64,7 +64,7 @@ def introduce(subject: Subject) -> dict[str, Any]:
         "depth": subject.shown.geometry.shape[-1] if len(subject.shown.geometry.shape) == 3 else 1,
         "downloads": kinds(subject),
         "uploaded": subject.file is not None,
-        "reasons": unusual(subject.opened),
+        "reasons": subject.opened.doubts,
         "shape": list(subject.picture.levels.shape),
     }
 

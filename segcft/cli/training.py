@@ -28,7 +28,7 @@ from segcft.cli.launch import settle, told
 from segcft.core import checkpoints
 from segcft.core.atomic_files import try_out
 from segcft.core.folder_lock import Lock, alone
-from segcft.core.parsing import Failing
+from segcft.core.parsing import NOWHERE, Failing
 from segcft.core.trusted_code import inside
 from segcft.tasks import Task
 
@@ -82,6 +82,7 @@ class SegCFTCLI(LightningCLI):
         _check_places(config)
         assert isinstance(self.model, Task)
         inside(self.model.stage, "stage")
+        _check_supported(config, self.model)
         for name, value in told(os.environ).items():
             if config.trainer[name] in (None, "auto", 1 if name == "num_nodes" else "auto"):  # the user left it open
                 kwargs[name] = value
@@ -163,6 +164,15 @@ def train(arguments: list[str]) -> None:
     """
     # Lightning has configurations read from anywhere that fsspec knows
     set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
+    try:
+        _run(arguments)
+    except ValueError as error:
+        files = [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
+        nowhere = f"neither {', '.join(files)} nor an option"
+        raise ValueError(str(error).replace(NOWHERE, nowhere) if files else str(error)) from error
+
+
+def _run(arguments: list[str]) -> None:
     SegCFTCLI(
         arguments[0],
         parser_class=OneLineParser,
@@ -198,6 +208,21 @@ def _check_places(config: Any) -> None:
         checkpoints.read(str(config.ckpt_path))
     if config.get("weights_only") is False:
         raise ValueError("weights_only = false would run code from a checkpoint: those of segcft open without")
+
+
+def _check_supported(config: Any, task: Task) -> None:
+    """See that a given checkpoint is of the stage, and that the Trainer does not take over the order of subjects.
+
+    Raises:
+        ValueError: If not.
+    """
+    if config.get("ckpt_path"):
+        task.check_checkpoint(str(config.ckpt_path))
+    if overfit := config.trainer.overfit_batches:
+        raise ValueError(
+            f"trainer.overfit_batches = {overfit:g} is not supported: segcft's loaders divide and order subjects "
+            "themselves; give fewer subjects, or --trainer.limit_train_batches"
+        )
 
 
 def _listed(given: Any) -> list[Any]:

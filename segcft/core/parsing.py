@@ -12,12 +12,25 @@ from segcft.core.trusted_code import all_local
 
 UNKNOWN = re.compile(r"(?:[Uu]nrecognized arguments:|No action for (?:destination )?key|Option|Key) *['\"]?([-\w.]+)")
 UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - (.*?) - Expected a .*")
-HELP = re.compile(r" \([^()]* --help lists all options\)")  # added by a nested parser
+NESTED = re.compile(r'(?:Parser key "[\w.]+": )+')
+WITHIN = re.compile(r"^([\w.]+): ([\w.]+)(?=: | is missing)")
+MISSING = re.compile(r"^(?:([\w.]+): )?[Tt]he following arguments are required: (.*?)(?= \(|\.?$)")
+NOWHERE = "no file and no option"
+HELP = re.compile(r" \([^()]* --help lists all options\)")  # of a parser within
 
 
 def simplified(message: str) -> str:
-    """Extract the relevant error from jsonargparse's list of all types it has tried."""
-    return UNION.sub(r"\1", " ".join(message.split())) if "Union subtypes" in message else message
+    """An error that jsonargparse wraps in the types it has tried, as the one that the user can do something about."""
+    text = UNION.sub(r"\1", " ".join(message.split())) if "Union subtypes" in message else message
+    text = NESTED.sub(lambda found: ".".join(re.findall(r'"([\w.]+)"', found[0])) + ": ", text)
+    return WITHIN.sub(r"\1.\2", MISSING.sub(_missing, text))
+
+
+def _missing(found: "re.Match[str]") -> str:
+    """``source: the following arguments are required: root`` -> ``source: root is missing``."""
+    names = [name.strip() for name in found[2].split(",")]
+    place = f"{found[1]}: " if found[1] else ""
+    return f"{place}{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing: {NOWHERE} gives a value"
 
 
 def explained(message: str, program: str, known: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from segcft.guidance.judges import SegmentationModel
 from segcft.hvae.hvae import HVAE, Mediation
 from segcft.hvae.latents import Abduction
 from segcft.spatial.geometry import Geometry
+from segcft.variables.plausibility import Profile
 from segcft.variables.variables import DataDescription, Values
 
 
@@ -46,6 +47,7 @@ class CounterfactualModel(nn.Module, Recorded):
         hvae: Image mechanism.
         prediction: From both worlds' pixels to the counterfactual image.
         mechanism: How parents cause each other; as it is given, for it is fitted before and then frozen.
+        profile: What training images look like, to doubt others by; training sets it.
 
     Raises:
         ValueError: If the mechanism relates other variables.
@@ -57,9 +59,10 @@ class CounterfactualModel(nn.Module, Recorded):
         hvae: HVAE,
         prediction: Prediction | None = None,
         mechanism: Mechanism | None = None,
+        profile: Profile | None = None,
     ) -> None:
         super().__init__()
-        self.description, self.parents, self.hvae = description, description.parents, hvae
+        self.description, self.parents, self.hvae, self.profile = description, description.parents, hvae, profile
         self.prediction = prediction or Gated()
         self.prediction.attach(hvae.widths, hvae.spatial_dims)
         self.mechanism = (mechanism or Independent()).requires_grad_(False)  # its answers are targets
@@ -82,7 +85,7 @@ class CounterfactualModel(nn.Module, Recorded):
     def replaced(self, prediction: Prediction | None, mechanism: Mechanism | None) -> "CounterfactualModel":
         """The same model, sharing its weights, with another way from pixels to the image or another mechanism."""
         return CounterfactualModel(
-            self.description, self.hvae, prediction or self.prediction, mechanism or self.mechanism
+            self.description, self.hvae, prediction or self.prediction, mechanism or self.mechanism, self.profile
         )
 
     def check_fit(self, description: DataDescription) -> None:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from segcft.counterfactual.edits import Canvas, Edit, carry
-from segcft.counterfactual.plausibility import doubts
 from segcft.counterfactual.refinement import Refinement
 from segcft.hvae.hvae import Mediation
 from segcft.hvae.latents import Abduction
 from segcft.spatial.geometry import Geometry
+from segcft.variables import plausibility
 from segcft.variables.mask_measurements import measure_masks
-from segcft.variables.requests import Request, refuse_absurd, targets
+from segcft.variables.requests import Request, beyond, refuse_absurd, targets
 
 if TYPE_CHECKING:
     from segcft.counterfactual.model import CounterfactualModel
@@ -45,8 +45,8 @@ class OpenedSubject:
         geometry: How the model's frame lies in the images; by default it covers them exactly.
 
     Raises:
-        ValueError: If the image is not finite, or a parent is unknown, not finite, absurd, or missing where nothing can
-            measure it.
+        ValueError: If the image is not finite, or a parent is unknown, not finite, absurd, a size that is not above 0,
+            or missing where nothing can measure it.
     """
 
     def __init__(
@@ -90,8 +90,16 @@ class OpenedSubject:
 
     @cached_property
     def doubts(self) -> list[str]:
-        """A sentence for everything in the first image that is unlike the training, see ``plausibility``."""
-        return doubts(self.image, self.structures, self.masks)
+        """Why the images may not be ones that the model knows, a sentence each, see ``plausibility.doubts``.
+
+        Sizes beyond the training range, given or measured, are among them.
+        """
+        parents, told = self.model.parents, []
+        told += beyond({name: self.values[name] for name in parents.structural}, parents)
+        told += beyond({name: value for name, value in self.measured.items() if name in self.given}, parents)
+        for image, masks in zip(torch.split(self.image, 1), torch.split(self.masks, 1), strict=True):
+            told += plausibility.doubts(image, masks, self.structures, self.model.profile)
+        return list(dict.fromkeys(told))
 
     @torch.no_grad()
     def outline(self, image: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class Segmentor(SegmentationModel):
         temperature: float = 0.5,
     ) -> None:
         super().__init__(description, temperature)
-        outputs = len(description.structures)
+        self.name, outputs = network, len(description.structures)
         self.network = segmentation_network(network, description.spatial_dims, description.channels, outputs, options)
 
     def attach(self, description: DataDescription) -> None:
@@ -135,6 +135,32 @@ class Segmentor(SegmentationModel):
         ours, theirs = self.description, description
         if (ours.structures, ours.spatial_dims) == (theirs.structures, theirs.spatial_dims):
             self.description = description
+
+    def check_sides(self, sides: Sequence[int]) -> None:
+        """Check that the network takes images of these sides S, before it is trained on them.
+
+        Raises:
+            ValueError: Naming what sides have to be multiples of.
+        """
+        if not self._takes(sides):
+            factors = (2**power for power in range(1, 9))
+            factor = next((f for f in factors if self._takes([-(-side // f) * f for side in sides])), None)
+            shown = " x ".join(map(str, sides))
+            need = f"sides have to be multiples of {factor}" if factor else "no size near it does either"
+            raise ValueError(f"images of {shown} pixels do not fit {self.name}: {need}")
+
+    @torch.no_grad()
+    def _takes(self, sides: Sequence[int]) -> bool:
+        training = self.network.training
+        image = next(self.parameters()).new_zeros(1, self.description.channels, *sides)
+        try:
+            return bool(self.network.eval()(image).shape[2:] == image.shape[2:])
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, AssertionError):  # libraries have no error of their own for it
+            return False
+        finally:
+            self.network.train(training)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *S) -> logits (B, K, *S)."""

@@ -1,5 +1,7 @@
 """One file, answered: read, frame, ask, write, draw."""
 
+import textwrap
+import unicodedata
 import warnings
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
@@ -72,7 +74,7 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
         changes.append(framing.levels(answer.difference))
         target = folder / f"{name}{suffix(file)}"
         asked = " ".join(request.text for request in question.values())
-        write_changed(file, changes[-1], target, job.window, NOTE + asked, job.options.keep_identity)
+        write_changed(file, changes[-1], target, job.window, note(asked, subject), job.options.keep_identity)
         if job.options.manifest:
             for structure, mask in zip(subject.structures, answer.large_masks[0].cpu().numpy(), strict=True):
                 write_mask(file, mask > 0.5, mask_path(target, structure))
@@ -81,6 +83,12 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
         found += [{**about, **row} for row in rows(answer, question, reasons(answer, question))]
     _draw(job, picture, framing, answers, changes, folder)
     return found
+
+
+def note(asked: str, subject: OpenedSubject) -> str:
+    """What is written into a counterfactual file, in ASCII: what it is, and why its subject is doubtful."""
+    text = unicodedata.normalize("NFKC", "; ".join([NOTE + asked, *subject.doubts]))
+    return text.encode("ascii", "replace").decode()
 
 
 def rows(answer: Answer, intervened: Iterable[str], warnings: list[str]) -> list[Row]:
@@ -102,15 +110,10 @@ def rows(answer: Answer, intervened: Iterable[str], warnings: list[str]) -> list
     ]
 
 
-def unusual(subject: OpenedSubject) -> list[str]:
-    """One sentence for everything in the factual image that is unlike the training: parents, contrast, outlines."""
-    return subject.doubts + beyond(subject.values, subject.model.parents)
-
-
 def reasons(answer: Answer, intervened: Iterable[str]) -> list[str]:
-    """To doubt an answer, a sentence each: sizes beyond those of the training, and requests that are missed."""
+    """To doubt an answer, a sentence each: an image or target unlike those of the training, a missed request."""
     asked = {name: answer.values[name] for name in intervened}
-    return unusual(answer.subject) + beyond(asked, answer.subject.model.parents) + missed(answer, asked)
+    return answer.subject.doubts + beyond(asked, answer.subject.model.parents) + missed(answer, asked)
 
 
 def missed(answer: Answer, question: Iterable[str]) -> list[str]:
@@ -163,18 +166,25 @@ def _draw(
         panels.save(figure, folder / "panel.png")
         return
     labels = [list(question.values())[-1].text.partition("=")[2] for question in job.questions]
-    panels.save(panels.strip(factual, views, labels, framing.window), folder / "strip.png")
+    figure = panels.strip(factual, views, labels, framing.window)
+    figure.supxlabel("\n".join(_doubtful(subject)), fontsize=8)
+    panels.save(figure, folder / "strip.png")
     panels.animate(views, framing.window, folder / "sweep.gif")
 
 
 def _numbers(job: Plan, answer: Answer) -> str:
-    lines = []
+    lines = _doubtful(answer.subject)
     for name in job.model.parents.names:
         shown = job.model.parents[name].shown
         line = f"{name}: factual {shown(float(answer.subject.values[name]))}, asked {shown(float(answer.values[name]))}"
         measured = f", measured {shown(float(answer.measured[name]))}" if name in answer.measured else ""
         lines.append(line + measured)
     return "\n".join(lines)
+
+
+def _doubtful(subject: OpenedSubject) -> list[str]:
+    """Why a subject is doubtful, in lines that fit below a picture."""
+    return textwrap.wrap("DOUBTFUL: " + "; ".join(subject.doubts), 120) if subject.doubts else []
 
 
 def busiest(changes: Sequence[Any]) -> int | None:

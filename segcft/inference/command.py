@@ -14,12 +14,14 @@ import pandas as pd
 import torch
 
 from segcft.core.atomic_files import write_text
+from segcft.core.devices import device
 from segcft.core.formatting import meant
 from segcft.core.parsing import PlainParser
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.inference.answer_file import Plan, Row, answer_file
-from segcft.io.csv_tables import bad_cell, header, read_table, refuse_twice
-from segcft.io.readers import is_dicom, is_picture
+from segcft.inference.file_geometry import Framing
+from segcft.io.csv_tables import bad_cell, header, read_table, refuse
+from segcft.io.readers import is_dicom, is_picture, read_picture
 from segcft.io.writers import mask_path
 from segcft.variables.requests import once, parse, sweep
 
@@ -53,7 +55,8 @@ def plan(options: Namespace) -> Plan:
     Raises:
         ValueError: If it does not.
     """
-    model = CounterfactualModel.load(options.checkpoint).to(options.device)
+    place = device(options.device)
+    model = CounterfactualModel.load(options.checkpoint).to(place)
     fixed = once([parse(text, model.parents) for text in options.do])
     steps = sweep(options.sweep, model.parents) if options.sweep else []
     if not fixed and not steps:
@@ -136,29 +139,49 @@ def manifest(job: Plan, rows: list[Row]) -> pd.DataFrame:
 def _parents(options: Namespace, model: CounterfactualModel, files: list[Path]) -> dict[Path, dict[str, float]]:
     """What the user says about each file; one file's own row overrules ``--parent``."""
     common = {}
-    for text in options.parent:
-        request = parse(text, model.parents)
+    for name, request in once([parse(text, model.parents) for text in options.parent]).items():
         if request.kind != "value":
-            raise ValueError(f"--parent {text!r}: a factual value has no sign or %")
-        common[request.name] = request.number
-    table = _table(Path(options.parents), model) if options.parents else {}
-    if unused := [path for path in table if path not in {file.resolve() for file in files}]:
-        raise ValueError(f"{options.parents}: image = {unused[0].name!r} is none of the files that are asked about")
-    known = set(common).union(*table.values())
-    hidden = [name for name in model.hidden if name not in known]
-    if hidden:
-        raise ValueError(f"factual {', '.join(hidden)} cannot be measured: give --parent {hidden[0]}=... or --parents")
-    return {file: {**common, **table.get(file.resolve(), {})} for file in files}
+            raise ValueError(f"--parent {request.text!r}: a factual value has no sign or %")
+        common[name] = request.number
+    table = _table(Path(options.parents), model, {file.resolve() for file in files}) if options.parents else {}
+    found = {file: {**common, **table.get(file.resolve(), {})} for file in files}
+    _refuse_lacking(options, model, found)
+    return found
 
 
-def _table(path: Path, model: CounterfactualModel) -> dict[Path, dict[str, float]]:
-    """Rows of ``--parents``: column ``image``, relative to the table, and variables; blank is unknown."""
+def _refuse_lacking(options: Namespace, model: CounterfactualModel, parents: dict[Path, dict[str, float]]) -> None:
+    """See that the values that nothing can measure are known of some file.
+
+    Raises:
+        ValueError: Naming all that lack, and what else the first file lacks, such as its spacing.
+    """
+    hidden = [name for name in model.hidden if not any(name in values for values in parents.values())]
+    if not hidden:
+        return
+    lacking = [f"factual {', '.join(hidden)} cannot be measured: give --parent {hidden[0]}=... or --parents"]
+    try:
+        picture = read_picture(file := next(iter(parents)), tuple(options.window) if options.window else None)
+        Framing.of(picture, model, None, options.spacing)
+    except ValueError as error:
+        lacking.append(f"{file}: {error}".replace(f"{file}: {file}", str(file)))
+    raise ValueError("; ".join(lacking))
+
+
+def _table(path: Path, model: CounterfactualModel, files: set[Path]) -> dict[Path, dict[str, float]]:
+    """Rows of ``--parents``: column ``image``, relative to the table, and variables; blank is unknown.
+
+    Raises:
+        ValueError: Naming row, field and value, if a row's image is none of the files or occurs twice, a column is no
+            variable, or a cell is no value of its variable.
+    """
     foreign = [name for name in header(path) if name != "image" and name not in model.parents.names]
     if foreign:
         near = meant(foreign[0], model.parents.names)
         raise ValueError(f"{path}: column {foreign[0]!r} is no variable of this model{near}")
     frame = read_table(path, ["image"], model.parents.names)
-    refuse_twice(frame, "image", path, "image")
+    named = frame["image"].map(lambda cell: (path.parent / str(cell)).resolve())
+    refuse(frame, "image", path, ~named.isin(files).to_numpy(), "this is none of the files that are asked about")
+    refuse(frame, "image", path, named.duplicated().to_numpy(), "this image occurs twice")
     result = {}
     for number, record in zip(frame.index, frame.to_dict("records"), strict=True):
         cells = {str(name): cell for name, cell in record.items() if name != "image" and isinstance(cell, str)}
@@ -168,7 +191,7 @@ def _table(path: Path, model: CounterfactualModel) -> dict[Path, dict[str, float
                 values[name] = parse(f"{name}=={cell}" if _continuous(model, name) else f"{name}={cell}", model.parents)
             except ValueError as error:
                 raise bad_cell(path, int(number), name, cell, str(error)) from error
-        result[(path.parent / str(record["image"])).resolve()] = {n: value.number for n, value in values.items()}
+        result[named[number]] = {n: value.number for n, value in values.items()}
     return result
 
 
@@ -189,7 +212,10 @@ def _report(job: Plan, rows: list[Row], failures: dict[Path, str]) -> None:
     doubtful = len({row["counterfactual"] for row in rows if row["warning"]})
     print(f"{answered} of {len(job.files)} files answered: {job.options.out}")
     if doubtful:
-        print(f"{doubtful} answers leave the training range or miss their target: see answers.csv", file=sys.stderr)
+        print(
+            f"{doubtful} answers are doubtful, leave the training range or miss their target: see answers.csv",
+            file=sys.stderr,
+        )
     for file, reason in failures.items():
         print(f"failed: {file}: {reason}", file=sys.stderr)
 

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 from data_modules.common.data_module import DataModule
 from data_modules.common.phantom import PhantomDataset
 from data_modules.common.sources import Sample, Source
-from data_modules.common.splits import Split, shared_patients
+from data_modules.common.splits import Split, refuse_shared
 from data_modules.preparation.prepared import Prepared
 from segcft.core.formatting import number
 from segcft.core.parsing import PlainParser, simplified
@@ -131,8 +131,10 @@ def _check_table(report: Report, module: Prepared) -> int:
     for split in FEW:
         here = table.loc[table["split"] == split, "patient"]
         _check_count(report, split, here.nunique(), len(here))
-    if shared := shared_patients(table):
-        report.add("wrong", f"patients in more than one split: {shared}")
+    try:
+        refuse_shared(table)
+    except ValueError as error:
+        report.add("wrong", str(error))
     for name, variable in module.variables.items():
         if name in table and not variable.structure:  # what is measured is known once images are read
             _check_variable(report, name, variable, table[name])

@@ -3,7 +3,6 @@
 Optuna's journal is a file. A trial belongs to whoever holds the lock of its file.
 """
 
-import fcntl
 import json
 import os
 import statistics
@@ -18,6 +17,7 @@ import yaml
 
 from segcft.callbacks.resume import differences, facts
 from segcft.core.atomic_files import write_text
+from segcft.core.file_locks import lock
 from segcft.sweeping.search_space import Plan, distribution, engine
 from segcft.sweeping.table import Row, picture, write_tables
 
@@ -156,7 +156,7 @@ class Book:
     def _door(self) -> Iterator[None]:
         """One at a time, of all threads and processes."""
         with (self.work / "door.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file.fileno())
             yield
 
     def _file(self, number: int) -> Path:
@@ -166,9 +166,7 @@ class Book:
 def _grabbed(file: Path) -> int | None:
     """The lock, as a file to be closed; None if another holds it."""
     handle = os.open(file, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
+    if lock(handle, wait=False):
+        return handle
+    os.close(handle)
+    return None

@@ -135,6 +135,26 @@ class Task(LightningModule):
         parts = {name: getattr(self, name) for name in self.parts}
         checkpoint["segcft"] = checkpoints.describe(parts, self.seconds)
 
+    def check_checkpoint(self, path: str) -> None:
+        """Check that a checkpoint holds the parts of this stage, of this shape.
+
+        Raises:
+            ValueError: If it does not exist, or is one of another stage or architecture, naming both.
+        """
+        found = checkpoints.read(path)
+        about, state = found["segcft"], found["state_dict"]
+        held = {name: recipe["class_path"] for name, recipe in about["parts"].items()}
+        wanted = {name: getattr(self, name).recipe["class_path"] for name in self.parts}
+        stage = next(reversed(about["seconds"]), "unknown")
+        if held != wanted:
+            ours, theirs = (", ".join(f"{name} = {path}" for name, path in each.items()) for each in (wanted, held))
+            raise ValueError(f"{path} is of the stage {stage!r} and holds {theirs}; {self.stage!r} needs {ours}")
+        for name, weight in self.named_parameters():
+            if name.partition(".")[0] in self.parts and (name not in state or state[name].shape != weight.shape):
+                shape = tuple(state[name].shape) if name in state else "nothing"
+                raise ValueError(f"{path} has other weights than this {self.stage!r}: {name} is {shape} there, "
+                                 f"{tuple(weight.shape)} here")  # fmt: skip
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the training time of the interrupted run."""
         self.earlier_seconds = dict(checkpoint["segcft"]["seconds"])

@@ -65,6 +65,12 @@ class TrainSegmentor(_TrainJudge):
         super().__init__(stage, optimisation)
         self.judge = Segmentor(description, network, options, temperature)
 
+    def on_fit_start(self) -> None:
+        """Check that the network takes images of this size."""
+        super().on_fit_start()
+        split = self.trainer.datamodule.dataset("train")  # type: ignore[attr-defined]
+        self.judge.check_sides(split.read_unchanged(torch.zeros(1, dtype=torch.int64))["image"].shape[2:])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy plus Dice loss."""
         loss = self.terms(batch)

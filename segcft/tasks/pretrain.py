@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from segcft.causal.structural_causal_model import Mechanism, opened
@@ -11,7 +12,10 @@ from segcft.counterfactual.prediction import Prediction
 from segcft.hvae.hvae import HVAE
 from segcft.hvae.latents import noise_by_subject
 from segcft.tasks.base import Batch, Optimisation, Task, elbo_terms, passed, predictions
+from segcft.variables.plausibility import Profile, characteristics
 from segcft.variables.variables import DataDescription
+
+LOOKED_AT = 256  # training images, evenly spaced, that the profile is made of
 
 
 class PretrainHVAE(Task):
@@ -49,6 +53,16 @@ class PretrainHVAE(Task):
         if isinstance(mechanism, str):
             self.earlier_seconds = checkpoints.seconds(mechanism)
         self.beta, self.beta_start, self.beta_share = beta, beta_start, beta_share
+
+    def on_fit_start(self) -> None:
+        """Note what training images look like, for the model to doubt others by."""
+        super().on_fit_start()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        split = data.dataset("train")
+        chosen = torch.linspace(0, len(split) - 1, min(LOOKED_AT, len(split))).long()
+        batches = (split.read_unchanged(part) for part in torch.split(chosen, 32))
+        found = [characteristics(batch["image"], batch["mask"], data.structures) for batch in batches]
+        self.model.profile = Profile.of(found)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The NELBO with the current beta."""

@@ -164,28 +164,30 @@ class Measurement:
     Attributes:
         function: Masks (B, K, *S), images (B, C, *S) and spacing -> (B, K).
         units: Number of spatial dimensions -> unit there; a dimension that is missing does not have this measurement.
+        positive: Whether it is a size, which is above 0.
     """
 
     function: Callable[[Tensor, Tensor, Sequence[float]], Tensor]
     units: dict[int, str]
+    positive: bool = False
 
 
 MEASUREMENTS = {
-    "area": Measurement(area, {2: "mm^2", 3: "mm^3"}),
+    "area": Measurement(area, {2: "mm^2", 3: "mm^3"}, positive=True),
     "centroid_x": Measurement(partial(centroid, axis="x"), {2: "mm", 3: "mm"}),
     "centroid_y": Measurement(partial(centroid, axis="y"), {2: "mm", 3: "mm"}),
     "centroid_z": Measurement(partial(centroid, axis="z"), {3: "mm"}),
-    "width": Measurement(partial(extent, axis="x"), {2: "mm", 3: "mm"}),
-    "height": Measurement(partial(extent, axis="y"), {2: "mm", 3: "mm"}),
-    "depth": Measurement(partial(extent, axis="z"), {3: "mm"}),
-    "spread_x": Measurement(partial(spread, axis="x"), {2: "mm", 3: "mm"}),
-    "spread_y": Measurement(partial(spread, axis="y"), {2: "mm", 3: "mm"}),
-    "spread_z": Measurement(partial(spread, axis="z"), {3: "mm"}),
+    "width": Measurement(partial(extent, axis="x"), {2: "mm", 3: "mm"}, positive=True),
+    "height": Measurement(partial(extent, axis="y"), {2: "mm", 3: "mm"}, positive=True),
+    "depth": Measurement(partial(extent, axis="z"), {3: "mm"}, positive=True),
+    "spread_x": Measurement(partial(spread, axis="x"), {2: "mm", 3: "mm"}, positive=True),
+    "spread_y": Measurement(partial(spread, axis="y"), {2: "mm", 3: "mm"}, positive=True),
+    "spread_z": Measurement(partial(spread, axis="z"), {3: "mm"}, positive=True),
     "elongation": Measurement(elongation, {2: ""}),
     "orientation": Measurement(orientation, {2: "degrees"}),
     "intensity": Measurement(intensity, {2: "level", 3: "level"}),
     "texture": Measurement(texture, {2: "level^2", 3: "level^2"}),
-    "boundary": Measurement(boundary, {2: "mm", 3: "mm^2"}),
+    "boundary": Measurement(boundary, {2: "mm", 3: "mm^2"}, positive=True),
 }
 
 

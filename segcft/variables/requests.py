@@ -67,6 +67,7 @@ def parse(text: str, parents: Parents) -> Request:
     if found := re.fullmatch(rf"q({NUMBER})", value):
         return Request(text, name, "value", _quantile(text, float(found[1]), variable))
     if found := re.fullmatch(rf"(-?{NUMBER})\.\.(-?{NUMBER})", value):
+        _check_possible(text, name, variable, _finite(text, found[2]))
         return _bounds(text, name, _finite(text, found[1]), _finite(text, found[2]))
     found = re.fullmatch(rf"(=?)([+-]?)({NUMBER})(%?)", value)
     if not found:
@@ -79,7 +80,10 @@ def parse(text: str, parents: Parents) -> Request:
     number = _finite(text, sign + digits)
     if percent:
         return _factor(text, name, 1 + number / 100)
-    return Request(text, name, "change" if sign and not absolute else "value", number)
+    if sign and not absolute:
+        return Request(text, name, "change", number)
+    _check_possible(text, name, variable, number)
+    return Request(text, name, "value", number)
 
 
 def sweep(text: str, parents: Parents) -> list[Request]:
@@ -146,12 +150,13 @@ def refuse_absurd(name: str, values: Tensor, parents: Parents, factual: Tensor |
         factual: Values that it starts from, (B,): a small change of an unusual value is not absurd.
 
     Raises:
-        ValueError: If a value is infinite, the size of a structure is negative, or a value lies more than ``ABSURD``
-            widths of the training range beyond it and beyond the factual value.
+        ValueError: If a value is infinite, a size is not above 0, or a value lies more than ``ABSURD`` widths of the
+            training range beyond it and beyond the factual value.
     """
     variable = parents[name]
+    variable.check_possible(name, values)
     room = ABSURD * (variable.high - variable.low) if variable.kind == "continuous" else 0.0
-    wrong = values.isinf() | ((variable.is_size and variable.low >= 0) & (values < 0))
+    wrong = values.isinf()
     if room > 0:
         start = values.new_tensor(variable.low) if factual is None else factual
         wrong = (
@@ -189,6 +194,13 @@ def _level(text: str, value: str, variable: Variable) -> float:
     if variable.kind == "binary" and value in ("0", "1"):
         return float(value)
     raise ValueError(f"{text!r}: one of {', '.join(names)} is needed{meant(value, names)}")
+
+
+def _check_possible(text: str, name: str, variable: Variable, number: float) -> None:
+    try:
+        variable.check_possible(name, torch.tensor([number]))
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from error
 
 
 def _factor(text: str, name: str, factor: float) -> Request:

@@ -85,6 +85,16 @@ class Variable:
         """Whether it is the area or volume of a whole structure, which data sets bring along."""
         return bool(self.structure) and self.measure == "area" and self.region is None and not self.over
 
+    def check_possible(self, name: str, values: Tensor) -> None:
+        """Check that sizes are above 0; 0 itself is one where it occurred in training, and NaN is no value.
+
+        Raises:
+            ValueError: If one is not.
+        """
+        wrong = (values < 0) | ((values == 0) & (self.low > 0))
+        if self.structure and MEASUREMENTS[self.measure].positive and wrong.any():
+            raise ValueError(f"{name} = {float(values[wrong][0]):g} {self.unit}".rstrip() + ": a size is above 0")
+
     @property
     def measured_as(self) -> str:
         """What is measured of which structure, in words; empty where nothing is.

@@ -18,6 +18,7 @@ from PIL import Image
 from segcft.app.command import cases, is_local, title
 from segcft.app.downloads import download, kinds
 from segcft.app.opened_image import Case, Question
+from segcft.app.responses import introduce
 from segcft.app.service import CounterfactualService
 from segcft.causal.structural_causal_model import StructuralCausalModel
 from segcft.cli.main import main
@@ -196,6 +197,14 @@ def test_bad_requests_are_quoted(service, request_):
 def test_targets_out_of_range_are_answered_with_a_reason(service):
     reply = service.ask(service.open_case("test 1"), Question(("left_size=99",)))
     assert any(reason.startswith("left_size = 99") for reason in reply.reasons)
+
+
+def test_a_foreign_picture_is_doubted_when_it_is_opened(service, film):
+    subject = service.open_file(film, "noise.png", {"age": 50})
+    assert any("looks like noise" in reason for reason in introduce(subject)["reasons"])
+    reply = service.ask(subject, Question(PLUS))
+    assert any("looks like noise" in reason for reason in reply.reasons)
+    assert all("looks like noise" in row["warning"] for row in reply.rows)
 
 
 def test_cases_come_from_the_test_split():

@@ -294,3 +294,34 @@ def test_a_png_beside_a_turned_dicom_lies_on_its_stored_pixels(tmp_path: Path) -
     sample = source.read(row)
     assert np.array_equal(sample.image[0], shown)
     assert np.array_equal(sample.mask[0], mask > 0)
+
+
+@pytest.mark.parametrize(
+    ("cells", "value"),
+    [
+        (["60,5", "71,2", "", "40"], "60,5"),
+        (["061Y", "070Y", "012M", "003D"], "061Y"),
+        (["", "12 mm", "9 mm", ""], "12 mm"),
+    ],
+)
+def test_numbers_that_are_written_as_words_are_refused(
+    pictures: tuple[Path, Rows], cells: list[str], value: str
+) -> None:
+    folder, rows = pictures
+    for row, cell in zip(rows, cells, strict=True):
+        row["age"] = cell
+    place = 2 + cells.index(value)
+    with pytest.raises(ValueError, match=rf"manifest.csv, row {place}, age = '{value}': a number is needed here"):
+        Folder(str(manifest(folder, rows)), ["left", "right"], frame=[80, 80]).table()
+
+
+@pytest.mark.parametrize("cells", [["fine", "good", "fine", ""], ["1.2.840", "1.2.841", "", ""], ["2020-01-05"] * 4])
+def test_a_column_of_words_is_left_out_and_named(
+    pictures: tuple[Path, Rows], cells: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, rows = pictures
+    for row, cell in zip(rows, cells, strict=True):
+        row["comment"] = cell
+    table = Folder(str(manifest(folder, rows)), ["left", "right"], frame=[80, 80]).table()
+    assert "comment" not in table
+    assert f"manifest.csv, row 2, comment = '{cells[0]}': words" in caplog.text

@@ -26,6 +26,7 @@ from segcft.guidance.judges import Segmentor
 from segcft.hvae.hvae import HVAE, Stage
 from segcft.io.readers import read_picture
 from segcft.io.writers import suffix, write_changed
+from segcft.plots import panels
 from segcft.variables.variables import DataDescription
 from tests.balls import Balls
 from tests.dicoms import write_dicom
@@ -432,6 +433,16 @@ def test_bad_files_among_good_ones_are_reported(work, capsys):
         (["--do=left_size=+1%", "--image=nowhere"], "no image at nowhere"),
         (["--do=left_size=+1%", "--checkpoint=nowhere"], "does not exist"),
         (["--do=left_size=+1%", "--samples=0"], "at least one"),
+        (
+            ["--do=left_size=+1%", "--device=nonsense"],
+            "--device nonsense: cpu, cuda or mps is needed; this machine has",
+        ),
+        (["--do=left_size=+1%", "--device=meta"], "--device meta: cpu, cuda or mps is needed"),
+        (["--do=left_size=+1%", "--device=cuda:99"], "--device cuda:99: this machine"),
+        (["--do=left_size=0"], "a size is above 0"),
+        (["--do=left_size==-5"], "a size is above 0"),
+        (["--do=left_size=-9..0"], "a size is above 0"),
+        (["--do=left_size=+1%", "--parent=left_size=0"], "a size is above 0"),
         (["--do=left_size=+1%", "--effect=indirect"], "invalid choice"),
     ],
 )
@@ -450,6 +461,12 @@ def test_factual_values_come_from_options_and_tables(tmp_path, capsys):
     do = ["--do=left_size=+20%", "--spacing", "2.5", "2.5"]
     assert ask(tmp_path, *do) == 2
     assert "factual age cannot be measured: give --parent age=..." in capsys.readouterr().err
+    assert ask(tmp_path, do[0]) == 2
+    told = capsys.readouterr().err
+    assert "factual age cannot be measured" in told
+    assert "a.png: the image does not say its spacing" in told, "all that lacks is said at once"
+    assert ask(tmp_path, *do, "--parent=age=63", "--parent=age=64") == 2
+    assert "contradicts" in capsys.readouterr().err
     assert ask(tmp_path, *do, f"--parents={tmp_path / 'in/ages.csv'}") == 1
     assert "b.png: age: not given" in capsys.readouterr().err
     assert ask(tmp_path, *do, f"--parents={tmp_path / 'in/ages.csv'}", "--parent=age=63") == 0
@@ -461,13 +478,43 @@ def test_factual_values_come_from_options_and_tables(tmp_path, capsys):
     for text, message in (
         ("image,aeg\na.png,40\n", "column 'aeg' is no variable of this model; did you mean age?"),
         ("image,age\na.png,40\na.png,50\n", "row 3, image = 'a.png'"),
-        ("image,age\nc.png,40\n", "image = 'c.png' is none of the files that are asked about"),
+        ("image,age\na.png,40\n./a.png,50\n", "row 3, image = './a.png': this image occurs twice"),
+        ("image,age\na.png,40\nc.png,40\n", "row 3, image = 'c.png': this is none of the files"),
+        ("image,age,left_size\na.png,40,-3\n", "row 2, left_size = '-3'"),
+        ("image,age,left_size\na.png,40,0\n", "row 2, left_size = '0'"),
     ):
         (tmp_path / "in/ages.csv").write_text(text)
         assert ask(tmp_path, *do, f"--parents={tmp_path / 'in/ages.csv'}") == 2
         assert message in capsys.readouterr().err
     assert ask(tmp_path, do[0], "--parent=age=63") == 1
     assert "give --spacing" in capsys.readouterr().err
+
+
+def test_a_foreign_picture_is_doubted_in_file_table_and_panel(work, monkeypatch):
+    """Noise is answered, but nobody reads its numbers without being told."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 30)).astype(np.uint8)
+    Image.fromarray(noise).save(work / "noise.png")
+    drawn, numbers = panels.panel, []
+    monkeypatch.setattr(panels, "panel", lambda *given: numbers.append(given[-1]) or drawn(*given))
+    assert ask(work, "--do=left_size=+5%", image="noise.png") == 0
+    sentence = "looks like noise"
+    assert pd.read_csv(work / "out/answers.csv")["warning"].str.contains(sentence).all()
+    with Image.open(work / "out/0001/counterfactual.png") as written:
+        assert sentence in written.info["Description"]
+    assert numbers[0].startswith("DOUBTFUL: ")
+    assert sentence in " ".join(numbers[0].split())
+
+
+def test_given_values_do_not_hide_what_is_measured():
+    model, image = make(description(2)), films(2, 1)["image"]
+    about = model.parents
+    given = {name: (about[name].low + about[name].high) / 2 for name in about.names}
+    found = model.open(image, given).measured["left_size"]
+    subject = model.open(image, given)
+    assert not about["left_size"].low <= found <= about["left_size"].high, "an untrained segmentor measures anything"
+    assert any(each.startswith("left_size = ") for each in subject.doubts)
+    with pytest.raises(ValueError, match=r"left_size = 0 .*a size is above 0"):
+        model.open(image, {"left_size": 0.0})
 
 
 def test_help_lists_the_options(capsys):

@@ -192,7 +192,7 @@ def test_corrections_ask_again_for_what_the_segmentor_misses(data):
     for corrections in (0, 1, 3):
         model.segmentor = Saying.of(data, batch["mask"])
         subject = model.open(batch["image"], values)
-        do = subject.act({"left_size": 9 * batch["left_size"]})  # out of the reach of the veil
+        do = subject.act({"left_size": 7 * batch["left_size"]})  # out of the reach of the veil
         found = subject.answer(do, corrections=corrections, confined=False)
         pa, asked = (model.parents.encode(each) for each in (values, do))
         asked = asked + corrections * (0.5 * (asked - pa)).clamp(-1, 1)
@@ -245,7 +245,7 @@ def test_corrections_measure_the_answer_as_it_is_given(data, moves):
     values = {name: batch[name] for name in model.parents.names}
     model.segmentor = Saying.of(data, batch["mask"])
     subject = model.open(batch["image"], values)
-    do = subject.act({"left_size": 9 * batch["left_size"]})
+    do = subject.act({"left_size": 7 * batch["left_size"]})
     free = subject.answer(do, corrections=0, confined=False).seen
     first = subject.answer(do, corrections=0, confined=True).seen
     model.segmentor.seen.clear()
