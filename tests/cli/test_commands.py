@@ -159,7 +159,7 @@ def test_info_of_a_folder_of_results(tmp_path, capsys):
     assert main(["info", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "results of an evaluation" in text
-    assert "seg_cft do(left_lung_area) (mape 3.9" in text
+    assert "seg_cft do(left_lung_area): mape 3.9" in text
     assert main(["info", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["subjects"] == 109
 
