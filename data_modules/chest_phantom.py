@@ -17,6 +17,7 @@ from data_modules.chest.tissue import Rest, carried, elastic
 from data_modules.common.data_module import Batch
 from data_modules.common.phantom import Phantom, PhantomDataset, Values, check_subjects, scaled, take
 from data_modules.common.splits import Split
+from segcft.core.formatting import number
 from segcft.variables.variables import Variable
 
 STRUCTURES = ["left_lung", "right_lung", "heart"]
@@ -156,7 +157,7 @@ class ChestPhantomDataset(PhantomDataset):
         """
         for name, asked in do.items():
             if name in MECHANISMS and (asked <= 0).any():
-                raise ValueError(f"do({name} = {float(asked[asked <= 0][0]):g}): an area must be positive")
+                raise ValueError(f"do({name} = {number(float(asked[asked <= 0][0]))}): an area must be positive")
         values = {k: torch.where(do[k].isnan(), v, do[k].to(v)) if k in do else v for k, v in observed.items()}
         for name, mechanism in MECHANISMS.items():
             before, after = (mechanism.effect(v["sex"].double(), v["age"].double()) for v in (observed, values))

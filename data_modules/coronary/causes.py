@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data_modules.coronary.anatomy import STRUCTURES
 from data_modules.coronary.vessel_regions import REGIONS
+from segcft.core.formatting import number
 from segcft.variables.variables import Variable
 
 NOISE_REACH = 2.2  # standard deviations
@@ -130,7 +131,7 @@ class CoronaryCauses:
         """
         for name, asked in do.items():
             if name not in ("sex", "age") and (asked <= 0).any():
-                raise ValueError(f"do({name} = {float(asked[asked <= 0][0]):g}): a size must be positive")
+                raise ValueError(f"do({name} = {number(float(asked[asked <= 0][0]))}): a size must be positive")
         values = {name: _asked(value, do.get(name)) for name, value in observed.items()}
         for name in MECHANISMS:
             before, after = self.effect(name, observed), self.effect(name, values)
@@ -152,8 +153,8 @@ class CoronaryCauses:
         full = held.all(1)
         wrong = ~whole.isnan() & torch.where(full, (whole - fixed).abs() > 1e-3 * whole, ~(ratio > 0))
         if wrong.any():
-            asked = f"do({self.whole(structure)} = {float(whole[wrong][0]):g})"
-            parts = ", ".join(f"{float(v):g}" for v in thirds[wrong][0])
+            asked = f"do({self.whole(structure)} = {number(float(whole[wrong][0]))})"
+            parts = ", ".join(number(float(v)) for v in thirds[wrong][0])
             raise ValueError(f"{asked}: the requested thirds, {parts}, do not add up to it")
         return torch.where(held | full[:, None], sizes, sizes * ratio[:, None])
 

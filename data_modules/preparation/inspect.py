@@ -11,6 +11,7 @@ from data_modules.common.splits import shared_patients
 from data_modules.preparation.cache import IMAGES, MASKS, TABLE, Cache, open_cache
 from data_modules.preparation.statistics import attributes
 from segcft.core.atomic_files import digest, staged, write_text
+from segcft.core.formatting import number, resolving
 
 COLOURS = ("#e8553d", "#3d8be8", "#f2c14e", "#58b368", "#b05cc6", "#40bfc1", "#9a6b4f", "#888888")
 SPLIT_COLOURS = {"train": "#3d6fb6", "val": "#e08a2e", "test": "#4a9d5b"}
@@ -72,7 +73,8 @@ def report(cache: Cache) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in facts["variables"].items():
-        numbers = ("" if found[k] is None else f"{found[k]:.4g}" for k in ("mean", "std", "min", "max"))
+        digits = resolving((found["max"] or 0.0) - (found["min"] or 0.0))
+        numbers = ("" if found[k] is None else number(found[k], digits) for k in ("mean", "std", "min", "max"))
         lines.append(f"| {name} | {found['known']} | {found['missing']} | {' | '.join(numbers)} |")
     return "\n".join(lines) + "\n"
 

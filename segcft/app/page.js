@@ -7,14 +7,14 @@ const state = { session: "", opened: null, case: "", do: {}, view: "counterfactu
 let model = null, flying = false, next = null, settle = 0, latest = null;
 
 const plain = (name) => name.replaceAll("_", " ");
-const unit = (text) => text.replaceAll("^2", "²").replaceAll("^3", "³");
 const variable = (name) => model.variables.find((each) => each.name === name);
-function number(value) {
+function number(value, decimals) { // as segcft/core/formatting.py does
   if (value === null || value === undefined) return "–";
-  const size = Math.abs(value);
-  return size >= 100 ? Math.round(value).toLocaleString("en-GB").replaceAll(",", "\u2009") : String(Number(value.toPrecision(3)));
+  const size = Math.abs(value), digits = decimals ?? (size ? Math.max(0, 2 - Math.floor(Math.log10(size))) : 0);
+  const [whole, rest = ""] = size.toFixed(Math.min(12, digits)).split("."), some = rest.replace(/0+$/, "");
+  const text = whole.replace(/\B(?=(\d{3})+$)/g, "\u00a0") + (some && `.${some}`);
+  return value < 0 && /[1-9]/.test(text) ? `-${text}` : text;
 }
-const written = (of, value) => (of.categories.length ? (of.kind === "binary" ? number(value) : of.categories[Math.round(value)]) : number(value));
 
 function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
@@ -203,7 +203,7 @@ function slider(of) {
   const range = make("input", { type: "range", min: of.low, max: of.high, step: "any", ariaLabel: plain(of.name) });
   const factual = state.opened.values[of.name];
   const there = (factual - of.low) / (of.high - of.low);
-  const mark = make("s", { title: `factual: ${number(factual)} ${unit(of.unit)}` });
+  const mark = make("s", { title: `factual: ${number(factual, of.decimals)} ${of.unit}` });
   mark.style.left = `calc(8px + (100% - 16px) * ${Math.min(1, Math.max(0, there))})`;
   const neat = (value) => Number(Number(value).toPrecision(5));
   range.addEventListener("input", () => { set(of.name, neat(range.value)); refresh(of.name); ask(false); });
@@ -220,8 +220,8 @@ function slider(of) {
     button.addEventListener("click", () => { set(of.name, value); refresh(of.name); ask(true); });
     return button;
   }));
-  const ends = make("div", { className: "ends", title: "range of the training data" }, make("span", { textContent: number(of.low) }), make("span", { textContent: number(of.high) }));
-  const right = make("span", {}, field, make("small", { textContent: ` ${unit(of.unit)}` }));
+  const ends = make("div", { className: "ends", title: "range of the training data" }, make("span", { textContent: number(of.low, of.decimals) }), make("span", { textContent: number(of.high, of.decimals) }));
+  const right = make("span", {}, field, make("small", { textContent: ` ${of.unit}` }));
   box.append(head(of, right), make("div", { className: "track" }, mark, range), ends, presets);
   return box;
 }
@@ -306,9 +306,9 @@ function table(rows) {
     const far = make("span", { className: share === null ? "" : Math.abs(share - 1) < 0.15 ? "near" : "far", textContent: share === null ? "" : `${Math.round(100 * share)} %` });
     const relative = moved && row.factual && !of.categories.length ? `${change > 0 ? "+" : "−"}${number(Math.abs((100 * change) / row.factual))} %` : "";
     line.append(
-      cell(plain(row.variable), unit(row.unit)), cell(written(of, row.factual), row.source === "given" ? "" : "measured"),
-      cell(moved || row.intervened ? written(of, row.target) : "as it is", row.intervened ? relative : moved ? `follows ${relative}` : ""),
-      cell(number(row.measured)), make("td", {}, far));
+      cell(plain(row.variable), variable(row.variable).unit), cell(row.texts.factual, row.source === "given" ? "" : "measured"),
+      cell(moved || row.intervened ? row.texts.target : "as it is", row.intervened ? relative : moved ? `follows ${relative}` : ""),
+      cell(row.texts.measured), make("td", {}, far));
     line.dataset.measured = row.measured;
     line.dataset.target = row.target;
     return line;
@@ -345,8 +345,8 @@ function graph(rows) {
   };
   for (const row of rows) {
     const of = variable(row.variable), state = row.intervened ? "asked" : differs(row) ? "moved" : "";
-    const text = differs(row) ? `${written(of, row.factual)} → ${written(of, row.target)}` : written(of, row.factual);
-    node(row.variable, row.intervened ? `do(${plain(row.variable)})` : plain(row.variable), `${text} ${unit(row.unit)}`, state);
+    const text = differs(row) ? `${row.texts.factual} → ${row.texts.target}` : row.texts.factual;
+    node(row.variable, row.intervened ? `do(${plain(row.variable)})` : plain(row.variable), `${text} ${variable(row.variable).unit}`, state);
   }
   const any = rows.some(differs);
   node("", "image", any ? "moves" : "as it is", any ? "moved" : "");
@@ -397,7 +397,7 @@ async function start() {
       ? make("select", { required: true }, make("option", { value: "", textContent: "choose" }), ...of.categories.map((text, place) => make("option", { value: place, textContent: text })))
       : make("input", { type: "number", step: "any", required: true });
     field.dataset.variable = name;
-    return make("label", {}, `${plain(name)}${of.unit ? `, ${unit(of.unit)}` : ""}`, field);
+    return make("label", {}, `${plain(name)}${of.unit ? `, ${of.unit}` : ""}`, field);
   }));
   $("effect").hidden = !model.variables.some((of) => of.causes.length);
   const query = new URLSearchParams(location.search);
@@ -405,7 +405,7 @@ async function start() {
     const [, name, value] = /^([^=]+)=(.*)$/s.exec(request) || [];
     const of = name && variable(name);
     if (!of) { say(`the link asks for ${request}, which this model does not know`); continue; }
-    if (of.categories.length) state.do[name] = Math.max(0, of.categories.indexOf(value));
+    if (of.categories.length) state.do[name] = of.categories.includes(value) ? of.categories.indexOf(value) : Math.min(of.categories.length - 1, Math.max(0, Math.round(Number(value)) || 0));
     else state.do[name] = /^=-?[\d.]+(e[+-]?\d+)?$/i.test(value) ? Number(value.slice(1)) : value;
   }
   if ([...$("views").children].some((each) => each.dataset.view === query.get("view"))) state.view = query.get("view");

@@ -8,6 +8,7 @@ from segcft.app import rendering
 from segcft.app.downloads import kinds
 from segcft.app.opened_image import Reply, Subject
 from segcft.app.service import CounterfactualService
+from segcft.core.formatting import printed_unit
 from segcft.inference.answer_file import busiest, plane
 from segcft.io.picture import DICOM, FILMS, NIFTI
 from segcft.plots.panels import COLOURS, LIMIT
@@ -22,7 +23,8 @@ def describe(service: CounterfactualService, title: str, upload_limit: int) -> d
         {
             "name": name,
             "kind": variable.kind,
-            "unit": variable.unit,
+            "unit": printed_unit(variable.unit),
+            "decimals": variable.decimals,
             "low": variable.low,
             "high": variable.high,
             "categories": list(variable.categories) or (["0", "1"] if variable.kind == "binary" else []),
@@ -87,7 +89,7 @@ def show(reply: Reply, index: Any = None, seen: Any = False) -> dict[str, Any]:
         "size": [factual.shape[1], factual.shape[0]],
         "slice": index,
         "after": rendering.contours(subject, reply.answer.masks, index),
-        "rows": [{key: _finite(value) for key, value in row.items()} for row in reply.rows],
+        "rows": [{key: _finite(value) for key, value in row.items()} | _texts(subject, row) for row in reply.rows],
         "reasons": reply.reasons,
         "refined": reply.question.refined,
     }
@@ -100,6 +102,13 @@ def show(reply: Reply, index: Any = None, seen: Any = False) -> dict[str, Any]:
         told["deviation"] = _address(rendering.deviation(subject, plane(deep, index), limit))
         told["deviation_limit"] = limit / 2  # share of the window
     return told
+
+
+def _texts(subject: Subject, row: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Values of a row for people, without their unit."""
+    shown = subject.opened.model.parents[row["variable"]].shown
+    values = {key: row[key] for key in ("factual", "target", "measured")}
+    return {"texts": {key: "–" if value is None else shown(value, unit=False) for key, value in values.items()}}  # noqa: RUF001
 
 
 def _finite(value: Any) -> Any:

@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from segcft.callbacks.judge_overfitting import witness
 from segcft.callbacks.tensorboard import writer
-from segcft.core.formatting import number
+from segcft.core.formatting import printed_unit
 from segcft.counterfactual.model import Counterfactual, CounterfactualModel
 from segcft.guidance.judges import Judge, SegmentationModel
 from segcft.hvae.latents import Abduction
@@ -55,9 +55,9 @@ class CounterfactualImages(FirstLook):
             if not len(asked):
                 continue
             values = {"was": look.batch[name], "asked": target} | ({"measured": found[name]} if name in found else {})
-            title = _titled(name, look.model)
+            title, of = name.replace("_", " "), look.model.description.parents[name]
             captions = [
-                "\n".join([title, *(f"{key} {number(float(values[key][subject]))}" for key in values)])
+                "\n".join([title, *(f"{key} {of.shown(float(values[key][subject]))}" for key in values)])
                 for subject in asked
             ]
             shown = (look.batch["image"], look.answer.abduction.pixels.loc, look.answer.image)
@@ -110,7 +110,7 @@ def _scatter(board: SummaryWriter, pairs: Pairs, knows: CounterfactualModel | Ju
 
 def _titled(name: str, knows: CounterfactualModel | Judge) -> str:
     """A variable with its unit."""
-    return ", ".join(filter(None, (name.replace("_", " "), knows.description.parents[name].unit)))
+    return ", ".join(filter(None, (name.replace("_", " "), printed_unit(knows.description.parents[name].unit))))
 
 
 def used(abduction: Abduction) -> dict[str, float]:

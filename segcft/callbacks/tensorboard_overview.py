@@ -12,6 +12,7 @@ from data_modules.common.data_module import Rerenderable
 from segcft.callbacks import run_record
 from segcft.callbacks.judge_overfitting import evaluator, witness
 from segcft.callbacks.tensorboard import writer
+from segcft.core.formatting import number, printed_unit
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.guidance.judges import Judge
 from segcft.plots import figures
@@ -144,7 +145,9 @@ def about(data: LightningDataModule) -> str:
     told, variables = run_record.about(data), data.description.parents.variables  # type: ignore[attr-defined]
     subjects = ", ".join(f"{split} {count}" for split, count in told["subjects"].items())
     rows = [
-        f"| {name} | {each.kind} | {each.unit} | {each.low:.4g} | {each.mean:.4g} | {each.high:.4g} |"
+        f"| {name} | {each.kind} | {printed_unit(each.unit)} | "
+        + " | ".join(number(value, each.decimals) for value in (each.low, each.mean, each.high))
+        + " |"
         for name, each in variables.items()
     ]
     heads = ["| variable | kind | unit | lowest | mean | highest |", "|---|---|---|---|---|---|"]

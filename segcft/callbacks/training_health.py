@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from segcft.core import distributed
 from segcft.core.atomic_files import staged
+from segcft.core.formatting import number
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.hvae.latents import Belief, Normal
 from segcft.tasks.base import Batch, FirstLook, asked_in_turn, looked_at
@@ -132,7 +133,7 @@ class StepGuard(Callback):
         if self.in_a_row >= self.steady:
             self.norms.clear()
         usual = statistics.median(self.norms) if self.spike and len(self.norms) >= self.warmup else math.inf
-        return f"the gradient norm is {norm:.3g}, its median {usual:.3g}" if norm > self.spike * usual else ""
+        return f"the gradient norm is {number(norm)}, its median {number(usual)}" if norm > self.spike * usual else ""
 
     def _save(self, trainer: Trainer) -> str:
         if self.folder is None or self.skipped > self.keep:

@@ -31,15 +31,19 @@ def describe(parts: dict[str, Recorded], seconds: dict[str, float]) -> dict[str,
     return {"version": FORMAT, "parts": {name: part.recipe for name, part in parts.items()}, "seconds": seconds}
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint file, or the checkpoint in a bundle folder after checking its checksums; runs no code from it.
+
+    Args:
+        path: Of the file or the folder.
+        mapped: Leave the weights on disk until they are used.
 
     Raises:
         ValueError: If the file is missing, damaged, unsafe or not written by segcft, or if the bundle fails its checks.
     """
     try:
         file = manifests.verified(Path(path), BUNDLED) if Path(path).is_dir() else path
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise ValueError(f"checkpoint {path} does not exist") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:  # OSError: truncated

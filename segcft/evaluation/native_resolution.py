@@ -334,7 +334,8 @@ def _pictures(
             if index not in chosen[name]:
                 continue
             numbers = (float(films.asked.values[name][place]), float(films.asked.do[name][place]))
-            text = f"{name}, subject {index}: {numbers[0]:.4g} -> {numbers[1]:.4g} {about.parents[name].unit}"
+            before, target = (about.parents[name].shown(value) for value in numbers)
+            text = f"{name}, subject {index}: factual {before}, asked {target}"
             planes = {label: _plane(image[place]) for label, image in images.items()}
             found.append({"do": name, "subject": index, "text": text, "tiles": planes})
     return found

@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from segcft.core.atomic_files import staged, write_text
-from segcft.core.formatting import number
+from segcft.core.formatting import NO_BREAK, number
 from segcft.evaluation.bootstrap import Estimate
 from segcft.evaluation.summary import COLUMNS, NATIVE_COLUMNS, PAINTED, Estimates
 
@@ -37,6 +37,7 @@ NATIVE_TABLES = {
 DETECTION = {"auc": ("AUC", "{:.2f}"), "auc_blurred": ("AUC, blurred", "{:.2f}")}
 GAP = 4  # pixels between pictures
 LINE = 14  # pixels of a line of text
+DRAWN = str.maketrans({NO_BREAK: " ", "²": "^2", "³": "^3"})  # Pillow's own font lacks these
 
 
 def table(metrics: Estimates, refinement: Mapping[str, str], floor: Mapping[str, float]) -> pd.DataFrame:
@@ -167,7 +168,7 @@ def _strip(text: str, tiles: Mapping[str, Any]) -> Image.Image:
     high, wide = np.max([tile.shape for tile in tiles.values()], axis=0).tolist()
     strip = Image.new("L", (len(tiles) * (wide + GAP), high + 2 * LINE + GAP))
     pen = ImageDraw.Draw(strip)
-    pen.text((2, 1), text, fill=255)
+    pen.text((2, 1), text.translate(DRAWN), fill=255)
     for place, (name, tile) in enumerate(tiles.items()):
         pen.text((place * (wide + GAP) + 2, LINE), name, fill=255)
         strip.paste(Image.fromarray(tile), (place * (wide + GAP), 2 * LINE))

@@ -15,7 +15,7 @@ import torch
 
 from segcft.core import checkpoints, manifests
 from segcft.core.atomic_files import digest, staged_folder
-from segcft.core.formatting import number, quantity
+from segcft.core.formatting import number, printed_unit, quantity
 from segcft.core.parsing import PlainParser
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.guidance.imported_networks import ScriptedNetwork
@@ -131,7 +131,7 @@ def config(bundle: Bundle) -> dict[str, Any]:
 
 def card(bundle: Bundle, table: str) -> str:
     """The model card, in Markdown."""
-    spent = ", ".join(f"{stage} {seconds:g} s" for stage, seconds in bundle.seconds.items())
+    spent = ", ".join(f"{stage} {number(seconds)} s" for stage, seconds in bundle.seconds.items())
     sections = {
         "Intended use": bundle.intended_use,
         "Data": _data(bundle),
@@ -204,9 +204,10 @@ def _table(results: dict[str, Any], found: dict[str, Any], method: str, bundle: 
 
 def _data(bundle: Bundle) -> str:
     about, size = bundle.model.description, " x ".join(map(str, bundle.resolution))
-    spacing = " x ".join(f"{step:g}" for step in about.spacing)
+    spacing = " x ".join(number(step) for step in about.spacing)
     rows = [
-        f"| {name} | {variable.kind} | {variable.unit or '-'} | {_range(variable)} | {variable.measured_as or '-'} |"
+        f"| {name} | {variable.kind} | {printed_unit(variable.unit) or '-'} | {_range(variable)} | "
+        f"{variable.measured_as or '-'} |"
         for name, variable in about.parents.variables.items()
     ]
     return "\n".join(
@@ -221,7 +222,8 @@ def _data(bundle: Bundle) -> str:
 
 
 def _range(variable: Variable) -> str:
-    return ", ".join(variable.categories) or f"{number(variable.low)} to {number(variable.high)}"
+    ends = (variable.shown(end, unit=False) for end in (variable.low, variable.high))
+    return ", ".join(variable.categories) or " to ".join(ends)
 
 
 def _arrows(bundle: Bundle) -> str:

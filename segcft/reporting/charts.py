@@ -55,7 +55,7 @@ def _panel(found: Mapping[str, Estimate], title: str, best: str | None, alarmed:
     parts = [f'<text class="title" x="0" y="14">{escape(title)}</text>']
     for tick in ticks(low, high):
         parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{HEAD}" y2="{height - FOOT}"/>')
-        text = f"{tick:g}".replace("-", MINUS)
+        text = number(tick).replace("-", MINUS)
         parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{height - FOOT + 15}">{text}</text>')
     for place, (name, value) in enumerate(found.items()):
         y = HEAD + ROW * (place + 0.5)
@@ -67,7 +67,7 @@ def _panel(found: Mapping[str, Estimate], title: str, best: str | None, alarmed:
             parts.append(
                 f'<line class="bar {kind}" x1="{x(value.low):.1f}" x2="{x(value.high):.1f}" y1="{y}" y2="{y}"/>'
             )
-        told = f"{label(name)}: {value.value:.4g} ({value.low:.4g} to {value.high:.4g})"
+        told = f"{label(name)}: {number(value.value)} ({number(value.low)} to {number(value.high)})"
         parts.append(
             f'<circle class="dot {kind}" cx="{x(value.value):.1f}" cy="{y}" r="4"><title>{told}</title></circle>'
         )
@@ -131,7 +131,7 @@ def _short(value: float) -> str:
     >>> _short(15000), _short(0.25), _short(2500)
     ('15k', '0.25', '2.5k')
     """
-    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
+    return f"{number(value / 1000)}k" if abs(value) >= 1000 else number(value)
 
 
 def _cut(name: str) -> str:

@@ -37,7 +37,7 @@ SHOWN = (
     Shown("mape", "error %", 0, "mean |measured - target| / target, by the evaluator"),
     Shown("mae_sd", "error, % of SD", 0, "mean |measured - target| in per cent of the training deviation"),
     Shown("behind", "behind the best", 0, "error minus that of the best method, paired over subjects"),
-    Shown("slope", "slope", 1, "achieved over requested change; 1 is all of it"),
+    Shown("slope", "slope", 1, "measured over asked change; 1 is all of it"),
     Shown("gap", "guide's gap", 0, "evaluator's error minus that of the method's own guide; large: it is being gamed"),
     Shown("leakage_mean", "leakage %", 0, "mean absolute change of structures that nothing was asked of"),
     Shown("truth_ratio", "error to truth", 0, "error to the true counterfactual over the unchanged image's"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from segcft.core.formatting import number, printed_unit
+from segcft.core.formatting import quantity, resolving
 from segcft.evaluation.traversal_file import Sweeps
 from segcft.plots.panels import COLOURS
 from segcft.reporting.html import label, png
@@ -50,23 +50,24 @@ def _buttons(kind: str, names: list[str]) -> str:
 
 def _block(sweeps: Sweeps, methods: list[str], v: int, n: int) -> str:
     """One subject and variable: factual image, then every method's film and its change."""
-    unit, factual = printed_unit(str(sweeps.units[v])), sweeps.factual[n]
+    unit, factual = str(sweeps.units[v]), sweeps.factual[n]
     targets, last = sweeps.targets[v], sweeps.targets.shape[1] - 1
+    digits = resolving(float(np.ptp(targets)))
     known = [str(name) for name in sweeps.methods]
     shown = [name for name in (TRUTH, *methods) if name in known]
     still = _film([factual], [sweeps.factual_outlines[n]])
-    before = f"{number(float(sweeps.values[v, n]))} {unit}"
+    before = quantity(float(sweeps.values[v, n]), unit, digits)
     cells = [f'<figure class="cell">{still}<div class="blank"></div><figcaption>factual<small>{escape(before)}</small>'
              "</figcaption></figure>"]  # fmt: skip
     for name in shown:
         m = known.index(name)
         frames = sweeps.frames[m, v, n]
-        texts = [f"{number(float(value))} {unit}" for value in sweeps.measured[m, v, n]]
+        texts = [quantity(float(value), unit, digits) for value in sweeps.measured[m, v, n]]
         cells.append(
             f'<figure class="cell">{_film(list(frames), list(sweeps.outlines[m, v, n]))}{_changes(frames, factual)}'
             f"<figcaption>{label(name)}{_told(texts, last)}</figcaption></figure>"
         )
-    asked = [f"{number(float(value))} {unit}" for value in targets]
+    asked = [quantity(float(value), unit, digits) for value in targets]
     style = f"--step:{last};--count:{len(targets)}"
     hidden = "" if not v and not n else " hidden"
     return (

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from segcft.core.formatting import meant
+from segcft.core.formatting import meant, printed_unit
 from segcft.variables.variables import Parents, Values, Variable
 
 NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
@@ -64,6 +64,7 @@ def parse(text: str, parents: Parents) -> Request:
     name, variable, value = _split(text, parents)
     if variable.kind != "continuous":
         return Request(text, name, "value", _level(text, value, variable))
+    value = "".join(value.split()).replace("\N{MINUS SIGN}", "-")  # as numbers are printed
     if found := re.fullmatch(rf"q({NUMBER})", value):
         return Request(text, name, "value", _quantile(text, float(found[1]), variable))
     if found := re.fullmatch(rf"(-?{NUMBER})\.\.(-?{NUMBER})", value):
@@ -189,8 +190,9 @@ def _split(text: str, parents: Parents) -> tuple[str, Variable, str]:
 def _level(text: str, value: str, variable: Variable) -> float:
     """The number of a category or of a binary value."""
     names = variable.categories or ("0", "1")
-    if value in names:
-        return float(names.index(value))
+    known = [name.casefold() for name in names]
+    if value.casefold() in known:
+        return float(known.index(value.casefold()))
     if variable.kind == "binary" and value in ("0", "1"):
         return float(value)
     raise ValueError(f"{text!r}: one of {', '.join(names)} is needed{meant(value, names)}")
@@ -234,4 +236,4 @@ def _range(variable: Variable) -> str:
 
 
 def _unit(variable: Variable) -> str:
-    return f"its unit is {variable.unit!r}" if variable.unit else "it has no unit"
+    return f"its unit is {printed_unit(variable.unit)}" if variable.unit else "it has no unit"

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from segcft.core.formatting import meant, quantity
+from segcft.core.formatting import meant, number, quantity, resolving
 from segcft.core.recipes import Recorded
 from segcft.variables.measurements import AXES, MEASUREMENTS
 from segcft.variables.regions import Region
@@ -109,20 +109,41 @@ class Variable:
         within = f" within {part.within}" if part and part.within else ""
         return f"{self.measure} of {self.structure}{where}{within}" + (f" over {self.over}" if self.over else "")
 
-    def shown(self, value: float) -> str:
-        """A value as people read it: a category's name, or a number and its unit.
+    def shown(self, value: float, unit: bool = True) -> str:
+        """A value as people read it: a category's name, or a number, as precise as the training range calls for.
+
+        A value outside that range gets the decimals that tell it from the range's ends.
+
+        Args:
+            value: In the variable's unit.
+            unit: Whether the unit is added.
 
         >>> Variable("binary", categories=("female", "male")).shown(1.0)
         'male'
+        >>> width = Variable(unit="mm", low=2.0, high=120.0)
+        >>> [width.shown(value, unit=False) for value in (64.25, 120.0, 120.02)]
+        ['64', '120', '120.02']
         """
         if self.categories and value in range(len(self.categories)):
             return self.categories[int(value)]
-        return quantity(value, self.unit)
+        decimals, ends = self.decimals, {self.low, self.high} - {value}
+        while decimals < 12 and number(value, decimals) in {number(end, decimals) for end in ends}:
+            if self.low <= value <= self.high:
+                break
+            decimals += 1
+        return quantity(value, self.unit if unit else "", decimals)
+
+    @property
+    def decimals(self) -> int:
+        """Digits after the decimal point that show a hundredth of the training range."""
+        return resolving(self.high - self.low)
 
     @property
     def range(self) -> str:
         """Smallest and largest value in training, as people read them."""
-        return f"{self.shown(self.low)} to {self.shown(self.high)}"
+        if self.categories:
+            return ", ".join(self.categories)
+        return f"{self.shown(self.low, unit=False)} to {self.shown(self.high)}"
 
     @property
     def dim(self) -> int:
@@ -189,7 +210,7 @@ class Parents(Recorded):
     def __init__(self, variables: dict[str, Variable]) -> None:
         if not variables:
             raise ValueError("an image needs at least one parent variable")
-        self.variables = variables
+        self.variables = {name: _named(name, variable) for name, variable in variables.items()}
 
     def __getitem__(self, name: str) -> Variable:
         if name not in self.variables:
@@ -258,6 +279,12 @@ class Parents(Recorded):
             if strict or variable.kind != "continuous":
                 raise ValueError(message)
             warnings.warn(message, stacklevel=2)
+
+
+def _named(name: str, variable: Variable) -> Variable:
+    """With the names of its values, if it is a binary ``sex`` that declares none: 0 is female, 1 is male."""
+    unnamed = name == "sex" and variable.kind == "binary" and not variable.categories
+    return replace(variable, categories=("female", "male")) if unnamed else variable
 
 
 class DataDescription(Recorded):

@@ -20,6 +20,7 @@ from PIL import Image
 from segcft.app.command import cases
 from segcft.app.opened_image import Case, Question
 from segcft.app.service import CounterfactualService
+from segcft.core.formatting import number, resolving
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.counterfactual.prediction import painted
 from segcft.guidance.judges import Segmentor
@@ -309,3 +310,13 @@ def test_latency(size, limit, one_thread):
         print(f"{size} x {size}, {kind}: {least:.3f} s of processor, {clocked:.3f} s; open {opened:.3f} s")
         if not refined:
             assert least < 2 * limit, "a busy machine may take twice as long"
+
+
+def test_the_page_writes_numbers_as_everything_else_does(visit):
+    page = visit()
+    settled(page)
+    values = [0, 3.14159, -3.0, 0.21349, 17712.4, -1234567.8, 99.96, 1e-5, 121.637]
+    for span in (0, 0.3, 6, 90, 20000):
+        digits = resolving(span) if span else None
+        shown = page.evaluate("([values, digits]) => values.map((each) => number(each, digits))", [values, digits])
+        assert shown == [number(value, digits) for value in values]

@@ -76,7 +76,7 @@ def test_every_promised_tag_is_there_and_no_other(logged, stage):
     assert all(0 <= event.value <= 1 for event in found.Scalars("health/waiting"))
     text = found.Tensors("data/text_summary")[0].tensor_proto.string_val[0].decode()
     assert re.search("fingerprint `[0-9a-f]{16}`; subjects: train 24, val 24", text)
-    assert "| left_size | continuous | mm^2 |" in text
+    assert "| left_size | continuous | mm² |" in text
     assert "optimisation" in found.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     starts = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert b"trainer.max_steps" in starts

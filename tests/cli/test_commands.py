@@ -159,20 +159,9 @@ def test_info_of_a_folder_of_results(tmp_path, capsys):
     assert main(["info", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "results of an evaluation" in text
-    assert "seg_cft do(left_lung_area) (mape 3.9" in text
+    assert "seg_cft do(left_lung_area): mape 3.9" in text
     assert main(["info", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["subjects"] == 109
-
-
-def test_info_of_a_prepared_data_set(tmp_path, capsys):
-    plan = {"format": 1, "source": "folder", "structures": ["lung", "heart"], "frame": [64, 48], "unit": "% of image"}
-    facts = {"plan": plan, "counts": {"train": 2, "val": 1, "test": 1}, "patients": {"train": 1}, "quarantined": 0}
-    (tmp_path / "dataset.json").write_text(json.dumps(facts))
-    assert main(["info", str(tmp_path)]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"{tmp_path}: prepared data set"
-    assert told[1:5] == ["source: folder", "structures: lung, heart", "frame: 64, 48", "unit: % of image"]
-    assert told[5:] == ["counts: train 2, val 1, test 1", "patients: train 1", "quarantined: 0"]
 
 
 def test_info_of_a_folder_that_is_nothing(tmp_path, capsys):

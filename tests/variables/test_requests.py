@@ -39,8 +39,12 @@ def test_requests_become_targets(text, expected):
         *(("area==+20%", "a share needs a sign"), ("area=+-5", "write area"), ("area=nan", "write area")),
         *(("area=1e999", "too large"), ("area=-100%", "nothing would be left")),
         *(("area=q1.5", "'area=q1.5': a quantile lies between 0 and 1"), ("shift=q0.5", "not to older checkpoints")),
-        *(("area=9..5", "from the smaller"), ("area=5..", "write area"), ("sex=0..1", "one of 0, 1")),
-        *(("sex=+20%", "one of 0, 1 is needed"), ("sex=0.5", "one of 0, 1"), ("view=lateral", "one of AP, PA")),
+        *(("area=9..5", "from the smaller"), ("area=5..", "write area"), ("sex=0..1", "one of female, male")),
+        *(
+            ("sex=+20%", "one of female, male is needed"),
+            ("sex=0.5", "one of female, male"),
+            ("view=lateral", "one of AP, PA"),
+        ),
     ],
 )
 def test_wrong_requests_are_quoted(text, message):
