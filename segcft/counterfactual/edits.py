@@ -31,21 +31,23 @@ class Edit(NamedTuple):
         paint: Added to the image once it is carried, (B, C, *S) in image units.
         velocity: Of the flow that carries the image, (B, D, *S) in pixels of the frame; None if nothing moves.
         gate: Share of the change that is made, (B, C, *S) in [0, 1]; None for all of it.
+        freely: Whether structures may be painted as well as moved, so that their masks cannot move along.
     """
 
     paint: Tensor
     velocity: Tensor | None = None
     gate: Tensor | None = None
+    freely: bool = False
 
     @property
-    def carries_all(self) -> bool:
-        """Whether the flow carries the whole image, so that masks which move along are the answer's."""
-        return self.velocity is not None and self.gate is None
+    def carries_masks(self) -> bool:
+        """Whether the flow says where structures are in the edited image: masks which move along are its masks."""
+        return self.velocity is not None and not self.freely
 
     @property
     def only_moves(self) -> bool:
         """Whether the flow carries the whole image and nothing is painted on it."""
-        return self.carries_all and not self.paint.any()
+        return self.carries_masks and self.gate is None and not self.paint.any()
 
     @property
     def displacement(self) -> Tensor | None:
@@ -59,9 +61,10 @@ class Edit(NamedTuple):
 
     def within(self, painted: Tensor, moved: Tensor) -> "Edit":
         """The same where weights (B, 1, *S) are 1, nothing where they are 0: of paint and gate, and of the flow."""
+        velocity = None if self.velocity is None else self.velocity * moved
         if self.gate is not None:
-            return self._replace(gate=self.gate * painted)
-        return Edit(self.paint * painted, None if self.velocity is None else self.velocity * moved)
+            return self._replace(velocity=velocity, gate=self.gate * painted)
+        return self._replace(paint=self.paint * painted, velocity=velocity)
 
     def where(self, chosen: Tensor, other: "Edit") -> "Edit":
         """This one for the subjects that are ``chosen``, (B,) bool, and the ``other`` for the rest."""
@@ -78,9 +81,12 @@ class Edit(NamedTuple):
 
     def _of(self, combined: Callable[[Tensor, Tensor], Tensor], other: "Edit") -> "Edit":
         """Map by map; both edits come from one prediction."""
-        maps = [None if a is None or b is None else combined(a, b) for a, b in zip(self, other, strict=True)]
-        assert maps[0] is not None
-        return Edit(maps[0], *maps[1:])
+
+        def both(ours: Tensor | None, theirs: Tensor | None) -> Tensor | None:
+            return None if ours is None or theirs is None else combined(ours, theirs)
+
+        paint = combined(self.paint, other.paint)
+        return Edit(paint, both(self.velocity, other.velocity), both(self.gate, other.gate), self.freely)
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,12 @@ class Canvas:
         Pixels that neither move nor are painted keep their value, bit by bit.
         """
         return self.painted(carry(edit, self.image, self.geometry), edit)
+
+    def moved(self, edit: Edit) -> Tensor:
+        """``draw`` without the paint, (B, C, *N), also of masks."""
+        gate = None if edit.gate is None else edit.gate.amax(1, keepdim=True)
+        unpainted = Edit(torch.zeros_like(edit.paint[:, :1]), edit.velocity, gate)
+        return self.draw(unpainted)
 
     def painted(self, found: Tensor, edit: Edit) -> Tensor:
         """``draw`` of what ``carry`` has found, (B, C, *N)."""

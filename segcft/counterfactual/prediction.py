@@ -17,7 +17,7 @@ from segcft.hvae.blocks import conv, scaled
 from segcft.hvae.likelihoods import Pixels
 from segcft.spatial.diffeomorphism import exponential, roughness, warp
 from segcft.spatial.resize import grow
-from segcft.variables.regions import largest
+from segcft.variables.regions import averaged, largest
 
 
 class Drawn(NamedTuple):
@@ -37,6 +37,22 @@ class Drawn(NamedTuple):
 def painted(image: Tensor, cf_image: Tensor) -> Drawn:
     """Of a form that knows what the counterfactual is, not where it comes from: all of the change is painted."""
     return Drawn(cf_image, image.new_zeros(()), Edit(cf_image - image))
+
+
+def saturated(squared: Tensor, threshold: Tensor | float) -> Tensor:
+    """d^2 / (d^2 + threshold^2) of squared differences: 0 of none, 1/2 at the threshold, then towards 1."""
+    return squared / (squared + threshold**2)
+
+
+def positive(name: str, value: float) -> float:
+    """The value of a setting.
+
+    Raises:
+        ValueError: If it is not above 0.
+    """
+    if value <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return value
 
 
 class Prediction(nn.Module, Recorded, ABC):
@@ -96,11 +112,9 @@ class Gated(Prediction):
 
     def __init__(self, threshold: float = 0.1, reach: int = 0) -> None:
         super().__init__()
-        if threshold <= 0:
-            raise ValueError(f"threshold must be positive, got {threshold}")
         if reach < 0:
             raise ValueError(f"reach is a number of pixels, got {reach}")
-        self.threshold, self.reach = threshold, reach
+        self.threshold, self.reach = positive("threshold", threshold), reach
         self.register_buffer("present", torch.tensor(float(threshold)), persistent=False)
 
     def anneal(self, share: float) -> None:
@@ -112,8 +126,7 @@ class Gated(Prediction):
         return painted(image, (image + self._gate(factual, counterfactual) * (counterfactual.loc - image)).clamp(-1, 1))
 
     def _gate(self, factual: Pixels, counterfactual: Pixels) -> Tensor:
-        squared = largest((counterfactual.loc - factual.loc).square(), self.reach)
-        return squared / (squared + self.present.square())
+        return saturated(largest((counterfactual.loc - factual.loc).square(), self.reach), self.present)
 
 
 class VelocityField(nn.Module):
@@ -197,7 +210,7 @@ class Transported(Gated):
         cost = self.smooth * roughness(velocity) + self.agree * left.abs().mean()
         gate = self._gate(factual, counterfactual)
         moved = warp(image, displacement) + left
-        return Drawn((image + gate * (moved - image)).clamp(-1, 1), cost, Edit(left, velocity, gate))
+        return Drawn((image + gate * (moved - image)).clamp(-1, 1), cost, Edit(left, velocity, gate, freely=True))
 
 
 class Warped(Prediction):
@@ -226,25 +239,36 @@ class Warped(Prediction):
     ) -> None:
         super().__init__()
         self.velocity, self.fade = VelocityField(stage, gain), fade
-        self.smooth, self.still, self.agree = smooth, still, agree
+        self.smooth, self.still, self.agree, self.price = smooth, still, agree, 0.0
 
     def forward(self, image: Tensor, factual: Pixels, counterfactual: Pixels) -> Drawn:
         """Carry the image along."""
         velocity = self.velocity(factual, counterfactual) * film_window(image, self.fade)
         displacement = exponential(velocity)
         left = counterfactual.loc - warp(factual.loc, displacement)  # what the flow does not explain
-        paint, price = self.paint(left)
-        cost = self.smooth * roughness(velocity) + self.still * velocity.square().mean() + price
-        drawn = (warp(image, displacement) + paint).clamp(-1, 1)
-        return Drawn(drawn, cost + self.agree * left.abs().mean(), Edit(paint, velocity))
+        paint, gate = self.paint(left), self.gate(left, counterfactual.loc - factual.loc)
+        moved = warp(image, displacement) + paint
+        drawn = moved if gate is None else image + gate * (moved - image)
+        cost = self.smooth * roughness(velocity) + self.still * velocity.square().mean()
+        cost = cost + self.agree * left.abs().mean() + self.price * paint.abs().mean()
+        return Drawn(drawn.clamp(-1, 1), cost, Edit(paint, velocity, gate))
 
-    def paint(self, left: Tensor) -> tuple[Tensor, Tensor | float]:
-        """What is added to the carried image, (B, C, *S), and its price.
+    def paint(self, left: Tensor) -> Tensor:
+        """What is added to the carried image, (B, C, *S).
 
         Args:
             left: Difference of the counterfactual mean and the carried factual one, (B, C, *S).
         """
-        return torch.zeros_like(left), 0.0
+        return torch.zeros_like(left)
+
+    def gate(self, left: Tensor, difference: Tensor) -> Tensor | None:
+        """Share of the change that is made, (B, C, *S) in [0, 1]; None for all of it.
+
+        Args:
+            left: See ``paint``.
+            difference: Of the counterfactual and the factual mean, (B, C, *S).
+        """
+        return None
 
 
 class Deformed(Warped):
@@ -279,15 +303,53 @@ class Deformed(Warped):
         fade: int = 3,
     ) -> None:
         super().__init__(stage, smooth, still, agree, gain, fade)
-        if threshold <= 0:
-            raise ValueError(f"threshold must be positive, got {threshold}")
-        self.threshold, self.price = threshold, price
+        self.threshold, self.price = positive("threshold", threshold), price
 
-    def paint(self, left: Tensor) -> tuple[Tensor, Tensor | float]:
+    def paint(self, left: Tensor) -> Tensor:
         """What is left of the change, gated."""
-        squared = left.square()
-        paint = squared / (squared + self.threshold**2) * left
-        return paint, self.price * paint.abs().mean()
+        return saturated(left.square(), self.threshold) * left
+
+
+class Sliding(Deformed):
+    """x* = x + g (x o phi + h (mu* - mu o phi) - x): as ``Deformed``, but tissue stays where the decoder leaves it.
+
+    A smooth flow drags the neighbours of a structure along. Where they slide past it they stay, and the decoder's means
+    tell which: g = e^2 / (e^2 + evidence^2), with e^2 = (mu* - mu)^2 - (mu* - mu o phi)^2, averaged over 3 pixels along
+    each axis and at least 0. It is near 1 where moving explains the counterfactual mean, and 0 where staying does.
+
+    Args:
+        evidence: Difference, in image units, at which half of the change is made.
+        threshold: See ``Deformed``.
+        price: See ``Deformed``.
+        stage: See ``Warped``.
+        smooth: See ``Warped``.
+        still: See ``Warped``.
+        agree: See ``Warped``.
+        gain: See ``Warped``.
+        fade: See ``Warped``.
+
+    Raises:
+        ValueError: If ``evidence`` or ``threshold`` is not positive.
+    """
+
+    def __init__(
+        self,
+        evidence: float = 0.03,
+        threshold: float = 0.1,
+        price: float = 5.0,
+        stage: int = 2,
+        smooth: float = 0.02,
+        still: float = 0.02,
+        agree: float = 10.0,
+        gain: float = 3.0,
+        fade: int = 3,
+    ) -> None:
+        super().__init__(threshold, price, stage, smooth, still, agree, gain, fade)
+        self.evidence = positive("evidence", evidence)
+
+    def gate(self, left: Tensor, difference: Tensor) -> Tensor:
+        """How far moving explains the counterfactual mean better than staying."""
+        return saturated(averaged(difference.square() - left.square(), 3).clamp(min=0), self.evidence)
 
 
 def film_window(image: Tensor, pixels: int) -> Tensor:

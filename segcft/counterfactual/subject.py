@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from segcft.counterfactual.edits import Canvas, Edit, carry
+from segcft.counterfactual.edits import Canvas, Edit
 from segcft.counterfactual.refinement import Refinement
 from segcft.hvae.hvae import Mediation
 from segcft.hvae.latents import Abduction
@@ -272,9 +272,9 @@ class Answer:
     def large_masks(self) -> Tensor:
         """Probability of every structure in the images, (B, K, *N).
 
-        Where a flow carries the whole image, the factual masks moved along; else those that the segmentor now sees.
+        Where a flow moves the structures, the factual masks moved along; else those that the segmentor now sees.
         """
         geometry = self.canvas.geometry
-        if not self.edit.carries_all:
+        if not self.edit.carries_masks:
             return geometry.enlarge(self.masks)
-        return carry(self.edit, geometry.enlarge(self.subject.masks), geometry)
+        return Canvas(geometry.enlarge(self.subject.masks), geometry).moved(self.edit)

@@ -154,8 +154,8 @@ class Studio:
         carried = carry(edit, canvas.image, canvas.geometry)
         image = canvas.painted(carried, edit)
         moved = canvas.painted(carried, edit._replace(paint=torch.zeros_like(edit.paint)))
-        if masks is None and edit.carries_all:
-            masks = carry(edit, films.masks.float(), canvas.geometry) > 0.5
+        if masks is None and edit.carries_masks:
+            masks = Canvas(films.masks.float(), canvas.geometry).moved(edit) > 0.5
         return Made(image, self.outlines(image) if masks is None else masks, edit, moved)
 
     def outlines(self, image: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ class CounterfactualFineTuning(Task):
     def _flow(self, batch: Batch, answer: Counterfactual, kept: Batch, specificity: float | Tensor) -> Batch:
         """Loss terms of the flow, ``carried`` and ``elsewhere``; empty without masks."""
         velocity, about = answer.edit.velocity, self.model.description
-        if velocity is None or not (answer.edit.carries_all and "mask" in batch and (self.carried or self.elsewhere)):
+        if velocity is None or not (answer.edit.carries_masks and "mask" in batch and (self.carried or self.elsewhere)):
             return {}
         mask, displacement = batch["mask"], exponential(velocity)
         masks = warp(mask, displacement)

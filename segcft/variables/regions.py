@@ -132,10 +132,15 @@ def largest(values: Tensor, pixels: int) -> Tensor:
     return values
 
 
+def averaged(values: Tensor, width: int) -> Tensor:
+    """Mean of (B, C, *S) within an odd ``width`` along every axis around every pixel."""
+    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[values.dim() - 2]
+    return pool(values, width, stride=1, padding=width // 2, count_include_pad=False)
+
+
 def blur(mask: Tensor, width: int) -> Tensor:
     """Share of a mask (B, *S) within an odd ``width`` around every pixel, (B, *S)."""
-    pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[mask.dim() - 1]
-    return pool(mask[:, None].float(), width, stride=1, padding=width // 2, count_include_pad=False)[:, 0]
+    return averaged(mask[:, None].float(), width)[:, 0]
 
 
 def neighbourhood(mask: Tensor, image: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segcft.core.recipes import build
-from segcft.counterfactual.prediction import Deformed, Transported, Warped, film_window
+from segcft.counterfactual.prediction import Deformed, Sliding, Transported, Warped, film_window
 from segcft.guidance.guidance import SegmentorGuidance
 from segcft.guidance.judges import Segmentor
 from segcft.guidance.shape_model import ShapeModel
@@ -79,7 +79,7 @@ def test_transport_vanishes_where_both_worlds_agree_and_learns_where_they_do_not
     )
 
 
-@pytest.mark.parametrize("form", [Warped, Deformed])
+@pytest.mark.parametrize("form", [Warped, Deformed, Sliding])
 def test_anatomy_moves_only_where_both_worlds_differ_and_the_image_is_its_edit(data, form):
     model, batch = make(data, form(stage=1, fade=1))
     for weight in model.prediction.parameters():
@@ -90,19 +90,40 @@ def test_anatomy_moves_only_where_both_worlds_differ_and_the_image_is_its_edit(d
     assert not same.edit.velocity.any()
     answer = model(batch["image"], batch, {"left_size": 2 * batch["left_size"]})
     torch.testing.assert_close(answer.edit.apply(batch["image"]), answer.image)
-    assert bool(answer.edit.paint.any()) is (form is Deformed)
+    assert bool(answer.edit.paint.any()) is (form is not Warped)
+    assert (answer.edit.gate is None) is (form is not Sliding)
+    assert answer.edit.carries_masks
     (answer.image.square().mean() + answer.cost).backward()
     for part in (model.prediction.velocity, model.hvae.widen):
         grown = [weight.grad is not None and bool(weight.grad.any()) for weight in part.parameters()]
         assert any(grown), "learns through the flow"
 
 
-def test_paint_below_the_threshold_is_hardly_paint_and_costs():
-    form = Deformed(threshold=0.1, price=2.0)
+def test_paint_costs(data):
+    """Everything else that costs is switched off."""
+    model, batch = make(data, Deformed(stage=1, price=2.0, smooth=0.0, still=0.0, agree=0.0))
+    answer = model(batch["image"], batch, {"left_size": 2 * batch["left_size"]})
+    assert answer.edit.paint.any()
+    torch.testing.assert_close(answer.cost, 2 * answer.edit.paint.abs().mean())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_tissue_moves_where_moving_explains_the_counterfactual_mean_better_than_staying(dims):
+    form, shape = Sliding(evidence=0.1), [1, 1, *[8] * dims]
+    much, none, some = (torch.full(shape, value) for value in (1.0, 0.0, 0.1))
+    assert not form.gate(none, none).any(), "both worlds agree"
+    assert not form.gate(much, some).any(), "the flow would drag along what stays"
+    torch.testing.assert_close(form.gate(none, some), torch.full(shape, 0.5))
+    assert float(form.gate(some, much).min()) > 0.98
+    for wrong in ({"evidence": 0.0}, {"threshold": -1.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be positive"):
+            Sliding(**wrong)
+
+
+def test_paint_below_the_threshold_is_hardly_paint():
+    form = Deformed(threshold=0.1)
     left = torch.tensor([0.01, 0.1, 1.0]).view(1, 1, 1, 3)
-    paint, price = form.paint(left)
-    torch.testing.assert_close(paint.flatten(), torch.tensor([0.01 / 101, 0.05, 1 / 1.01]))
-    assert float(price) == pytest.approx(2 * float(paint.mean()))
+    torch.testing.assert_close(form.paint(left).flatten(), torch.tensor([0.01 / 101, 0.05, 1 / 1.01]))
     with pytest.raises(ValueError, match="threshold must be positive"):
         Deformed(threshold=0.0)
 
