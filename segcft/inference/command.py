@@ -256,7 +256,7 @@ def parser() -> ArgumentParser:
     add(
         "--keep-identity",
         action="store_true",
-        help="keep every DICOM tag and the names of files, which may name patients",
+        help="keep DICOM tags, NIfTI and PNG text and the names of files, which may name patients",
     )
     add("--device", default="cpu", help="cpu, cuda or mps")
     return made
