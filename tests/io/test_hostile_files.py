@@ -107,6 +107,7 @@ def test_levels_by_a_table_are_those_of_each_pixel(kind, tags, tmp_path):
     limits = np.iinfo(kind)
     pixels = np.random.default_rng(0).integers(limits.min, limits.max, (9, 7)).astype(kind)
     pixels[0, :2] = limits.min, limits.max
+    tags = {**tags, "BitsStored": limits.bits, "HighBit": limits.bits - 1}
     data = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", pixels, **tags))
     for window in (None, (0.0, 100.0)):
         found = dicom_levels(data, window)
