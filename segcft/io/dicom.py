@@ -17,6 +17,7 @@ from segcft.io.picture import FLAT, Picture, Pixels, Window
 
 ITEM = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # tag of an item of a sequence, in both byte orders
 MOST_ITEMS = 100_000  # of a file; each takes about 800 bytes of memory
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its warnings quote tags, which name patients
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
