@@ -18,16 +18,20 @@ import numpy as np
 from segcft.io.readers import read_picture
 from segcft.io.writers import write_changed
 
+WRITING = 3  # times memory and time of reading; what is written was read before
+
 
 def main(memory: int, seconds: int) -> None:
     """Answer requests until there are no more.
 
     Args:
-        memory: Bytes that a request may take on top of what the process has.
-        seconds: That a request may take.
+        memory: Bytes that reading a file may take on top of what the process has; writing takes ``WRITING`` times.
+        seconds: That reading a file may take; writing takes ``WRITING`` times.
     """
     for line in sys.stdin.buffer:
-        print(_forked(json.loads(line), memory, seconds), flush=True)
+        request = json.loads(line)
+        factor = WRITING if "write" in request else 1
+        print(_forked(request, factor * memory, factor * seconds), flush=True)
 
 
 def _forked(request: dict[str, Any], memory: int, seconds: int) -> str:

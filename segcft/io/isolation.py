@@ -28,8 +28,8 @@ class Decoders:
 
     Args:
         count: How many files are decoded at once.
-        memory: Bytes for one file.
-        seconds: Seconds for one file.
+        memory: Bytes for reading one file; writing may take three times.
+        seconds: Seconds for reading one file; writing may take three times.
     """
 
     def __init__(self, count: int = 2, memory: int = MEMORY, seconds: int = SECONDS) -> None:

@@ -162,9 +162,12 @@ def check_affine(affine: NDArray[np.float64]) -> None:
 
 
 def shown(stored: Pixels, affine: NDArray[np.float64]) -> Pixels:
-    """Voxels of a NIfTI (X, Y, Z) in the orientation of ``read_picture``: RAS+, or (H, W) if there is one slice."""
+    """Voxels of a NIfTI (X, Y, Z) in the orientation of ``read_picture``: RAS+, or (H, W) if there is one slice.
+
+    The result is a view: what is assigned to it is assigned to ``stored``.
+    """
     levels: Pixels = apply_orientation(stored, io_orientation(affine))
-    return levels if 1 not in levels.shape else levels.take(0, _flat_axis(levels.shape))[::-1, ::-1].T
+    return levels if 1 not in levels.shape else np.moveaxis(levels, _flat_axis(levels.shape), 0)[0, ::-1, ::-1].T
 
 
 def _flat_axis(shape: tuple[int, ...]) -> int:

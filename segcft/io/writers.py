@@ -1,7 +1,7 @@
 """Writing an edited image in the format, pixel grid and bit depth of its source file (NumPy, no torch)."""
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from segcft.io.picture import NIFTI, Pixels, Window
 from segcft.io.raster import FORMATS
 
 Change = NDArray[np.float32]
+BLOCK = 2**20  # pixels
 
 
 def suffix(source: Path) -> str:
@@ -76,9 +77,9 @@ def write_mask(source: Path, mask: NDArray[np.bool_], target: Path) -> None:
             Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(path, format="PNG")
             return
         with open_nifti(source) as image:
-            voxels = np.zeros(int(np.prod(image.shape)), np.uint8)
-            voxels[_places(image)] = mask
-            made = nibabel.Nifti1Image(voxels.reshape(image.shape), image.affine)
+            voxels = np.zeros(image.shape, np.uint8)
+            _shown(voxels, image.affine)[...] = mask
+            made = nibabel.Nifti1Image(voxels, image.affine)
             made.header.set_xyzt_units(image.header.get_xyzt_units()[0])
         path.write_bytes(gzip.compress(made.to_bytes(), mtime=0))
 
@@ -115,9 +116,11 @@ def _dicom(source: Path, change: Change, path: Path, window: Window | None, note
     table = np.arange(low, low + 2**data.BitsStored, dtype=stored.dtype)
     back = _inverse(table, levels_of(data, window, table))
     change = _turn(data).store(change)
-    changed = change != 0
-    levels, moved = levels_of(data, window, stored[changed]).astype(np.float64), np.zeros(stored.shape, np.float32)
-    moved[changed] = back(levels + change[changed]) - back(levels)
+    moved = np.zeros(stored.shape, np.float32)
+    for block in _blocks(stored):
+        changed = change[block] != 0
+        levels = levels_of(data, window, stored[block][changed]).astype(np.float64)
+        moved[block][changed] = back(levels + change[block][changed]) - back(levels)
     added = _added(stored, moved).clip(table[0], table[-1])
     data.set_pixel_data(np.where(change == 0, stored, added), data.PhotometricInterpretation, data.BitsStored)
     for name in ("SmallestImagePixelValue", "LargestImagePixelValue"):
@@ -163,9 +166,8 @@ def _inverse(stored: Pixels, levels: Pixels) -> Callable[[Pixels], Pixels]:
 def _nifti(source: Path, change: Change, path: Path, window: Window | None, note: str, identity: bool) -> None:
     with open_nifti(source) as image:
         stored, slope = np.array(image.dataobj.get_unscaled(), order="C"), float(image.dataobj.slope)
-        places = _places(image)
-        flat = stored.reshape(-1)
-        flat[places] = _added(flat[places], change / np.float32(slope))
+        view = _shown(stored, image.affine)
+        view[...] = _added(view, change / np.float32(slope))
         header = image.header if identity else anonymous_header(image.header)
         changed = type(image)(stored, image.affine, header)
         changed.header.set_slope_inter(slope, float(image.dataobj.inter))  # explicit: voxels are stored unchanged
@@ -175,16 +177,24 @@ def _nifti(source: Path, change: Change, path: Path, window: Window | None, note
     path.write_bytes(gzip.compress(content, mtime=0) if suffix(source) == ".nii.gz" else content)
 
 
-def _places(image: Any) -> Pixels:
-    """Flat index (C order) of the NIfTI voxel behind each pixel that ``read_picture`` returns, (*S)."""
-    shape = (*image.shape, 1, 1)[:3]
-    return shown(np.arange(np.prod(shape)).reshape(shape), image.affine)
+def _shown(stored: Pixels, affine: NDArray[np.float64]) -> Pixels:
+    """A view of a NIfTI's voxels, C-contiguous, as ``read_picture`` returns them, (*S)."""
+    return shown(stored.reshape((*stored.shape, 1, 1)[:3]), affine)
+
+
+def _blocks(pixels: Pixels) -> Iterator[slice]:
+    """Rows of an image, or planes of a volume, of about ``BLOCK`` pixels, so that little memory is taken at once."""
+    step = max(1, BLOCK * len(pixels) // pixels.size)
+    return (slice(start, start + step) for start in range(0, len(pixels), step))
 
 
 def _added(pixels: Pixels, change: Change) -> Pixels:
     """Pixels plus their change, rounded and clipped to the data type; exactly unchanged where the change is 0."""
-    result = np.add(pixels, change, dtype=np.float64)
-    if pixels.dtype.kind in "ui":
-        limits = np.iinfo(pixels.dtype)
-        np.rint(result, out=result).clip(limits.min, limits.max, out=result)
-    return np.where(change == 0, pixels, result.astype(pixels.dtype))
+    added = np.array(pixels)
+    for block in _blocks(pixels):
+        result = np.add(pixels[block], change[block], dtype=np.float64)
+        if pixels.dtype.kind in "ui":
+            limits = np.iinfo(pixels.dtype)
+            result = np.rint(result).clip(limits.min, limits.max)
+        added[block] = np.where(change[block] == 0, pixels[block], result.astype(pixels.dtype))
+    return added
