@@ -7,15 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel
 import nrrd
 import numpy as np
 import pandas as pd
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from segcft.io.csv_tables import numbers, read_columns
-from segcft.io.nifti import check_affine, position
+from segcft.io.nifti import check_affine, open_nifti, position
 
 Floats = NDArray[np.float64]
 WorldFrame = Literal["RAS", "LPS"]
@@ -50,7 +48,8 @@ def read_volume(path: Path) -> Volume:
     try:
         if path.name.endswith(".nrrd"):
             return Volume(_lean(nrrd.read(str(path), index_order="F")[0]), affine)
-        return Volume(_lean(np.asanyarray(nibabel.load(path).dataobj).reshape(shape)), affine)
+        with open_nifti(path) as image:
+            return Volume(_lean(np.asanyarray(image.dataobj).reshape(shape)), affine)
     except (OSError, EOFError, ValueError, zlib.error, nrrd.NRRDError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -64,7 +63,7 @@ def read_header(path: Path) -> tuple[tuple[int, ...], Floats]:
     try:
         shape, affine = _nrrd_header(path) if path.name.endswith(".nrrd") else _nifti_header(path)
         check_affine(affine)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, nrrd.NRRDError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, nrrd.NRRDError) as error:
         raise ValueError(f"{path}: {error}") from error
     return shape, affine
 
@@ -99,10 +98,10 @@ def _lean(data: NDArray[Any]) -> NDArray[Any]:
 
 
 def _nifti_header(path: Path) -> tuple[tuple[int, ...], Floats]:
-    image = nibabel.load(path)
-    if len(image.shape) < 3 or image.shape[3:] not in ((), (1,)):
-        raise ValueError(f"a volume has three axes, this file has the shape {image.shape}")
-    return position(image)
+    with open_nifti(path) as image:
+        if len(image.shape) < 3 or image.shape[3:] not in ((), (1,)):
+            raise ValueError(f"a volume has three axes, this file has the shape {image.shape}")
+        return position(image)
 
 
 def _nrrd_header(path: Path) -> tuple[tuple[int, ...], Floats]:

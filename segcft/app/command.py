@@ -38,6 +38,7 @@ def serve(arguments: list[str]) -> None:
     place = device(options.device)
     model = CounterfactualModel.load(options.model).to(place)
     service = CounterfactualService(model, cases(model, options.data, options.cases))
+    service.decoders.start()
     local = is_local(options.host)
     token = options.token or (None if local else secrets.token_urlsafe(16))
     listening = _listen(options.host, options.port)

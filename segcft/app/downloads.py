@@ -13,7 +13,7 @@ from PIL import Image
 from segcft.app.opened_image import Levels, Reply, Subject
 from segcft.inference.answer_file import busiest, note, plane
 from segcft.io.picture import NIFTI
-from segcft.io.writers import suffix, write_changed
+from segcft.io.writers import suffix
 
 
 def kinds(subject: Subject) -> list[str]:
@@ -73,10 +73,11 @@ def _own(reply: Reply) -> tuple[str, bytes]:
     """A file of the kind that was uploaded."""
     subject = reply.subject
     assert subject.file is not None
+    assert subject.decoders is not None
     change = subject.change(reply.answer)
     with tempfile.TemporaryDirectory(prefix="segcft-") as folder:
         target = Path(folder) / f"answer{suffix(subject.file)}"
-        write_changed(subject.file, change, target, subject.window, _note(reply))
+        subject.decoders.write_changed(subject.file, change, target, subject.window, _note(reply))
         return suffix(subject.file), target.read_bytes()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from segcft.counterfactual.subject import Answer, Effect, OpenedSubject
 from segcft.inference.answer_file import Row, reasons, rows
 from segcft.inference.file_geometry import Framing
+from segcft.io.isolation import Decoders
 from segcft.io.picture import Picture, Window
 
 Levels = NDArray[np.float32]
@@ -46,6 +47,7 @@ class Subject:
         opened: What the model knows of it; one image.
         file: That was read; None of a case.
         window: As the file was read with.
+        decoders: That read the file, and write it with its change; None of a case.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Subject:
     opened: OpenedSubject
     file: Path | None = None
     window: Window | None = None
+    decoders: Decoders | None = None
 
     @cached_property
     def shown(self) -> Framing:
@@ -124,6 +127,10 @@ class Reply:
 
     @property
     def rows(self) -> list[Row]:
-        """A row a variable: what it was, was to be, and is by the segmentor; as in ``answers.csv``."""
-        about = {"image": self.subject.name, "request": self.question.text, "effect": self.question.effect}
+        """A row a variable: what it was, was to be, and is by the segmentor; as in ``answers.csv``.
+
+        An upload's name, which may name a patient, is not in it.
+        """
+        image = self.subject.name if self.subject.file is None else "upload"
+        about = {"image": image, "request": self.question.text, "effect": self.question.effect}
         return [{**about, **row} for row in rows(self.answer, self.intervened, self.reasons)]

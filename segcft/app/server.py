@@ -13,6 +13,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,6 @@ from segcft.app.responses import describe, introduce, show
 from segcft.app.service import CounterfactualService
 from segcft.app.sessions import Session, Sessions
 from segcft.app.static_files import text
-from segcft.io.picture import DICOM, FILMS, NIFTI
 
 QUEUE = 64  # questions that may wait
 STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
@@ -52,7 +52,7 @@ class App:
     ) -> None:
         self.service, self.title, self.upload_limit = service, title, upload_limit
         self.sessions = sessions or Sessions()
-        self._worker, self._waiting = ThreadPoolExecutor(1), 0
+        self._worker, self._readers, self._waiting = ThreadPoolExecutor(1), ThreadPoolExecutor(2), 0
 
     def routes(self) -> list[Route]:
         """Of Starlette."""
@@ -79,19 +79,20 @@ class App:
         """A file, as the body; its name and what is known about it in the header ``X-About``, as JSON in base64."""
         told = about(request)
         name = Path(str(told.get("name", ""))).name
-        end = next((each for each in (*NIFTI[::-1], *FILMS, *DICOM) if name.lower().endswith(each)), "")
         limit = f"{self.upload_limit / 2**20:g} MB, which is the limit here (--upload-limit)"
         read = await content(request, self.upload_limit, f"the file is larger than {limit}")
         if not read:
             raise Refused(400, f"{name or 'the file'} is empty")
         folder = tempfile.TemporaryDirectory(prefix="segcft-")
         try:
-            file = Path(folder.name) / f"upload{end}"
+            file = Path(folder.name) / "upload"
             file.write_bytes(read)
             window, spacing = numbers(told, "window", 2), numbers(told, "spacing")
             given = {variable: number(value, variable) for variable, value in dict(told.get("parents") or {}).items()}
             levels = None if window is None else (window[0], window[1])
-            subject = await self._queued(lambda: self.service.open_file(file, name, given, levels, spacing))
+            picture = await self._queued(lambda: self.service.read(file, name, levels), self._readers)
+            opening = partial(self.service.open_picture, picture, file, name, given, levels, spacing)
+            subject = await self._queued(opening)
         except BaseException:
             folder.cleanup()
             raise
@@ -126,13 +127,13 @@ class App:
         told = await self._queued(lambda: introduce(session.subject))
         return JSONResponse({"session": self.sessions.add(session), **told})
 
-    async def _queued(self, work: Callable[[], Result]) -> Result:
-        """The result of ``work``, when it is its turn."""
+    async def _queued(self, work: Callable[[], Result], workers: ThreadPoolExecutor | None = None) -> Result:
+        """The result of ``work``, when it is its turn; the model's turn unless there are other workers."""
         if self._waiting >= QUEUE:
             raise Refused(503, "too many questions are waiting: try again in a moment")
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+            return await asyncio.get_running_loop().run_in_executor(workers or self._worker, work)
         finally:
             self._waiting -= 1
 

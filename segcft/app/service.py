@@ -1,7 +1,8 @@
 """Opens images and answers questions about them; knows neither HTTP nor Lightning."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -13,8 +14,8 @@ from segcft.app.opened_image import Case, Question, Reply, Subject
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.counterfactual.subject import Do, OpenedSubject
 from segcft.inference.file_geometry import Framing
+from segcft.io.isolation import Decoders
 from segcft.io.picture import Picture, Window
-from segcft.io.readers import read_picture
 from segcft.spatial.geometry import Geometry
 from segcft.variables.requests import once, parse
 
@@ -43,6 +44,7 @@ class CounterfactualService:
                 raise ValueError(f"case {case.name} has shape {tuple(case.image.shape)}, the model needs {self.frame}")
         self.cases = {case.name: case for case in cases}
         self.device = next(model.parameters()).device
+        self.decoders = Decoders()
 
     @property
     def graph(self) -> dict[str, list[str]]:
@@ -63,7 +65,6 @@ class CounterfactualService:
         framing = Framing(Geometry.of(self.frame, self.frame), (0.0, 255.0))
         return Subject(name, picture, framing, self._opened(case.image, case.values, framing))
 
-    @torch.no_grad()
     def open_file(
         self,
         file: Path,
@@ -84,17 +85,30 @@ class CounterfactualService:
         Raises:
             ValueError: If it cannot be read, is too large, does not fit the model or lacks a parent.
         """
+        return self.open_picture(self.read(file, name, window), file, name, given, window, spacing)
+
+    def read(self, file: Path, name: str, window: Window | None) -> Picture:
+        """Read a file in another process, with limits on memory and time; arguments and errors are ``open_file``'s."""
         if window is not None and not window[0] < window[1]:
             raise ValueError(f"levels {window[0]:g} and {window[1]:g}: black must lie below white")
-        try:
-            picture = read_picture(file, window)
-            if picture.levels.size > MOST:
-                raise ValueError(f"{name} has {picture.levels.size} pixels; at most {MOST} are taken here")
+        with _called(name, file):
+            return self.decoders.read_picture(file, window, MOST)
+
+    @torch.no_grad()
+    def open_picture(
+        self,
+        picture: Picture,
+        file: Path,
+        name: str,
+        given: Mapping[str, float],
+        window: Window | None = None,
+        spacing: Sequence[float] | None = None,
+    ) -> Subject:
+        """Abduct what ``read`` returned; arguments and errors are ``open_file``'s."""
+        with _called(name, file):
             framing = Framing.of(picture, self.model, window, spacing)
-        except ValueError as error:
-            raise ValueError(_for_people(str(error).replace(str(file), name))) from error
         opened = self._opened(framing.canvas(picture.levels).image, given, framing)
-        return Subject(name, picture, framing, opened, file, window)
+        return Subject(name, picture, framing, opened, file, window, self.decoders)
 
     def _opened(self, image: Tensor, given: Mapping[str, Tensor | float], framing: Framing) -> OpenedSubject:
         opened = self.model.open(image.to(self.device), given, framing.geometry)
@@ -126,6 +140,15 @@ def _alike(work: Callable[[], Result]) -> Result:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return work()
+
+
+@contextmanager
+def _called(name: str, file: Path) -> Iterator[None]:
+    """Errors call a file by the name that its owner gave it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(_for_people(str(error).replace(str(file), name))) from error
 
 
 def _for_people(message: str) -> str:

@@ -5,6 +5,7 @@ answer, write -> one table of numbers, and what failed.
 """
 
 import sys
+import warnings
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterable
 from itertools import count
@@ -32,7 +33,14 @@ def counterfactual(arguments: list[str]) -> int:
     Raises:
         ValueError: If a request, a parent, a table or the checkpoint is wrong: nothing was written then.
     """
-    job = plan(parser().parse_args(arguments))
+    options = parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"pydicom\.")  # they quote tags, which may name patients
+        return _answer(plan(options))
+
+
+def _answer(job: Plan) -> int:
+    """Answer every file, write the tables and report; 1 if a file failed."""
     rows: list[Row] = []
     failures: dict[Path, str] = {}
     for file in _progress(job.files):
@@ -256,7 +264,7 @@ def parser() -> ArgumentParser:
     add(
         "--keep-identity",
         action="store_true",
-        help="keep every DICOM tag and the names of files, which may name patients",
+        help="keep DICOM tags, NIfTI and PNG text and the names of files, which may name patients",
     )
     add("--device", default="cpu", help="cpu, cuda or mps")
     return made

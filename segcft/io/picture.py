@@ -13,7 +13,7 @@ from segcft.io.orientation import UPRIGHT, Turn
 Pixels = NDArray[Any]
 Window = tuple[float, float]
 
-LARGEST = 2**28  # pixels or voxels; a file that declares more is rejected as damaged or malicious
+LARGEST, FLAT = 2**28, 2**26  # voxels of a volume, pixels of an image; what declares more is damaged or malicious
 DISPLACED = 0.25  # voxels between a mask and its image; half a voxel is a confusion of centres and edges
 FILMS, DICOM, NIFTI = (".png", ".jpg", ".jpeg"), (".dcm", ".dicom"), (".nii", ".nii.gz")
 
@@ -47,7 +47,8 @@ def checked(picture: Picture) -> Picture:
     """
     if picture.levels.ndim not in (2, 3) or not picture.levels.size:
         raise ValueError(f"an image or a volume is needed, not shape {picture.levels.shape}")
-    if picture.levels.dtype.kind not in "uif" or not np.isfinite(picture.levels).all():
+    kind = picture.levels.dtype.kind
+    if kind not in "uif" or (kind == "f" and not np.isfinite(picture.levels).all()):
         raise ValueError("some levels are not finite numbers")
     if picture.spacing is not None and not all(0 < side < np.inf for side in picture.spacing):
         raise ValueError(f"the spacing {picture.spacing} mm is not positive")

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from segcft.io.formats import PNG
 from segcft.io.orientation import of_exif
-from segcft.io.picture import LARGEST, Picture, Pixels
+from segcft.io.picture import FLAT, Picture, Pixels
 
 LONGEST = 2**15  # pixels per side, since it will be padded to a square
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+FORMATS = ("PNG", "JPEG")  # Pillow reads others by programs such as Ghostscript
 COLOURED = (2, 6)  # PNG colour types of true colour
 
 
@@ -29,14 +30,16 @@ def read_image(path: Path, convert: Callable[[Any], Pixels]) -> Picture:
     if not os.path.isfile(path):
         raise ValueError(f"no image at {path}")
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > LARGEST or max(image.size) > LONGEST:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > FLAT or max(image.size) > LONGEST:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             image.info["stored"] = depth(path)
             if image.info["stored"][0] == 16 and image.info["stored"][1] in COLOURED:
                 raise ValueError("it has 16 bits a colour; grey of 8 or 16 bits or 8 bits a colour is needed")
             turn = of_exif(image)
             return Picture(turn.show(convert(image)), turn=turn)
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise all kinds of errors on damaged files
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
@@ -45,7 +48,7 @@ def depth(path: Path) -> tuple[int, int]:
     """Bits per sample and colour type from a PNG's header; (8, -1) for other files."""
     with path.open("rb") as file:
         header = file.read(26)
-    return (header[24], header[25]) if header.startswith(SIGNATURE) and len(header) == 26 else (8, -1)
+    return (header[24], header[25]) if header.startswith(PNG) and len(header) == 26 else (8, -1)
 
 
 def luminance(image: Any) -> Pixels:

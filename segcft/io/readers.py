@@ -9,11 +9,12 @@ import numpy as np
 
 from segcft.io import dicom, raster
 from segcft.io.dicom import dicom_levels, read_dicom
+from segcft.io.formats import format_of
 from segcft.io.nifti import read_nifti
-from segcft.io.picture import DICOM, FILMS, NIFTI, Picture, Pixels, Window, checked
+from segcft.io.picture import DICOM, FILMS, LARGEST, NIFTI, Picture, Pixels, Window, checked
 
 
-def read_picture(path: Path, window: Window | None = None) -> Picture:
+def read_picture(path: Path, window: Window | None = None, largest: int = LARGEST) -> Picture:
     """Read the grey levels of an image.
 
     Without a window the result is uint8: 8-bit files are returned unchanged, DICOM is mapped by its own VOI LUT or
@@ -26,14 +27,15 @@ def read_picture(path: Path, window: Window | None = None) -> Picture:
     anterior) downwards and columns start at the patient's right, as radiographs are displayed.
 
     Args:
-        path: ``.png``, ``.jpg``, ``.jpeg``, ``.dcm``, ``.dicom``, ``.nii`` or ``.nii.gz``.
+        path: PNG, JPEG, DICOM, NIfTI or gzipped NIfTI; its content tells which, not its name.
         window: The levels that will be shown as black and as white.
+        largest: Voxels of a volume; its header is refused before any voxel is read.
 
     Raises:
         ValueError: If the file is missing, truncated, too large, flat or of unknown format, or has more than 8 bits and
             no window is given.
     """
-    picture = _open(path, lambda data: dicom_levels(data, window), raster.luminance)
+    picture = _open(path, lambda data: dicom_levels(data, window), raster.luminance, largest)
     if window is None and picture.levels.dtype != np.uint8:
         raise ValueError(f"{path} holds {picture.levels.dtype} levels and states no window: set window: [low, high]")
     if picture.levels.min() == picture.levels.max():
@@ -65,13 +67,15 @@ def read_mask(path: Path) -> Picture:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether ``read_picture`` can read a file of this format, judged by its name or its first bytes."""
-    return path.name.lower().endswith((*FILMS, *NIFTI)) or (is_dicom(path) and dicom.has_image(path))
+    """Whether a file is an image by its content, or calls itself one by its name."""
+    if path.name.lower().endswith((*FILMS, *NIFTI)) or format_of(path) in ("raster", "nifti"):
+        return True
+    return is_dicom(path) and dicom.has_image(path)
 
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM, judged by its name or its first bytes."""
-    return path.name.lower().endswith(DICOM) or _has_preamble(path)
+    return path.name.lower().endswith(DICOM) or format_of(path) == "dicom"
 
 
 def read_grey(path: str | Path) -> Pixels:
@@ -83,21 +87,21 @@ def read_grey(path: str | Path) -> Pixels:
     return raster.read_image(Path(path), raster.luminance).levels
 
 
-def _open(path: Path, grey: Callable[[Any], Pixels], convert: Callable[[Any], Pixels]) -> Picture:
+def _open(
+    path: Path, grey: Callable[[Any], Pixels], convert: Callable[[Any], Pixels], largest: int = LARGEST
+) -> Picture:
     """Read a file of any format; ``grey`` extracts the levels of a DICOM, ``convert`` those of a PNG or JPEG."""
-    name = path.name.lower()
-    if name.endswith(FILMS):
-        return raster.read_image(path, convert)
     if not os.path.isfile(path):
         raise ValueError(f"no image at {path}")
+    kind = format_of(path)
+    if kind == "raster":
+        return raster.read_image(path, convert)
     try:
-        if name.endswith(NIFTI):
-            picture = read_nifti(path)
-        elif is_dicom(path):
-            picture = read_dicom(path, grey)
-        else:
-            raise ValueError("known are .png, .jpg, .jpeg, .dcm, .dicom, .nii, .nii.gz and DICOM of any name")
-        return checked(picture)
+        if kind is None:
+            raise ValueError("its content is not PNG, JPEG, DICOM or NIfTI")
+        return checked(read_dicom(path, grey) if kind == "dicom" else read_nifti(path, largest))
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise all kinds of errors on damaged files
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
@@ -108,9 +112,3 @@ def _whole(path: Path, picture: Picture) -> Picture:
         raise ValueError(f"{path} holds levels that are not whole numbers, so it is not a label map")
     picture.levels = labels
     return picture
-
-
-def _has_preamble(path: Path) -> bool:
-    """Whether a file has the DICOM preamble; archives often export DICOM files without a suffix."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"

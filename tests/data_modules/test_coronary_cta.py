@@ -280,7 +280,7 @@ def test_volumes_that_do_not_fit_are_named(manifest, tmp_path, spoil):
     nibabel.save(nibabel.Nifti1Image(label.data, moved), path)
     expect(r"not aligned with its image: their corners are up to 0\.10 mm apart")
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 2), np.int16), label.affine), path)
-    expect("three axes")
+    expect("one image or volume")
     lost = nibabel.Nifti1Image(label.data, None)
     lost.header["sform_code"] = lost.header["qform_code"] = 0
     nibabel.save(lost, path)
