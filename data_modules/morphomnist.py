@@ -24,6 +24,7 @@ from segcft.variables.variables import Variable
 
 DIGITS = tuple("0123456789")
 UNSIGNED_BYTES = 8  # type code of the IDX format
+MOST_BYTES = 2**28  # of pixels; a file that holds more is damaged or malicious
 
 
 class MorphoMNIST(DataModule):
@@ -195,11 +196,14 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
     Raises:
         ValueError: If the file cannot be read, is of another type, or ends early or late.
     """
+    start = 4 + 4 * axes
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(start + MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: {error}") from error
-    start = 4 + 4 * axes
+    if len(content) > start + MOST_BYTES:
+        raise ValueError(f"{path}: it holds more than {MOST_BYTES} bytes")
     if content[:4] != bytes([0, 0, UNSIGNED_BYTES, axes]) or len(content) < start:
         raise ValueError(f"{path}: no IDX file of unsigned bytes along {axes} axes, it starts with {content[:4]!r}")
     shape = tuple(int.from_bytes(content[at : at + 4]) for at in range(4, start, 4))

@@ -1,7 +1,9 @@
 """Reading coronary CT angiography: volumes (NIfTI, NRRD) and centrelines (CSV, SWC, text, VTP), in RAS+ mm."""
 
+import math
 import xml.etree.ElementTree as ElementTree
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,10 +15,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from segcft.io.csv_tables import numbers, read_columns
-from segcft.io.nifti import check_affine, open_nifti, position
+from segcft.io.nifti import CHUNK, check_affine, open_nifti, position
+from segcft.io.picture import LARGEST
 
 Floats = NDArray[np.float64]
 WorldFrame = Literal["RAS", "LPS"]
+LARGEST_VOXEL = 8  # bytes
 CENTRELINE_SUFFIXES = (".csv", ".swc", ".txt", ".vtp")
 _NRRD_SPACES = {  # signs that convert a space to RAS
     "right-anterior-superior": (1, 1, 1), "ras": (1, 1, 1), "left-anterior-superior": (-1, 1, 1), "las": (-1, 1, 1),
@@ -47,6 +51,7 @@ def read_volume(path: Path) -> Volume:
     shape, affine = read_header(path)
     try:
         if path.name.endswith(".nrrd"):
+            _check_inflated(path, math.prod(shape))
             return Volume(_lean(nrrd.read(str(path), index_order="F")[0]), affine)
         with open_nifti(path) as image:
             return Volume(_lean(np.asanyarray(image.dataobj).reshape(shape)), affine)
@@ -106,6 +111,7 @@ def _nifti_header(path: Path) -> tuple[tuple[int, ...], Floats]:
 
 def _nrrd_header(path: Path) -> tuple[tuple[int, ...], Floats]:
     header = nrrd.read_header(str(path))
+    _check_nrrd(header)
     directions, origin = header.get("space directions"), header.get("space origin")
     space = str(header.get("space", "")).lower()
     if space not in _NRRD_SPACES or directions is None or origin is None:
@@ -116,6 +122,36 @@ def _nrrd_header(path: Path) -> tuple[tuple[int, ...], Floats]:
     affine[:3, :3], affine[:3, 3] = np.asarray(directions).T, origin
     affine[:3] *= np.array(_NRRD_SPACES[space])[:, None]
     return tuple(int(side) for side in header["sizes"]), affine
+
+
+def _check_nrrd(header: Mapping[str, Any]) -> None:
+    """Check that a file holds its own voxels, in a known encoding, and not too many.
+
+    Raises:
+        ValueError: If not.
+    """
+    if other := header.get("data file", header.get("datafile")):
+        raise ValueError(f"its voxels are in another file, {other!r}: one file is needed")
+    if header["encoding"] not in ("raw", "gzip", "gz"):
+        raise ValueError(f"encoding {header['encoding']!r}: raw or gzip is needed")
+    if math.prod(int(side) for side in header["sizes"]) > LARGEST:
+        raise ValueError(f"its sizes {header['sizes'].tolist()} are more than {LARGEST} voxels")
+
+
+def _check_inflated(path: Path, voxels: int) -> None:
+    """Check that compressed voxels do not inflate to more than they can take, without keeping them.
+
+    Raises:
+        ValueError: If they do.
+    """
+    with path.open("rb") as file:
+        if nrrd.read_header(file)["encoding"] == "raw":
+            return
+        inflating, count = zlib.decompressobj(zlib.MAX_WBITS | 16), 0
+        while block := inflating.unconsumed_tail or file.read(CHUNK):
+            count += len(inflating.decompress(block, CHUNK))
+            if count > LARGEST_VOXEL * voxels:
+                raise ValueError(f"it inflates to more than its {voxels} voxels can take")
 
 
 def _csv_points(path: Path) -> Floats:

@@ -1,9 +1,11 @@
 """Vessels in CT volumes: phantoms written to disk and straightened again, and all that can be wrong with a manifest."""
 
+import gzip
 import logging
 import os
 import pickle
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -288,6 +290,32 @@ def test_volumes_that_do_not_fit_are_named(manifest, tmp_path, spoil):
     nrrd.write(str(tmp_path / "plain.nrrd"), image.data)
     with pytest.raises(ValueError, match=r"plain\.nrrd: space '' with directions"):
         read_header(tmp_path / "plain.nrrd")
+
+
+def test_nrrd_files_that_inflate_or_point_elsewhere_are_refused(tmp_path):
+    """Four million zeros in a file of kilobytes that declares eight voxels, and a header that reads another file."""
+    path = tmp_path / "a.nrrd"
+    place = "space: left-posterior-superior\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\n"
+
+    def write(encoding, sizes="2 2 2", more="", content=b""):
+        head = f"NRRD0004\ntype: short\ndimension: 3\nsizes: {sizes}\nendian: little\n{place}"
+        path.write_bytes(f"{head}encoding: {encoding}\n{more}\n".encode() + content)
+
+    write("gzip", content=gzip.compress(bytes(range(16))))
+    assert read_volume(path).data.shape == (2, 2, 2)
+    read_volume.cache_clear()
+    tracemalloc.start()
+    for how, said in (
+        ({"encoding": "gzip", "content": gzip.compress(bytes(2**22))}, "inflates to more than its 8 voxels can take"),
+        ({"encoding": "raw", "more": "data file: /etc/hostname\n"}, "its voxels are in another file"),
+        ({"encoding": "bzip2"}, "raw or gzip is needed"),
+        ({"encoding": "raw", "sizes": "4096 4096 4096"}, "more than 268435456 voxels"),
+    ):
+        write(**how)
+        with pytest.raises(ValueError, match=rf"a\.nrrd: .*{said}"):
+            read_volume(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
 
 
 def test_wrong_arguments_are_named(written):

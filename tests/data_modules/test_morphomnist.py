@@ -93,6 +93,7 @@ def test_plain_files_and_a_table_in_another_order_are_read_alike(digits):
     [
         ("t10k-images-idx3-ubyte.gz", lambda b: b[:-40], "t10k-images-idx3-ubyte.gz: "),
         ("t10k-images-idx3-ubyte.gz", lambda b: gzip.compress(gzip.decompress(b)[:-1]), "18815 values, 18816 are"),
+        ("t10k-images-idx3-ubyte.gz", lambda b: gzip.compress(bytes(2**28 + 100), 1), "more than 268435456 bytes"),
         ("t10k-images-idx3-ubyte.gz", lambda b: gzip.compress(b"GIF89a"), "no IDX file of unsigned bytes along 3 axes"),
         ("t10k-images-idx3-ubyte.gz", lambda b: b"no gzip", "Not a gzipped file"),
         ("t10k-labels-idx1-ubyte.gz", lambda b: gzip.compress(b"\0\0\x08\1\0\0\0\2\1\2"), "holds 2 subjects, .* 24"),
