@@ -19,10 +19,13 @@ from PIL.PngImagePlugin import PngInfo
 from pydicom.datadict import DicomDictionary
 
 from segcft.app.service import CounterfactualService
+from segcft.cli.main import main
 from segcft.io.readers import read_picture
 from segcft.io.writers import write_changed
+from tests import trees
 from tests.app.test_app import Client
 from tests.dicoms import write_dicom
+from tests.experiments import configuration
 from tests.inference.test_answer_file import ask, description, make, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:do\\(")
@@ -195,6 +198,31 @@ def test_nothing_that_the_app_hands_on_names_the_patient(planted, capfd):
     app.sessions.tidy(everyone=True)
     said = capfd.readouterr()
     assert not names(f"{said.out}{said.err}".encode())
+
+
+def test_training_logs_and_keeps_no_names(tmp_path, monkeypatch, capfd):
+    """Names of patients, files and folders of a data set stay in its manifest: logs and checkpoints are handed on."""
+    monkeypatch.chdir(tmp_path)
+    (option,) = trees.folder(tmp_path)
+    manifest = Path(option.partition("=")[2])
+    table = pd.read_csv(manifest).assign(patient=[f"{NAME} {n}" for n in range(24)])
+    (manifest.parent / "DOE_JANE").mkdir()
+    for column in [name for name in table if name.startswith(("image", "mask"))]:
+        for name in table[column]:
+            (manifest.parent / name).rename(manifest.parent / f"DOE_JANE/Jane_{name}")
+        table[column] = "DOE_JANE/Jane_" + table[column]
+    table.to_csv(manifest, index=False)
+    stage = ["fit", configuration("folder", "segmentor"), option, "--data.batch_size=8", "--data.cache=cache"]
+    quick = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_steps=2"]
+    assert main([*stage, *quick, "--trainer.check_val_every_n_epoch=1"]) == 0
+    said = capfd.readouterr()
+    assert not names(f"{said.out}{said.err}".encode())
+    written = [path for top in ("logs", "checkpoints") for path in Path(top).rglob("*") if path.is_file()]
+    assert any("tfevents" in path.name for path in written)
+    assert any(path.suffix == ".ckpt" for path in written)
+    for path in written:
+        assert not names(str(path).encode())
+        assert not names(path.read_bytes()), path
 
 
 def test_what_geometry_needs_is_kept(planted):
