@@ -21,11 +21,6 @@ def hashed_splits(patients: "pd.Series[str]", seed: int) -> "pd.Series[str]":
     return pd.Series(np.array([_hashed(seed, name) for name in names], object)[codes], patients.index, dtype="str")
 
 
-def shared_patients(table: pd.DataFrame) -> list[str]:
-    """Patients that are in more than one split, by ``normalised`` names; there must be none."""
-    return sorted(map(str, _shared(_people(table["patient"]), table["split"])))
-
-
 def refuse_shared(table: pd.DataFrame) -> None:
     """Check that no patient and no image file is in more than one split, however it is spelt.
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data_modules.common.splits import SPLITS, hashed_splits, normalised
+from data_modules.common.splits import SPLITS, hashed_splits, normalised, refuse_shared
 from data_modules.coronary.files import CENTRELINE_SUFFIXES
-from segcft.io.csv_tables import bad_cell, header, numbers, read_columns, refuse, refuse_outside
+from segcft.io.csv_tables import header, numbers, read_columns, refuse, refuse_outside
 
 FILES = ["image", "label", "centerline"]
 SEXES = {"f": 0.0, "female": 0.0, "0": 0.0, "m": 1.0, "male": 1.0, "1": 1.0}
@@ -58,6 +58,7 @@ def read_manifest(
         refuse(frame, name, path, np.array([here in missing for here in paths]), "no such file")
         table[name] = [str(here) for here in paths]
     table["origin"] = f"{path}, row " + frame.index.astype(str) + ", image = '" + frame["image"] + "'"
+    refuse_shared(table)
     for name in [*optional, *attributes]:
         if name != "split":
             table[name] = _sexes(frame, path) if name == "sex" else numbers(frame, name, path, blank=True)
@@ -148,14 +149,11 @@ def _splits(frame: pd.DataFrame, path: Path, seed: int) -> list[str]:
     known = given.notna().to_numpy()
     if known.any():
         refuse(frame, "split", path, known & ~given.isin(SPLITS).to_numpy(), f"{', '.join(SPLITS)} or blank")
-    chosen: dict[str, str] = {}
     people = frame["patient_id"].map(normalised)
-    for row, patient, split in zip(frame.index[known], people[known], given[known], strict=True):
-        if chosen.setdefault(patient, split) != split:
-            reason = f"patient {patient!r} lies in {chosen[patient]} as well"
-            raise bad_cell(path, int(row), "split", split, reason)
+    chosen = dict(zip(people[known], given[known], strict=True))
     hashed = hashed_splits(frame["patient_id"], seed)
-    return [chosen.get(patient, split) for patient, split in zip(people, hashed, strict=True)]
+    cells = zip(known, given, people, hashed, strict=True)
+    return [split if said else chosen.get(patient, other) for said, split, patient, other in cells]
 
 
 def _sexes(frame: pd.DataFrame, path: Path) -> "pd.Series[float]":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_modules.common.splits import shared_patients
+from data_modules.common.splits import refuse_shared
 from data_modules.preparation.cache import IMAGES, MASKS, TABLE, Cache, open_cache
 from data_modules.preparation.statistics import attributes
 from segcft.core.atomic_files import digest, staged, write_text
@@ -31,16 +31,16 @@ def inspect(
         verify: Read all files and compare their SHA-256 with the recorded one.
 
     Returns:
-        Counts, patients, shared patients and missing values.
+        Counts, patients and missing values.
 
     Raises:
-        ValueError: If the cache is missing, partial or damaged, or a patient lies in two splits.
+        ValueError: If the cache is missing, partial or damaged, or a patient or image is in two splits.
     """
     opened = open_cache(Path(cache).expanduser())
     if verify:
         _verify(opened)
+    refuse_shared(opened.table)
     found = {name: opened.facts[name] for name in ("counts", "patients", "quarantined", "variables", "intensity")}
-    found["shared_patients"] = shared_patients(opened.table)
     target = Path(out).expanduser() if out else Path("results") / opened.folder.name
     target.mkdir(parents=True, exist_ok=True)
     with staged(target / "inspection.png") as path:
@@ -48,22 +48,19 @@ def inspect(
     write_text(target / "inspection.md", report(opened))
     print(report(opened))
     print(f"page: {target / 'inspection.png'}")
-    if found["shared_patients"]:
-        raise ValueError(f"{cache}: patients in more than one split: {', '.join(found['shared_patients'][:5])}")
     return found
 
 
 def report(cache: Cache) -> str:
     """Counts and variables as Markdown."""
     facts, plan = cache.facts, cache.facts["plan"]
-    shared = shared_patients(cache.table)
     frame = " x ".join(map(str, plan["frame"]))
     lines = [
         f"# {plan['source']}: {cache.folder.name}",
         "",
         f"{len(cache.table)} subjects, {frame}, {plan['dtype']}, structures {', '.join(plan['structures'])}; "
         f"{facts['quarantined']} could not be read.",
-        f"Patients in more than one split: {len(shared)} of {cache.table['patient'].nunique()}.",
+        f"None of {cache.table['patient'].nunique()} patients is in more than one split.",
         "",
         "| split | subjects | patients |",
         "|---|---|---|",
@@ -98,10 +95,10 @@ def page(cache: Cache, images: int = 18, seed: int = 0) -> Any:
 
 def _title(cache: Cache) -> str:
     counts = ", ".join(f"{name} {count}" for name, count in cache.facts["counts"].items())
-    shared, patients = len(shared_patients(cache.table)), cache.table["patient"].nunique()
+    patients = cache.table["patient"].nunique()
     return (
-        f"{cache.facts['plan']['source']} ({cache.folder.name}): {counts}; {patients} patients, {shared} of them in "
-        f"more than one split; {cache.facts['quarantined']} unreadable"
+        f"{cache.facts['plan']['source']} ({cache.folder.name}): {counts}; {patients} patients, none in more than one "
+        f"split; {cache.facts['quarantined']} unreadable"
     )
 
 

@@ -219,7 +219,10 @@ def test_repeated_vessels_and_divided_patients_are_named(manifest, spoil):
     spoil(manifest, 3, "vessel", "rca")
     spoil(manifest, 2, "split", "train")
     spoil(manifest, 3, "split", "val")
-    with pytest.raises(ValueError, match=r"row 3, split = 'val': patient 'phantom0000' lies in train as well"):
+    shared = (
+        r"1 patients lie in more than one split, such as phantom0000 in train \(.*row 2.*, phantom0000 in val \(.*row 3"
+    )
+    with pytest.raises(ValueError, match=shared):
         read_manifest(manifest)
     spoil(manifest, 3, "split", "")
     assert read_manifest(manifest)["split"].iloc[:2].tolist() == ["train", "train"]

@@ -283,15 +283,19 @@ def test_damage_is_noticed(root, tmp_path):
 def test_inspection_says_and_draws_what_is_there(root, tmp_path, capsys):
     prepare(Discs(str(root)), tmp_path / "out")
     found = inspect(str(tmp_path / "out"), str(tmp_path / "seen"), verify=True)
-    assert found["shared_patients"] == []
     assert found["patients"] == {"test": 6, "train": 18, "val": 6}
-    assert "Patients in more than one split: 0 of 30" in (tmp_path / "seen" / "inspection.md").read_text()
+    assert "None of 30 patients is in more than one split." in (tmp_path / "seen" / "inspection.md").read_text()
     assert (tmp_path / "seen" / "inspection.png").stat().st_size > 20_000
     table = pd.read_parquet(tmp_path / "out" / "table.parquet")
-    table.loc[0, "patient"] = table.loc[59, "patient"]
-    table.to_parquet(tmp_path / "out" / "table.parquet")
-    with pytest.raises(ValueError, match="more than one split: p29"):
-        inspect(str(tmp_path / "out"), str(tmp_path / "seen"))
+    for field, what in (
+        ("patient", "1 patients lie in more than one split, such as p29 in "),
+        ("image", "1 image files"),
+    ):
+        spoilt = table.copy()
+        spoilt.loc[0, field] = spoilt.loc[59, field]
+        spoilt.to_parquet(tmp_path / "out" / "table.parquet")
+        with pytest.raises(ValueError, match=what):
+            inspect(str(tmp_path / "out"), str(tmp_path / "seen"))
 
 
 def data(root, tmp_path, **options):
