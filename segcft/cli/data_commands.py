@@ -23,15 +23,21 @@ SOURCES = {
 
 def evaluate(arguments: list[str]) -> None:
     """Compare trained models on the same interventions."""
+    parser = evaluation_parser()
+    config = parser.instantiate_classes(parser.parse_args(arguments))
+    config.pop("config", None)
+    config.pop("seed_everything", None)
+    compare(**config.as_dict())
+
+
+def evaluation_parser() -> Parser:
+    """Options of ``segcft evaluate``."""
     parser = Parser(prog="segcft evaluate", description=compare.__doc__)
     parser.add_argument("--config", action="config", help="YAML file; later ones override")
     parser.add_argument("--seed_everything", type=int, default=0, help="as in fit; unused")
     parser.add_subclass_arguments(DataModule, "data", required=True)
     parser.add_function_arguments(compare, skip={"data"})
-    config = parser.instantiate_classes(parser.parse_args(arguments))
-    config.pop("config", None)
-    config.pop("seed_everything", None)
-    compare(**config.as_dict())
+    return parser
 
 
 def prepare(arguments: list[str]) -> None:

@@ -38,7 +38,9 @@ COMMANDS = {
     "init": Command("segcft.study.command:init", "begin an experiment of your own: one file to edit", heavy=False),
     "check": Command("segcft.study.check:check", "what is wrong or unwise about an experiment and its data"),
     "study": Command(
-        "segcft.study.command:study", "train and compare all of an experiment, or some stages, or seeds", heavy=False
+        "segcft.cli.study_options:study",
+        "train and compare all of an experiment, or some stages, or seeds",
+        heavy=False,
     ),
     "prepare": Command("segcft.cli.data_commands:prepare", "read a data set once and keep it for fast reading"),
     "inspect": Command(

@@ -152,11 +152,26 @@ class SegCFTCLI(LightningCLI):
             self.config_init[self.subcommand].ckpt_path = str(start.checkpoint)
 
 
-def train(arguments: list[str]) -> None:
+class Options(SegCFTCLI):
+    """Parses the options of a command, and makes nothing of them."""
+
+    def _set_seed(self) -> None:
+        """Leave random numbers alone."""
+
+    def instantiate_classes(self) -> None:
+        """See that what is read and written lies where it may."""
+        _check_places(self.config[self.subcommand])
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def train(arguments: list[str], interface: type[SegCFTCLI] = SegCFTCLI) -> None:
     """Run one of Lightning's commands.
 
     Args:
         arguments: The command first.
+        interface: ``Options`` only parses.
 
     Raises:
         Interrupted: If training was asked to stop by a signal; it has saved.
@@ -165,15 +180,15 @@ def train(arguments: list[str]) -> None:
     # Lightning has configurations read from anywhere that fsspec knows
     set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
     try:
-        _run(arguments)
+        _run(arguments, interface)
     except ValueError as error:
         files = [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
         nowhere = f"neither {', '.join(files)} nor an option"
         raise ValueError(str(error).replace(NOWHERE, nowhere) if files else str(error)) from error
 
 
-def _run(arguments: list[str]) -> None:
-    SegCFTCLI(
+def _run(arguments: list[str], interface: type[SegCFTCLI]) -> None:
+    interface(
         arguments[0],
         parser_class=OneLineParser,
         subclass_mode_model=True,

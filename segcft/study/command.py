@@ -3,6 +3,7 @@
 import shlex
 import tempfile
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -20,12 +21,16 @@ and one table, figure and section of docs/results.md are made of all (on --split
 
 A stage is trained again only if its configuration, or that of a stage before it, has changed. Other options, each in
 one word such as --trainer.max_steps=100, go to every stage that is asked for; those of --data, and its own such as
---native=512, to the evaluation. The configuration of every stage is written to results/.../logs, for segcft fit
+--native=512, to the evaluation. All are checked before the first stage begins. The configuration of every stage is written to results/.../logs, for segcft fit
 --config."""
 
 
-def study(arguments: list[str]) -> int:
+def study(arguments: list[str], check: Callable[[list[plan.Job]], None]) -> int:
     """Run the command.
+
+    Args:
+        arguments: The words after it.
+        check: Raises an error if a stage would refuse its configuration or options.
 
     Raises:
         ValueError: If something given is wrong, before any stage, or if a stage failed.
@@ -60,7 +65,7 @@ def study(arguments: list[str]) -> int:
         chosen = plan.study(folder, seeds, passed, options.split, out, methods, declaration)
     else:
         chosen = plan.single(folder, tuple(options.stages), passed, options.split, out)
-    return _run(options, chosen, f"segcft study {shlex.join(arguments)}")
+    return _run(options, chosen, f"segcft study {shlex.join(arguments)}", check)
 
 
 def init(arguments: list[str]) -> None:
@@ -96,7 +101,7 @@ def _folder(options: Namespace, declaration: str) -> str:
     return declaration if options.split == "test" else f"{declaration}_val"
 
 
-def _run(options: Namespace, chosen: plan.Study, command: str) -> int:
+def _run(options: Namespace, chosen: plan.Study, command: str, check: Callable[[list[plan.Job]], None]) -> int:
     """Plan, run, pool."""
     jobs, out = plan.jobs(chosen), chosen.out
     work = schedule.Schedule(jobs, out / "logs", options.processes)
@@ -105,6 +110,7 @@ def _run(options: Namespace, chosen: plan.Study, command: str) -> int:
     if options.dry_run:
         return 0
     if work.waiting:
+        check([work.jobs[name] for name in work.waiting])
         work.run()
     if chosen.seeds == (None,):
         if any(job.command == "evaluate" for job in jobs):

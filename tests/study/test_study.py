@@ -13,12 +13,14 @@ import torch
 import yaml
 
 from segcft.cli.main import main
+from segcft.cli.study_options import parse
 from segcft.evaluation.command import conclusions
 from segcft.evaluation.protocol import gather, perfect, unchanged
 from segcft.evaluation.result_tables import write_json
 from segcft.evaluation.rows import rows
 from segcft.guidance.judges import Segmentor
 from segcft.study import experiment, plan, report, schedule
+from segcft.study.command import study
 from tests.balls import Balls
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +208,55 @@ def test_a_dry_run_prints_the_plan_and_bad_input_is_named(tmp_path, monkeypatch,
     assert not Path("nowhere").exists()
     assert main(["study", "chess", "--dry-run", experiments]) == 2
     assert "chess is no experiment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--trainer.max_stepz=3", r"stage evaluator: .*max_stepz=3; did you mean --trainer\.max_steps"),
+        ("--trainer.max_steps=many", r"stage evaluator: trainer\.max_steps: .*many"),
+        ("--data.batch_size=few", r"stage evaluator: data\.batch_size: .*few"),
+        ("--subjects=all", r"stage evaluate: subjects: .*int.*all"),
+        ("--gap=wide", r"stage evaluate: gap: .*wide"),
+        ("--methods.seg_cft.corrections=often", r"stage evaluate: .*often"),
+    ],
+)
+def test_options_of_every_stage_are_checked_before_the_first(option, message, tmp_path, monkeypatch):
+    """What only the evaluation at the end would refuse is not trained for."""
+    monkeypatch.chdir(tmp_path)
+    chosen = plan.single(ROOT / "experiments/chest_phantom", (), (option,), "test", Path("r"))
+    with pytest.raises(ValueError, match=message):
+        parse(plan.jobs(chosen))
+    asked = []
+
+    def check(jobs):
+        asked.extend(job.name for job in jobs)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        study(["chest_phantom", option, f"--experiments={ROOT / 'experiments'}"], check)
+    assert {"pretrain", "segcft", "evaluate"} < set(asked)
+    assert not list(tmp_path.iterdir()), "no stage began"
+
+
+@pytest.mark.parametrize("declaration", ["chest_phantom/benchmark", "coronary_phantom/benchmark", "morphomnist/None"])
+def test_what_is_declared_is_accepted(declaration):
+    folder, name = declaration.split("/")
+    steps = ("--trainer.max_steps=300",)
+    if name == "None":
+        parse(plan.jobs(plan.single(ROOT / "experiments" / folder, (), steps, "test", Path("r"))))
+    else:
+        parse(plan.jobs(plan.study(ROOT / "experiments" / folder, (0, 1), steps, "test", Path("r"))))
+
+
+@pytest.mark.slow
+def test_a_wrong_option_of_the_evaluation_stops_the_study(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    options = [f"--experiments={ROOT / 'experiments'}", "--trainer.max_steps=300", "--subjects=all"]
+    assert main(["study", "chest_phantom", *options]) == 2
+    assert "segcft: error: stage evaluate: subjects: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
