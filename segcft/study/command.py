@@ -21,8 +21,8 @@ and one table, figure and section of docs/results.md are made of all (on --split
 
 A stage is trained again only if its configuration, or that of a stage before it, has changed. Other options, each in
 one word such as --trainer.max_steps=100, go to every stage that is asked for; those of --data, and its own such as
---native=512, to the evaluation. All are checked before the first stage begins. The configuration of every stage is written to results/.../logs, for segcft fit
---config."""
+--native=512, to the evaluation. All are checked before the first stage begins. The configuration of every stage is
+written to results/.../logs, for segcft fit --config."""
 
 
 def study(arguments: list[str], check: Callable[[list[plan.Job]], None]) -> int:
