@@ -304,11 +304,12 @@ function table(rows) {
     const cell = (text, small = "") => make("td", {}, text, ...(small ? [make("small", { textContent: small })] : []));
     const change = row.target - row.factual, share = moved && row.measured !== null ? (row.measured - row.factual) / change : null;
     const far = make("span", { className: share === null ? "" : Math.abs(share - 1) < 0.15 ? "near" : "far", textContent: share === null ? "" : `${Math.round(100 * share)} %` });
+    const judged = row.evaluator_share === null ? [] : [make("small", { textContent: `evaluator ${Math.round(100 * row.evaluator_share)} %` })];
     const relative = moved && row.factual && !of.categories.length ? `${change > 0 ? "+" : "−"}${number(Math.abs((100 * change) / row.factual))} %` : "";
     line.append(
       cell(plain(row.variable), variable(row.variable).unit), cell(row.texts.factual, row.source === "given" ? "" : "measured"),
       cell(moved || row.intervened ? row.texts.target : "as it is", row.intervened ? relative : moved ? `follows ${relative}` : ""),
-      cell(row.texts.measured), make("td", {}, far));
+      cell(row.texts.measured), make("td", {}, far, ...judged));
     line.dataset.measured = row.measured;
     line.dataset.target = row.target;
     return line;

@@ -37,7 +37,7 @@ WORDS = {
         *("--strict", "--manifest", "--keep-identity", "--device"),
     ),
     "serve": ("--cases", "--config", "--data", "--device", "--host", "--port", "--recipe", "--token", "--upload_limit"),
-    "export": ("--checkpoint", "--intended-use", "--method", "--metrics", "--name", "--out"),
+    "export": ("--checkpoint", "--evaluator", "--intended-use", "--method", "--metrics", "--name", "--out"),
     "info": ("--json",),
     "launch": ("--devices", "--accelerator", "--strategy", "--precision", "--num-nodes", "--node-rank"),
     "completion": ("bash", "zsh"),

@@ -17,6 +17,7 @@ from segcft.core.recipes import Recorded, build, resolve
 
 FORMAT = 1
 BUNDLED = "model.ckpt"  # name of the checkpoint file in a bundle
+EVALUATOR = "evaluator"  # name of the part that judges answers; it is taken for no other part
 UNKNOWN = ("constraint.bound", "shape.coefficients")  # NaN until they are measured, if ever
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -65,21 +66,27 @@ def load(path: str | Path, kind: type[Part]) -> Part:
     checkpoint = read(path)
     parts = checkpoint["segcft"]["parts"]
     for name, recipe in parts.items():
-        if issubclass(resolve(recipe["class_path"]), kind):
+        if name != EVALUATOR and issubclass(resolve(recipe["class_path"]), kind):
             part: Part = _restored(path, name, recipe, checkpoint["state_dict"])
             return part
     held = ", ".join(recipe["class_path"] for recipe in parts.values())
     raise ValueError(f"{path} is the wrong kind of checkpoint: a {kind.__name__} is needed, it holds {held}")
 
 
-def search(path: str | Path, kind: type[Part]) -> Part | None:
+def search(path: str | Path, kind: type[Part], evaluator: bool = False) -> Part | None:
     """The first module of type ``kind`` in a checkpoint, at any depth; None if it has none.
+
+    Args:
+        path: Of the checkpoint or bundle.
+        kind: Of the module.
+        evaluator: Look in the part called evaluator instead of all others.
 
     Raises:
         ValueError: If the checkpoint cannot be read.
     """
     checkpoint = read(path)
-    for name, recipe in checkpoint["segcft"]["parts"].items():
+    parts = checkpoint["segcft"]["parts"].items()
+    for name, recipe in ((name, recipe) for name, recipe in parts if (name == EVALUATOR) == evaluator):
         for module in _restored(path, name, recipe, checkpoint["state_dict"]).modules():
             if isinstance(module, kind):
                 return module

@@ -68,18 +68,20 @@ class CounterfactualModel(nn.Module, Recorded):
         self.mechanism = (mechanism or Independent()).requires_grad_(False)  # its answers are targets
         self.mechanism.check_fit(self.parents)
         self.segmentor: SegmentationModel | None = None  # completes parents and refines answers; ``load`` sets it
+        self.evaluator: SegmentationModel | None = None  # judges answers and guided nothing; ``load`` sets it
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """The model of a checkpoint or bundle, ready to be asked, with the segmentor that guided it if there was one.
+        """The model of a checkpoint or bundle, ready to be asked, with its segmentor and evaluator where it has them.
 
         Raises:
             ValueError: If the checkpoint cannot be read or holds no such model, or the bundle is not intact.
         """
         model = checkpoints.load(path, cls)
         model.segmentor = checkpoints.search(path, SegmentationModel)
-        if model.segmentor is not None:
-            model.segmentor.attach(model.description)
+        model.evaluator = checkpoints.search(path, SegmentationModel, evaluator=True)
+        for judge in filter(None, (model.segmentor, model.evaluator)):
+            judge.attach(model.description)
         return model.eval()
 
     def replaced(self, prediction: Prediction | None, mechanism: Mechanism | None) -> "CounterfactualModel":

@@ -89,6 +89,11 @@ class OpenedSubject:
         return self.measure(self.masks, self.image)
 
     @cached_property
+    def judged(self) -> dict[str, Tensor]:
+        """What the evaluator finds in the images, in real units, (B,) each; nothing without one."""
+        return self.judge(self.image)
+
+    @cached_property
     def doubts(self) -> list[str]:
         """Why the images may not be ones that the model knows, a sentence each, see ``plausibility.doubts``.
 
@@ -111,6 +116,12 @@ class OpenedSubject:
         """Variables by masks (B, K, *S) of images (B, C, *S), regions laid into the factual masks; (B,) each."""
         segmentor = self.model.segmentor
         return {} if segmentor is None else measure_masks(masks, image, segmentor.description, self.masks)
+
+    @torch.no_grad()
+    def judge(self, image: Tensor) -> dict[str, Tensor]:
+        """Variables by the evaluator in images (B, C, *S), regions laid into the factual ones; (B,) each."""
+        evaluator = self.model.evaluator
+        return {} if evaluator is None else evaluator.measure(image, self.image)
 
     @torch.no_grad()
     def abduction(self, samples: int = 1, temperature: float | None = None) -> Abduction:
@@ -267,6 +278,24 @@ class Answer:
     def measured(self) -> dict[str, Tensor]:
         """What the segmentor finds in the images, in real units, (B,) each; nothing without one."""
         return self.subject.measure(self.masks, self.seen)
+
+    @cached_property
+    def judged(self) -> dict[str, Tensor]:
+        """What the evaluator, which guided nothing, finds in the images, in real units, (B,) each."""
+        return self.subject.judge(self.seen)
+
+    def share(self, name: str, evaluator: bool = False) -> Tensor | None:
+        """Share of the requested change of a variable that was made, (B,); None if it is not measured.
+
+        Args:
+            name: Of the variable.
+            evaluator: Measured by the evaluator instead of the segmentor, in the factual images as well.
+        """
+        subject = self.subject
+        before, after = (subject.judged, self.judged) if evaluator else (subject.measured, self.measured)
+        if name not in after:
+            return None
+        return (after[name] - before[name]) / (self.values[name] - subject.values[name])
 
     @property
     def large_masks(self) -> Tensor:

@@ -4,7 +4,7 @@ import textwrap
 import unicodedata
 import warnings
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segcft.core.formatting import number
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.counterfactual.subject import Answer, OpenedSubject
 from segcft.inference.file_geometry import Framing
@@ -27,7 +28,7 @@ from segcft.variables.requests import Request, beyond
 
 Row = dict[str, Any]
 NOTE = "Synthetic counterfactual by segcft, not acquired: "
-MISSED = 0.25  # share of a request: an answer that is further off is warned of
+MISSED = 0.25  # share of a request: an answer that is further off is warned of, by the segmentor or the evaluator
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
     folder = job.files[file]
     folder.mkdir(parents=True, exist_ok=True)
     found, changes = [], []
-    for number, (question, answer) in enumerate(zip(job.questions, answers, strict=True)):
-        name = "counterfactual" if len(answers) == 1 else f"{number:03d}"
+    for place, (question, answer) in enumerate(zip(job.questions, answers, strict=True)):
+        name = "counterfactual" if len(answers) == 1 else f"{place:03d}"
         changes.append(framing.levels(answer.difference))
         target = folder / f"{name}{suffix(file)}"
         asked = " ".join(request.text for request in question.values())
@@ -91,8 +92,8 @@ def note(asked: str, subject: OpenedSubject) -> str:
     return text.encode("ascii", "replace").decode()
 
 
-def rows(answer: Answer, intervened: Iterable[str], warnings: list[str]) -> list[Row]:
-    """One row a variable: what it was, was to be, and is by the segmentor."""
+def rows(answer: Answer, intervened: Container[str], warnings: list[str]) -> list[Row]:
+    """One row a variable: what it was, was to be, and is by the segmentor; shares of the requested change."""
     subject, parents = answer.subject, answer.subject.model.parents
     return [
         {
@@ -104,6 +105,8 @@ def rows(answer: Answer, intervened: Iterable[str], warnings: list[str]) -> list
             "target": float(answer.values[name]),
             "factual_measured": float(subject.measured[name]) if name in subject.measured else None,
             "measured": float(answer.measured[name]) if name in answer.measured else None,
+            "share": _share(answer, name) if name in intervened else None,
+            "evaluator_share": _share(answer, name, evaluator=True) if name in intervened else None,
             "warning": "; ".join(warnings),
         }
         for name in parents.names
@@ -117,15 +120,24 @@ def reasons(answer: Answer, intervened: Iterable[str]) -> list[str]:
 
 
 def missed(answer: Answer, question: Iterable[str]) -> list[str]:
-    """One sentence for every request of which a quarter or more is still to be done."""
+    """One sentence for every request of which a quarter or more is still to be done, by segmentor or evaluator."""
     reasons = []
     for name in question:
+        judged = _share(answer, name, evaluator=True)
+        if judged is not None and not judged >= 1 - MISSED:
+            reasons.append(f"{name}: the evaluator measures {number(100 * judged)} % of the change that was asked for")
         if name in answer.measured:
             was, asked, found = (float(v[name]) for v in (answer.subject.values, answer.values, answer.measured))
             if abs(found - asked) > MISSED * abs(asked - was):
                 shown = answer.subject.model.parents[name].shown
                 reasons.append(f"{name} = {shown(asked)} was asked, {shown(found)} is measured")
     return reasons
+
+
+def _share(answer: Answer, name: str, evaluator: bool = False) -> float | None:
+    """Share of the requested change that was made of one image; None if it is not known, or none was requested."""
+    found = answer.share(name, evaluator)
+    return None if found is None or not bool(found.isfinite()) else float(found)
 
 
 def _draw(
@@ -178,8 +190,18 @@ def _numbers(job: Plan, answer: Answer) -> str:
         shown = job.model.parents[name].shown
         line = f"{name}: factual {shown(float(answer.subject.values[name]))}, asked {shown(float(answer.values[name]))}"
         measured = f", measured {shown(float(answer.measured[name]))}" if name in answer.measured else ""
-        lines.append(line + measured)
+        lines.append(line + measured + _shares(answer, name))
     return "\n".join(lines)
+
+
+def _shares(answer: Answer, name: str) -> str:
+    """Shares of a change that an evaluator judges; empty without one."""
+    judged = _share(answer, name, evaluator=True)
+    if judged is None:
+        return ""
+    by = {"segmentor": _share(answer, name), "evaluator": judged}
+    known = (f"{number(100 * share)} % by the {judge}" for judge, share in by.items() if share is not None)
+    return f"; share of the change: {', '.join(known)}"
 
 
 def _doubtful(subject: OpenedSubject) -> list[str]:

@@ -1,6 +1,6 @@
 """``segcft export``: one folder to hand on, with all that answers need and a card that says what it is.
 
-``model.ckpt`` (image model, mechanism of the parents and segmentor: recipes and weights, nothing of the training),
+``model.ckpt`` (image model, mechanism of the parents, segmentor, evaluator: recipes and weights, no training state),
 ``config.json`` (the same recipes to read), ``MODEL_CARD.md``, and ``MANIFEST.json`` with the SHA-256 of each.
 """
 
@@ -19,7 +19,7 @@ from segcft.core.formatting import number, printed_unit, quantity
 from segcft.core.parsing import PlainParser
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.guidance.imported_networks import ScriptedNetwork
-from segcft.guidance.judges import SegmentationModel
+from segcft.guidance.judges import SegmentationModel, Segmentor
 from segcft.variables.variables import Variable
 
 FORMAT = 1
@@ -35,6 +35,7 @@ class Bundle:
         intended_use: What for, in the author's words.
         model: Image model with its mechanism; its segmentor is not set.
         segmentor: The one that guided it, if any.
+        evaluator: One that guided nothing and judges the answers, if any.
         seconds: Training seconds by stage; the last stage wrote the checkpoint.
     """
 
@@ -42,12 +43,14 @@ class Bundle:
     intended_use: str
     model: CounterfactualModel
     segmentor: SegmentationModel | None
+    evaluator: SegmentationModel | None
     seconds: dict[str, float]
 
     @property
     def parts(self) -> dict[str, Any]:
         """What ``CounterfactualModel.load`` needs."""
-        return {"model": self.model} if self.segmentor is None else {"model": self.model, "segmentor": self.segmentor}
+        parts = {"model": self.model, "segmentor": self.segmentor, checkpoints.EVALUATOR: self.evaluator}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def resolution(self) -> tuple[int, ...]:
@@ -70,18 +73,41 @@ def export(arguments: list[str]) -> int:
     """Run the command.
 
     Raises:
-        ValueError: If checkpoint, metrics or target are wrong: nothing was written then.
+        ValueError: If checkpoint, evaluator, metrics or target are wrong: nothing was written then.
     """
     options = _parser().parse_args(arguments)
     out = Path(options.out)
     model = checkpoints.load(options.checkpoint, CounterfactualModel)
     segmentor = checkpoints.search(options.checkpoint, SegmentationModel)
     seconds = checkpoints.seconds(options.checkpoint)
-    bundle = Bundle(options.name or out.resolve().name, options.intended_use, model, segmentor, seconds)
+    evaluator = checkpoints.search(options.checkpoint, SegmentationModel, evaluator=True)
+    if options.evaluator:
+        evaluator = independent(checkpoints.load(options.evaluator, SegmentationModel), segmentor, model)
+    bundle = Bundle(options.name or out.resolve().name, options.intended_use, model, segmentor, evaluator, seconds)
     table = performance(bundle, Path(options.metrics), options.method) if options.metrics else ""
     write(bundle, table, out)
     print(f"{out}: SHA-256 of {manifests.MANIFEST} {digest(out / manifests.MANIFEST)}")
     return 0
+
+
+def independent(
+    evaluator: SegmentationModel, segmentor: SegmentationModel | None, model: CounterfactualModel
+) -> SegmentationModel:
+    """An evaluator, after checking that it can judge this model's answers.
+
+    Raises:
+        ValueError: If it has other structures or dimensions, cannot read images of this size, or is the segmentor.
+    """
+    evaluator.attach(model.description)
+    theirs, ours = evaluator.description, model.description
+    if (theirs.structures, theirs.spatial_dims) != (ours.structures, ours.spatial_dims):
+        raise ValueError(f"--evaluator outlines {theirs.structures} in {theirs.spatial_dims}-D, not {ours.structures}")
+    if isinstance(evaluator, Segmentor):
+        evaluator.check_sides(model.frame)
+    weights, guided = evaluator.state_dict(), {} if segmentor is None else segmentor.state_dict()
+    if weights.keys() == guided.keys() and all(torch.equal(weights[name], guided[name]) for name in weights):
+        raise ValueError("--evaluator is the segmentor that guided the training: its judgement is not independent")
+    return evaluator
 
 
 def write(bundle: Bundle, table: str, out: Path) -> None:
@@ -108,7 +134,8 @@ def write(bundle: Bundle, table: str, out: Path) -> None:
 def pruned(bundle: Bundle) -> dict[str, Any]:
     """A checkpoint with the parts' recipes and weights alone."""
     state = {f"{name}.{key}": value for name, part in bundle.parts.items() for key, value in part.state_dict().items()}
-    return {"state_dict": state, "segcft": checkpoints.describe(bundle.parts, bundle.seconds)}
+    about = json.dumps(checkpoints.describe(bundle.parts, bundle.seconds))
+    return {"state_dict": state, "segcft": json.loads(about)}  # shared objects would be pickled once
 
 
 def config(bundle: Bundle) -> dict[str, Any]:
@@ -245,6 +272,7 @@ def _limits(bundle: Bundle) -> str:
             "- It holds no segmentor: factual values must all be given."
             if bundle.segmentor is None
             else "- Its segmentor guided the training: what that measures is no independent judgement.",
+            *(["- Its evaluator guided nothing; it has seen images of the same kind."] if bundle.evaluator else []),
             *(["- Its segmentor is a TorchScript program, which runs where the bundle is opened."] if scripted else []),
         ]
     )
@@ -255,6 +283,7 @@ def _parser() -> ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", required=True, help="of pretraining or fine-tuning; Seg-CFT's holds the segmentor, too")
     add("--out", required=True, help="the folder to be made; it must not exist, or be empty")
+    add("--evaluator", metavar="CHECKPOINT", help="a segmentor that guided nothing: it judges the bundle's answers")
     add("--metrics", metavar="JSON", help="metrics.json of segcft evaluate, for the model card")
     add("--method", help="the checkpoint's name there; by default the only one, or the one spelt like its stage")
     add("--name", help="title of the model card; by default the folder's name")
