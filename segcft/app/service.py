@@ -1,5 +1,6 @@
 """Opens images and answers questions about them; knows neither HTTP nor Lightning."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ class CounterfactualService:
         case = self.cases[name]
         picture = Picture((case.image[0, 0].float().numpy() + 1) * 127.5)
         framing = Framing(Geometry.of(self.frame, self.frame), (0.0, 255.0))
-        return Subject(name, picture, framing, self._opened(case.image, case.values, framing))
+        return Subject(name, picture, framing, self._opened(case.image, case.values, framing, picture))
 
     def open_file(
         self,
@@ -106,12 +107,14 @@ class CounterfactualService:
     ) -> Subject:
         """Abduct what ``read`` returned; arguments and errors are ``open_file``'s."""
         with _called(name, file):
-            framing = Framing.of(picture, self.model, window, spacing)
-        opened = self._opened(framing.canvas(picture.levels).image, given, framing)
+            framing = Framing.of(picture, self.model, window, spacing, given)
+        opened = self._opened(framing.canvas(picture.levels).image, given, framing, picture)
         return Subject(name, picture, framing, opened, file, window, self.decoders)
 
-    def _opened(self, image: Tensor, given: Mapping[str, Tensor | float], framing: Framing) -> OpenedSubject:
-        opened = self.model.open(image.to(self.device), given, framing.geometry)
+    def _opened(
+        self, image: Tensor, given: Mapping[str, Tensor | float], framing: Framing, picture: Picture
+    ) -> OpenedSubject:
+        opened = self.model.open(image.to(self.device), given, framing.geometry, picture.doubts)
         _alike(opened.abduction)
         return opened
 
@@ -154,4 +157,5 @@ def _called(name: str, file: Path) -> Iterator[None]:
 def _for_people(message: str) -> str:
     """Errors of the command line name its options; the page has fields of other names."""
     message = message.replace("set window: [low, high]", "say which levels are black and white")
+    message = re.sub(r"give --parent \S+", "say them", message)
     return message.replace("give --spacing", "say the edge lengths of a pixel")

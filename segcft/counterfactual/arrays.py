@@ -1,6 +1,6 @@
 """Images as users hold them, NumPy or torch of any number type and shape, as the model reads them; or refused."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,12 @@ def scaled(array: Any, model: "CounterfactualModel", window: Window | None = Non
     return ((image.double() - low) * (2 / (high - low)) - 1).float()
 
 
-def laid(model: "CounterfactualModel", shape: Sequence[int], spacing: Sequence[float] | None) -> Geometry:
+def laid(
+    model: "CounterfactualModel",
+    shape: Sequence[int],
+    spacing: Sequence[float] | None,
+    given: Container[str] | None = None,
+) -> Geometry:
     """How the model's frame lies in an image of ``shape``, as ``data_modules.folder`` draws training data.
 
     Resampled to the model's spacing where its sizes are in mm, else padded to a square (cube) and resized.
@@ -50,6 +55,7 @@ def laid(model: "CounterfactualModel", shape: Sequence[int], spacing: Sequence[f
         model: Knows frame, spacing and units.
         shape: Of the image, (*N).
         spacing: Edge lengths of a pixel in mm; needed where the model measures in mm.
+        given: Variables whose factual values are known; the error about the spacing names the others that are needed.
 
     Raises:
         ValueError: If the image has other axes than the frame, or no known spacing.
@@ -61,7 +67,11 @@ def laid(model: "CounterfactualModel", shape: Sequence[int], spacing: Sequence[f
     if not any(unit.startswith("mm") for unit in units):
         return Geometry(tuple(shape), frame, tuple(max(shape) / side for side in frame))
     if spacing is None:
-        raise ValueError("the image does not say its spacing, and the model measures in mm: give --spacing")
+        hidden = [] if given is None else [name for name in model.hidden if name not in given]
+        more = (
+            f"; factual {', '.join(hidden)} cannot be measured either: give --parent {hidden[0]}=..." if hidden else ""
+        )
+        raise ValueError(f"the image does not say its spacing, and the model measures in mm: give --spacing{more}")
     if len(spacing) != len(frame) or not all(0 < side < np.inf for side in spacing):
         raise ValueError(f"spacing {list(spacing)}: {len(frame)} positive edge lengths are needed")
     return Geometry(tuple(shape), frame, tuple(new / old for new, old in zip(about.spacing, spacing, strict=True)))

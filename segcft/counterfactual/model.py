@@ -1,6 +1,6 @@
 """Abduction, action, prediction: a model that answers "what if" for images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -161,9 +161,10 @@ class CounterfactualModel(nn.Module, Recorded):
         image: Tensor,
         parents: Mapping[str, Tensor | float] | None = None,
         geometry: Geometry | None = None,
+        doubts: Iterable[str] = (),
     ) -> OpenedSubject:
         """Images to be asked any number of questions, which are encoded and outlined once; see ``OpenedSubject``."""
-        return OpenedSubject(self, image, parents, geometry)
+        return OpenedSubject(self, image, parents, geometry, doubts)
 
     def counterfactual(
         self, image: Tensor, parents: Mapping[str, Tensor | float] | None = None, do: Do | None = None, **options: Any
@@ -198,7 +199,8 @@ class CounterfactualModel(nn.Module, Recorded):
     def ask(
         self,
         image: Any,
-        *questions: Do,
+        do: Do | Sequence[Do],
+        *,
         window: tuple[float, float] | None = None,
         spacing: Sequence[float] | None = None,
         parents: Mapping[str, Tensor | float] | None = None,
@@ -208,18 +210,23 @@ class CounterfactualModel(nn.Module, Recorded):
 
         Args:
             image: NumPy or torch, (*N), (C, *N) or (B, C, *N), of any size and number type.
-            *questions: Interventions: ``{"left_lung_area": "+20%"}``.
+            do: Intervention, ``{"left_lung_area": "+20%"}``, or several, each answered by itself.
             window: Values that are black and white; by default 0 to 255 of uint8, -1 to 1 of floats.
             spacing: Edge lengths of a pixel in mm; needed where the model measures in mm.
             parents: Factual values; those that can be measured are if they are missing.
             **options: As of ``counterfactuals``.
 
+        Returns:
+            An answer an intervention, in order.
+
         Raises:
             ValueError: If shape or values cannot be an image of this model, or as ``counterfactuals`` does.
         """
         values = scaled(image, self, window).to(next(self.parameters()).device)
-        geometry = laid(self, values.shape[2:], spacing)
-        return self.counterfactuals(values, parents, questions, geometry=geometry, **options)
+        geometry = laid(self, values.shape[2:], spacing, parents or {})
+        return self.counterfactuals(
+            values, parents, [do] if isinstance(do, Mapping) else do, geometry=geometry, **options
+        )
 
     @property
     def hidden(self) -> list[str]:

@@ -43,6 +43,7 @@ class OpenedSubject:
         parents: Their parents in real units, (B,) each or one number for all; the segmentor measures structural ones
             that are missing.
         geometry: How the model's frame lies in the images; by default it covers them exactly.
+        doubts: What their files leave open, a sentence each.
 
     Raises:
         ValueError: If the image is not finite, or a parent is unknown, not finite, absurd, a size that is not above 0,
@@ -55,10 +56,11 @@ class OpenedSubject:
         image: Tensor,
         parents: Mapping[str, Tensor | float] | None = None,
         geometry: Geometry | None = None,
+        doubts: Iterable[str] = (),
     ) -> None:
         if not bool(image.isfinite().all()):
             raise ValueError("the image holds values that are not finite")
-        self.model, self.given = model, frozenset(parents or {})
+        self.model, self.given, self._told = model, frozenset(parents or {}), tuple(doubts)
         self.canvas = Canvas(image, geometry or Geometry.of(image.shape[2:], model.frame))
         self._abductions: dict[tuple[int, float], Abduction] = {}
         self.values = self._completed(parents or {})
@@ -97,9 +99,9 @@ class OpenedSubject:
     def doubts(self) -> list[str]:
         """Why the images may not be ones that the model knows, a sentence each, see ``plausibility.doubts``.
 
-        Sizes beyond the training range, given or measured, are among them.
+        Sizes beyond the training range, given or measured, are among them, and what the files leave open.
         """
-        parents, told = self.model.parents, []
+        parents, told = self.model.parents, [*self._told]
         told += beyond({name: self.values[name] for name in parents.structural}, parents)
         told += beyond({name: value for name, value in self.measured.items() if name in self.given}, parents)
         for image, masks in zip(torch.split(self.image, 1), torch.split(self.masks, 1), strict=True):

@@ -60,9 +60,9 @@ def answer_file(job: Plan, file: Path) -> list[Row]:
         ValueError: If the file cannot be read, does not fit the model, or lacks a parent.
     """
     picture = read_picture(file, job.window)
-    framing = Framing.of(picture, job.model, job.window, job.options.spacing)
+    framing = Framing.of(picture, job.model, job.window, job.options.spacing, job.parents[file])
     image = framing.canvas(picture.levels).image.to(job.options.device)
-    subject = job.model.open(image, job.parents[file], framing.geometry)
+    subject = job.model.open(image, job.parents[file], framing.geometry, picture.doubts)
     names = ("effect", "samples", "temperature", "corrections", "confined", "strict")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they become a column

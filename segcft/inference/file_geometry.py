@@ -1,6 +1,6 @@
 """Between a file's grid of grey levels and the model's frame of [-1, 1]."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,12 @@ class Framing:
 
     @classmethod
     def of(
-        cls, picture: Picture, model: CounterfactualModel, window: Window | None, spacing: Sequence[float] | None
+        cls,
+        picture: Picture,
+        model: CounterfactualModel,
+        window: Window | None,
+        spacing: Sequence[float] | None,
+        given: Container[str] | None = None,
     ) -> "Framing":
         """Resampled to the model's spacing where its sizes are in mm, else padded to a square (cube) and resized.
 
@@ -39,13 +44,14 @@ class Framing:
             model: Knows frame, spacing and units.
             window: As the picture was read with; 0 to 255 where that was None.
             spacing: Edge lengths of a pixel in mm where the file does not say.
+            given: Variables whose factual values are known, see ``laid``.
 
         Raises:
             ValueError: If the picture has other axes than the frame, or no known spacing.
         """
         if model.description.channels != 1:
             raise ValueError(f"a file holds one channel, the model reads {model.description.channels}")
-        return cls(laid(model, picture.levels.shape, picture.spacing or spacing), window or (0.0, 255.0))
+        return cls(laid(model, picture.levels.shape, picture.spacing or spacing, given), window or (0.0, 255.0))
 
     def canvas(self, levels: NDArray[Any]) -> Canvas:
         """Grey levels (*N) as an image (1, 1, *N) that can be edited."""

@@ -18,6 +18,7 @@ from segcft.io.picture import FLAT, Picture, Pixels, Window
 ITEM = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # tag of an item of a sequence, in both byte orders
 MOST_ITEMS = 100_000  # of a file; each takes about 800 bytes of memory
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its warnings quote tags, which name patients
+UNTURNED = "the DICOM file states no orientation: it is taken as stored, the patient's left on the right of the image"
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
@@ -32,7 +33,8 @@ def read_dicom(path: Path, grey: Callable[[Any], Pixels]) -> Picture:
     shown, spacing = turn or UPRIGHT, pixel_spacing(data)
     if spacing and shown.transposed:
         spacing = (spacing[1], spacing[0])
-    return Picture(shown.show(grey(data)), spacing, turn=shown, anatomical=turn is not None)
+    doubts = (UNTURNED,) if turn is None else ()
+    return Picture(shown.show(grey(data)), spacing, turn=shown, anatomical=turn is not None, doubts=doubts)
 
 
 def _check(data: Any) -> None:

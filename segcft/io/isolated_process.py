@@ -93,6 +93,7 @@ def _read(path: str, window: tuple[float, float] | None, largest: int, levels: s
         "spacing": picture.spacing,
         "turn": [turn.transposed, turn.rows, turn.columns],
         "anatomical": picture.anatomical,
+        "doubts": picture.doubts,
         **{name: None if value is None else value.tolist() for name, value in places.items()},
     }
 

@@ -56,7 +56,8 @@ class Decoders:
             found = {name: None if told[name] is None else np.array(told[name]) for name in ("affine", "corners")}
             spacing = None if told["spacing"] is None else tuple(told["spacing"])
             turn = Turn(*told["turn"])
-            return Picture(np.load(levels), spacing, turn=turn, anatomical=told["anatomical"], **found)
+            more = {"anatomical": told["anatomical"], "doubts": tuple(told["doubts"])}
+            return Picture(np.load(levels), spacing, turn=turn, **more, **found)
 
     def write_changed(self, source: Path, change: Pixels, target: Path, window: Window | None, note: str) -> None:
         """As ``writers.write_changed``, without identity.

@@ -29,6 +29,7 @@ class Picture:
         turn: Orientation of the stored pixels relative to ``levels``, for PNG, JPEG and DICOM.
         anatomical: Whether the file states its orientation in the patient, by DICOM tags or a NIfTI affine.
         corners: Corners of the volume in RAS+ mm, (8, 3); None if the file does not state its position.
+        doubts: What the file leaves open and should state, a sentence each.
     """
 
     levels: Pixels
@@ -37,6 +38,7 @@ class Picture:
     turn: Turn = field(default=UPRIGHT)
     anatomical: bool = False
     corners: NDArray[np.float64] | None = None
+    doubts: tuple[str, ...] = ()
 
 
 def checked(picture: Picture) -> Picture:

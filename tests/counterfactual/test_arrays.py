@@ -23,7 +23,7 @@ def film():
 
 
 def test_the_same_film_measures_the_same_however_it_is_held(model, film):
-    wanted = model.ask(film, DO)[0]
+    wanted = model.ask(film, do=DO)[0]
     assert wanted.image.shape == (1, 1, 40, 30), "answers have the image's size"
     held = {
         "torch": (torch.from_numpy(film), None),
@@ -44,7 +44,7 @@ def test_the_same_film_measures_the_same_however_it_is_held(model, film):
 
 
 def test_a_batch_and_several_questions(model, film):
-    answers = model.ask(np.stack([film, film[:, ::-1]])[:, None], DO, {"right_size": "-10%"})
+    answers = model.ask(np.stack([film, film[:, ::-1]])[:, None], [DO, {"right_size": "-10%"}])
     assert [answer.image.shape for answer in answers] == [(2, 1, 40, 30)] * 2
 
 
@@ -70,6 +70,10 @@ def test_a_model_that_measures_in_mm_wants_the_spacing(film):
     model = make(description(2, percent=False))
     with pytest.raises(ValueError, match="give --spacing"):
         model.ask(film, DO)
+    aged = make(description(2, percent=False, age=True))
+    for given, also in (({}, "factual age cannot be measured either: give --parent age"), ({"age": 60.0}, "$")):
+        with pytest.raises(ValueError, match=f"measures in mm: give --spacing(; )?{also}"):
+            aged.ask(film, DO, parents=given)
     with pytest.raises(ValueError, match="2 positive edge lengths"):
         model.ask(film, DO, spacing=[0.0, 1.0])
     assert model.ask(film, DO, spacing=model.description.spacing)[0].image.shape == (1, 1, 40, 30)

@@ -1,5 +1,6 @@
 """From files to counterfactual files: same grid, same depth, and every untouched pixel as it was."""
 
+import shutil
 from dataclasses import replace
 
 import nibabel
@@ -490,6 +491,17 @@ def test_factual_values_come_from_options_and_tables(tmp_path, capsys):
     assert "give --spacing" in capsys.readouterr().err
 
 
+def test_the_app_names_at_once_all_that_a_file_lacks(tmp_path):
+    service = CounterfactualService(make(description(2, percent=False, age=True)))
+    file, _, _ = picture(tmp_path / "film", "png")
+    with pytest.raises(
+        ValueError, match=r"say the edge lengths of a pixel; factual age cannot be measured either: say"
+    ):
+        service.open_file(file, "film.png", {})
+    with pytest.raises(ValueError, match=r"say the edge lengths of a pixel$"):
+        service.open_file(file, "film.png", {"age": 63.0})
+
+
 def test_a_foreign_picture_is_doubted_in_file_table_and_panel(work, monkeypatch):
     """Noise is answered, but nobody reads its numbers without being told."""
     noise = np.random.default_rng(0).integers(0, 256, (40, 30)).astype(np.uint8)
@@ -503,6 +515,21 @@ def test_a_foreign_picture_is_doubted_in_file_table_and_panel(work, monkeypatch)
         assert sentence in written.info["Description"]
     assert numbers[0].startswith("DOUBTFUL: ")
     assert sentence in " ".join(numbers[0].split())
+
+
+def test_a_dicom_without_an_orientation_is_doubted_in_file_and_table(work):
+    film = np.random.default_rng(0).integers(0, 256, (20, 20)).astype(np.uint8)
+    for name, tags in (("a.dcm", {}), ("b.dcm", {"PatientOrientation": ["R", "F"]})):
+        assert ask(work, "--do=left_size=+5%", image=write_dicom(work / name, film, **tags)) == 0
+        warnings = pd.read_csv(work / "out/answers.csv")["warning"].fillna("")
+        (written,) = (work / "out").glob("*/counterfactual.dcm")
+        note = pydicom.dcmread(written).DerivationDescription
+        assert warnings.str.contains("states no orientation").all() == (not tags)
+        assert ("states no orientation" in note) == (not tags)
+        shutil.rmtree(work / "out")
+        service = CounterfactualService(make(description(2)))
+        reasons = " ".join(service.open_file(work / name, name, {}).opened.doubts)
+        assert ("states no orientation" in reasons) == (not tags), "in the app as well"
 
 
 def test_given_values_do_not_hide_what_is_measured():

@@ -133,6 +133,17 @@ def test_lungs_of_a_turned_dicom_are_on_their_own_sides(codes, tmp_path):
     assert list(written.PatientOrientation) == list(codes)
 
 
+def test_a_dicom_that_states_no_orientation_is_taken_as_stored_and_says_so(tmp_path):
+    picture = read_picture(write_dicom(tmp_path / "a.dcm", FILM))
+    assert np.array_equal(picture.levels, FILM)
+    assert picture.doubts == (
+        "the DICOM file states no orientation: it is taken as stored, the patient's left on the right of the image",
+    )
+    assert read_picture(write_dicom(tmp_path / "b.dcm", FILM, PatientOrientation=["L", "F"])).doubts == ()
+    Image.fromarray(FILM).save(tmp_path / "c.png")
+    assert read_picture(tmp_path / "c.png").doubts == (), "a PNG has no tag to state it"
+
+
 @pytest.mark.parametrize("codes", [["L", "R"], ["X", "F"], ["L"]])
 def test_letters_that_make_no_image_are_refused(codes, tmp_path):
     write_dicom(tmp_path / "a.dcm", FILM, PatientOrientation=codes)
