@@ -182,7 +182,8 @@ def train(arguments: list[str], interface: type[SegCFTCLI] = SegCFTCLI) -> None:
     try:
         _run(arguments, interface)
     except ValueError as error:
-        files = [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
+        words = zip(["", *arguments], arguments, strict=False)
+        files = [w.removeprefix("--config=") for last, w in words if last == "--config" or w.startswith("--config=")]
         nowhere = f"neither {', '.join(files)} nor an option"
         raise ValueError(str(error).replace(NOWHERE, nowhere) if files else str(error)) from error
 

@@ -89,7 +89,8 @@ def plan(options: Namespace) -> Plan:
 def find_files(image: Path, out: Path, named: bool = False) -> dict[Path, Path]:
     """The file, or every image below the folder but what lies in ``out``, each with a folder of its own there.
 
-    DICOM files without an image (DICOMDIR, reports, presentation states) are left out, and counted on standard error.
+    Files without an image (DICOMDIR, reports, presentation states, other formats) are left out, and counted on
+    standard error.
 
     Args:
         image: The file or folder.
@@ -105,11 +106,19 @@ def find_files(image: Path, out: Path, named: bool = False) -> dict[Path, Path]:
     found = [path for path in sorted(image.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     found = [path for path in found if written not in path.resolve().parents]
     files = [path for path in found if is_picture(path)]
-    if others := sum(map(is_dicom, set(found) - set(files))):
-        print(f"skipped: {others} DICOM files without an image (DICOMDIR, reports and the like)", file=sys.stderr)
+    _say_skipped(set(found) - set(files))
     if not files:
         raise ValueError(f"{image}: no image here" if image.is_dir() else f"no image at {image}")
     return {path: out / path.relative_to(image) for path in files} if named else numbered(files, out)
+
+
+def _say_skipped(files: set[Path]) -> None:
+    dicoms = {path for path in files if is_dicom(path)}
+    if dicoms:
+        print(f"skipped: {len(dicoms)} DICOM files without an image (DICOMDIR, reports and the like)", file=sys.stderr)
+    if others := files - dicoms:
+        kinds = ", ".join(sorted({path.suffix.lower() or "no suffix" for path in others}))
+        print(f"skipped: {len(others)} files of other formats ({kinds})", file=sys.stderr)
 
 
 def numbered(files: list[Path], out: Path) -> dict[Path, Path]:

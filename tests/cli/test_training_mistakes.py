@@ -66,6 +66,8 @@ def test_an_argument_that_a_file_lacks_is_named_with_the_file(left_out, named, s
     told = capsys.readouterr().err
     assert f"data.source{named} missing: neither mine.yaml nor an option gives a value" in told
     assert "Union subtypes" not in told
+    assert main(["fit", "--config", "mine.yaml", *FIT]) == 2
+    assert "missing: neither mine.yaml nor an option gives a value" in capsys.readouterr().err
 
 
 def test_pretraining_notes_what_its_images_look_like(stages):

@@ -58,6 +58,7 @@ def test_a_disc_with_a_directory_reports_and_presentation_states(disc, capsys):
     printed = capsys.readouterr()
     assert "2 of 2 files answered" in printed.out
     assert "skipped: 3 DICOM files without an image" in printed.err
+    assert "skipped: 1 files of other formats (.txt)" in printed.err
     assert len(list((disc / "out").rglob("counterfactual.dcm"))) == 2
 
 
