@@ -288,7 +288,10 @@ def test_latency(size, limit, one_thread):
     declaration = {} if size == 64 else {"declaration": "size_192"}
     file = configuration("chexpert", "pretrain", **declaration).removeprefix("--config=")
     stages = yaml.safe_load(Path(file).read_text())["model"]["init_args"]["hvae"]["init_args"]
-    areas = {f"{name}_area": Variable(unit="% of image", structure=name, mean=20, std=5) for name in ("left", "right")}
+    areas = {
+        f"{name}_area": Variable(unit="% of image", structure=name, high=40, mean=20, std=5)
+        for name in ("left", "right")
+    }
     about = DataDescription(areas, ["left", "right"], [100 / size**2, 1.0])
     torch.manual_seed(0)
     model = CounterfactualModel(about, HVAE(2, 1, 2, [Stage(**stage) for stage in stages["stages"]])).eval()
