@@ -9,6 +9,7 @@ The table comes in two variants. ``OriginalResolution`` masks have the shape of 
 
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,8 +85,10 @@ def parse_many(texts: list[str], pixels: NDArray[np.int64]) -> tuple[Runs, NDArr
     joined = " ".join(filter(None, texts))
     counts = np.array([text.count(" ") + 1 if text else 0 for text in texts], np.int64)
     try:
-        values = np.fromstring(joined, dtype=np.int64, sep=" ") if joined else np.empty(0, np.int64)
-    except (ValueError, DeprecationWarning):  # not a number; older NumPy warns and stops early
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # of older NumPy, which stops early
+            values = np.fromstring(joined, dtype=np.int64, sep=" ") if joined else np.empty(0, np.int64)
+    except (ValueError, DeprecationWarning):  # not a number
         return None
     if "  " in joined or len(values) != counts.sum() or (counts % 2).any():
         return None

@@ -18,7 +18,7 @@ BLANK = ["", "nan", "NaN", "NA", "N/A", "<NA>", "null", "NULL", "None"]
 
 def bad_cell(path: Path, row: int, field: str, value: object, reason: str) -> ValueError:
     """A ValueError about one cell; ``row`` counts records, the header being 1 (a quoted line break does not count)."""
-    text = str(value)
+    text = "" if value is None or value != value else str(value)  # None or NaN: a blank cell
     shown = repr(text if len(text) <= 100 else f"{text[:97]}...")
     return ValueError(f"{path}, row {row}, {field} = {shown}: {reason}")
 

@@ -211,7 +211,7 @@ BAD_CELLS = [
 def test_a_bad_cell_is_named(chexpert_tree: Tree, spoil: Spoil, field: str, value: str, message: str) -> None:
     root, masks = chexpert_tree()
     spoil(train_csv(root), 9, field, value)
-    with pytest.raises(ValueError, match=re.escape(f"{train_csv(root)}, row 9, {field} = '{value or 'nan'}'")) as error:
+    with pytest.raises(ValueError, match=re.escape(f"{train_csv(root)}, row 9, {field} = {value!r}")) as error:
         CheXpert(str(root), str(masks)).table()
     assert message in str(error.value)
 
