@@ -32,7 +32,7 @@ def test_the_page_of_commands_is_that_of_the_parsers():
 
 @pytest.mark.parametrize("page", ["reliability.md", "security.md"])
 def test_every_promise_has_a_test_that_exists(page):
-    """A row a promise: promise, attack, and the tests that repeat it, as FILE::NAME; "..." stands for the rest of a name."""
+    """A row a promise: promise, attack, and the tests that repeat it, as FILE::NAME, or the beginning of a name."""
     files = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     names = [f"{file}::{name}" for file, text in files.items() for name in re.findall(r"^def (test_\w+)", text, re.M)]
     text = (ROOT / "docs" / page).read_text()
