@@ -28,3 +28,21 @@ def test_the_page_of_commands_is_that_of_the_parsers():
     )
     wanted = "run python -m segcft.cli.reference > docs/commands.md"
     assert made.stdout == (ROOT / "docs/commands.md").read_text(), wanted
+
+
+@pytest.mark.parametrize("page", ["reliability.md", "security.md"])
+def test_every_promise_has_a_test_that_exists(page):
+    """A row a promise: promise, attack, and the tests that repeat it, as FILE::NAME, or the beginning of a name."""
+    files = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    names = [f"{file}::{name}" for file, text in files.items() for name in re.findall(r"^def (test_\w+)", text, re.M)]
+    text = (ROOT / "docs" / page).read_text()
+    rows = [
+        row for table in re.findall(r"^\| promise .*\n\|---.*\n((?:\|.*\n)+)", text, re.M) for row in table.splitlines()
+    ]
+    assert len(rows) > 10
+    for row in rows:
+        named = re.findall(r"`(test_\S+)`", row.split(" | ")[-1])
+        assert named or row.endswith("| the same |"), f"no test: {row}"
+        for name in (each.removesuffix("...") for each in named):
+            known = [each for each in names if each.startswith(name) or each.partition("::")[2].startswith(name)]
+            assert name in files or known, f"{name} does not exist: {row}"

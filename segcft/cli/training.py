@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from data_modules.common.data_module import DataModule
 from segcft.callbacks.checkpointing import Keep, WholeCheckpoints
@@ -181,6 +182,8 @@ def train(arguments: list[str], interface: type[SegCFTCLI] = SegCFTCLI) -> None:
     set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
     try:
         _run(arguments, interface)
+    except MisconfigurationException as error:  # what Lightning says of settings of its Trainer
+        raise ValueError(" ".join(str(error).split())) from error
     except ValueError as error:
         words = zip(["", *arguments], arguments, strict=False)
         files = [w.removeprefix("--config=") for last, w in words if last == "--config" or w.startswith("--config=")]

@@ -1,5 +1,7 @@
 """YAML files of limited size: aliases and nesting of a small file may otherwise fill the memory or the stack."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -14,7 +16,8 @@ def read(text: str) -> Any:
         yaml.YAMLError: If it is not valid YAML, or exceeds the limits, see ``check``.
     """
     check(text)
-    return yaml.safe_load(text)
+    with _in_one_line():
+        return yaml.safe_load(text)
 
 
 def check(text: str) -> None:
@@ -26,6 +29,20 @@ def check(text: str) -> None:
     """
     if len(text) > MOST_BYTES:
         raise yaml.YAMLError(f"more than {MOST_BYTES} characters")
+    with _in_one_line():
+        _count(text)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Errors of the parser quote lines of the file below each other; all of ours are one sentence."""
+    try:
+        yield
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # of a date or number that does not exist
+        raise yaml.YAMLError(" ".join(str(error).replace('"<unicode string>", ', "").split())) from error
+
+
+def _count(text: str) -> None:
     sizes = _Sizes()
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         sizes.take(event, getattr(event, "anchor", None) or "")

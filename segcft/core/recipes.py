@@ -32,9 +32,22 @@ def build(recipe: dict[str, Any], trusted: tuple[str, ...] = TRUSTED_PACKAGES) -
     """Build the object that a recipe describes, nested recipes first.
 
     Raises:
-        ValueError: If a class is outside the ``trusted`` packages or does not exist.
+        ValueError: If it is not one, or a class is outside the ``trusted`` packages or does not exist.
     """
+    if not is_recipe(recipe):
+        raise ValueError(f"a class_path and init_args are needed, not {recipe!r:.200}")
     return resolve(recipe["class_path"], trusted)(**_built(recipe["init_args"], trusted))
+
+
+def is_recipe(value: Any) -> bool:
+    """Whether plain data is a recipe: a class path, and arguments by name."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"class_path", "init_args"}
+        and isinstance(value["class_path"], str)
+        and isinstance(value["init_args"], dict)
+        and all(isinstance(name, str) for name in value["init_args"])
+    )
 
 
 def resolve(class_path: str, trusted: tuple[str, ...] = TRUSTED_PACKAGES) -> type:

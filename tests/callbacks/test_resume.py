@@ -231,7 +231,7 @@ def test_what_surrounds_a_run_is_compared(changed, tmp_path, monkeypatch):
     run.mark(tmp_path)
     now = before | {changed: "other"}
     assert resume.begin(tmp_path, now, "auto").checkpoint is None
-    content = {"run": "1", "global_step": 7, "segcft": {"version": checkpoints.FORMAT}}
+    content = {"run": "1", "global_step": 7, "segcft": checkpoints.describe({}, {}), "state_dict": {}}
     torch.save(content, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=f"interrupted at step 7, and since then: {changed} was .*, is other.*force"):
         resume.begin(tmp_path, now, "auto")
@@ -453,8 +453,8 @@ def test_differences_are_named():
 
 @pytest.mark.slow
 def test_chaos(tmp_path):
-    """Twenty kill -9s at random moments, then to the end: the same bits as a run that was left alone."""
+    """Every task with 0 and 2 loader workers, each killed once at a random moment: the bits of one left alone."""
     script = Path(__file__).parents[1] / "chaos.py"
-    done = subprocess.run([sys.executable, script, tmp_path, "--kills=20"], env=environment(), capture_output=True,
+    done = subprocess.run([sys.executable, script, tmp_path, "--kills=16"], env=environment(), capture_output=True,
                           text=True, check=False, timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

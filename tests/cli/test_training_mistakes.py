@@ -42,6 +42,7 @@ def test_so_does_one_of_another_architecture(segmentor, capsys):
     ("option", "message"),
     [
         ("--ckpt_path=nowhere.ckpt", "checkpoint nowhere.ckpt does not exist"),
+        ("--trainer.profiler=none.Such", "the `profiler` parameter of `Trainer`, it can only be one of"),
         ("--trainer.overfit_batches=2", "trainer.overfit_batches = 2 is not supported"),
         ("--trainer.overfit_batches=0.5", "trainer.overfit_batches = 0.5 is not supported"),
         ("--data.size=15", "images of 15 x 15 pixels do not fit monai.UNet: sides have to be multiples of 2"),

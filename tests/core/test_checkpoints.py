@@ -11,6 +11,7 @@ from segcft.counterfactual.model import CounterfactualModel
 from segcft.guidance.judges import Regressor, Segmentor
 from segcft.hvae.hvae import HVAE, Stage
 from tests.balls import Balls
+from tests.hostile import archives, nested
 
 
 class Hostile:
@@ -70,6 +71,64 @@ def test_missing_broken_foreign_and_hostile_files_are_refused(tmp_path, capsys):
             checkpoints.read(tmp_path / f"{name}.ckpt")
         assert f"{name}.ckpt" in str(caught.value)
     assert "code ran" not in capsys.readouterr().out
+
+
+def expanded(content):
+    content["state_dict"]["model.more"] = torch.zeros(1).expand(2**40)
+
+
+def often(content):
+    content["segcft"]["parts"]["model"]["init_args"]["profile"] = nested()
+
+
+def wide(content):
+    content["segcft"]["parts"]["model"]["init_args"]["hvae"]["init_args"]["stages"][1]["init_args"]["width"] = 5000
+
+
+def unnamed(content):
+    content["segcft"]["parts"]["model"]["init_args"]["what"] = 1
+
+
+def of_text(content):
+    content["segcft"]["parts"] = "model"
+
+
+def short(content):
+    content["state_dict"].popitem()
+
+
+def of_meta(content):
+    content["state_dict"]["model.more"] = torch.zeros(2**40, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (expanded, "claims more numbers than the file has"),
+        (of_meta, "claims more numbers than the file has"),
+        (often, "more than 60 levels or 1000000 values"),
+        (wide, "far larger than the weights that the file holds"),
+        (unnamed, "model cannot be rebuilt, TypeError"),
+        (of_text, "is damaged: its parts, seconds or weights"),
+        (short, "model cannot be rebuilt, RuntimeError: .*Missing key"),
+    ],
+)
+def test_a_checkpoint_that_asks_for_too_much_or_does_not_fit_is_refused_in_one_line(change, message, tmp_path):
+    """A file of 100 kB that would fill the memory, or end in an error of torch."""
+    content = torch.load(write(tmp_path / "a.ckpt", {"model": model()}))
+    change(content)
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=rf"a\.ckpt.*{message}") as caught:
+        checkpoints.load(tmp_path / "a.ckpt", CounterfactualModel)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    """Sixteen million zeros in 64 kB."""
+    (tmp_path / "a.ckpt").write_bytes(next(archives()))
+    assert (tmp_path / "a.ckpt").stat().st_size < 10**5
+    with pytest.raises(ValueError, match=r"a\.ckpt .*its entries are compressed"):
+        checkpoints.read(tmp_path / "a.ckpt")
 
 
 @pytest.mark.parametrize(

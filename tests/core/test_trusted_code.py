@@ -158,6 +158,18 @@ def test_a_file_that_would_fill_the_memory_is_refused(folder, text, capsys):
         bounded_yaml.read(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["a: [", "a:\n  b: 1\n c: 2", "a: 2001-99-99", "a: !!python/name:os.system x", "a: \0"]
+)
+def test_errors_of_yaml_are_one_line(folder, text, capsys):
+    with pytest.raises(yaml.YAMLError) as caught:
+        bounded_yaml.read(text)
+    assert "\n" not in str(caught.value)
+    (folder / "plan").write_text(text)
+    assert main(["sweep", "plan", "--out=out"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_plain_files_are_read_as_ever():
     text = "a: &a {b: [1, 2.5, x], c: null}\nd: {<<: *a, b: *a}\n" + "\n".join(f"k{n}: [1, 2]" for n in range(5000))
     assert bounded_yaml.read(text) == yaml.safe_load(text)
