@@ -20,6 +20,7 @@ from segcft.callbacks.prediction_files import PredictionFiles
 from segcft.callbacks.progress import StepProgress
 from segcft.callbacks.resume import Start, begin, facts
 from segcft.callbacks.run_record import Record, surroundings
+from segcft.callbacks.stopped_processes import StoppedProcesses
 from segcft.callbacks.tensorboard import Pace
 from segcft.callbacks.tensorboard_overview import FrontPage
 from segcft.callbacks.training_health import DataStall, Latents, Response, Setback, StepGuard
@@ -88,7 +89,7 @@ class SegCFTCLI(LightningCLI):
                 kwargs[name] = value
         if config.deterministic:
             kwargs["deterministic"] = True
-        callbacks: list[Callback] = [StepProgress()]
+        callbacks: list[Callback] = [StepProgress(), StoppedProcesses()]
         if not config.trainer.fast_dev_run:
             folder = os.path.join(config.experiment, self.model.stage)
             callbacks.append(PredictionFiles(os.path.join("predictions", folder)))
