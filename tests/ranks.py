@@ -3,20 +3,22 @@
     python tests/ranks.py FOLDER
 
 Trains two stages in peace, one with its weights shared out, and kills the same at steps within and at the end of an
-epoch, expecting the same bits; kills one process alone, expecting the other to stop soon and say why; and spoils a
-batch of one process, expecting both to leave that step out. Every process is told what torchrun would tell it.
+epoch, expecting the same bits; kills or stops one process alone, expecting the other to end soon and say why; and
+spoils a batch of one process, expecting both to leave that step out. Every process is told what torchrun would tell it.
 """
 
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
 
+from segcft.callbacks import stopped_processes
 from segcft.callbacks.checkpointing import Keep
 from segcft.callbacks.training_health import StepGuard
 from segcft.cli.main import main
@@ -89,6 +91,21 @@ def kill_second(rank, batch):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def stop(which):
+    def harm(rank, batch):
+        if rank == which:
+            Path("stopped").touch()
+            subprocess.Popen(["sh", "-c", f"sleep 30; kill -9 {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    return harm
+
+
+def slow_second(rank, batch):
+    if rank == 1:
+        time.sleep(12)
+
+
 def spoil_second(rank, batch):
     if rank == 1:
         batch["image"][:] = torch.nan
@@ -141,6 +158,21 @@ def bereft():
     check(f"it says why: {cause[-1:]}", bool(cause))
 
 
+def forsaken():
+    """One is stopped, which closes no connection: the other ends; while one that is slow is waited for."""
+    stopped_processes.BEAT, stopped_processes.SILENCE = 1.0, 6.0
+    codes = run("pretrain", "slow", "--trainer.max_steps=8", at=5, harm=slow_second)
+    check("a slow process is waited for", codes == [0, 0])
+    for stopped in (1, 0):
+        codes = run("pretrain", f"forsaken{stopped}", at=5, harm=stop(stopped))
+        log = Path(f"forsaken{stopped}-pretrain-{1 - stopped}.log")
+        spent = log.stat().st_mtime - Path("stopped").stat().st_mtime
+        truth = codes[stopped] == -signal.SIGKILL and codes[1 - stopped] == 1 and spent < 20
+        check(f"{stopped} is stopped, the other one ended {codes} after {spent:.0f} s", truth)
+        cause = [line for line in log.read_text().splitlines() if f"process {stopped} has not been heard of" in line]
+        check(f"it says why: {cause[-1:]}", bool(cause))
+
+
 def spoilt():
     """With gathered and clipped gradients: no process takes the step, and all go on together."""
     more = ("--trainer.accumulate_grad_batches=2", "--trainer.gradient_clip_val=0.1", "--trainer.max_steps=8")
@@ -167,4 +199,5 @@ if __name__ == "__main__":
     write(".", tuple(STAGES), subjects=98, steps=26)
     resumed()
     bereft()
+    forsaken()
     spoilt()

@@ -1,18 +1,22 @@
 """``segcft serve``: the options, and the server."""
 
 import errno
-import ipaddress
+import gc
 import secrets
+import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 
 from data_modules.common.data_module import DataModule
+from segcft.app.addresses import is_local
 from segcft.app.opened_image import Case
 from segcft.app.service import CounterfactualService
+from segcft.app.temporary_folder import temporary_folder
 from segcft.core.devices import device
 from segcft.core.parsing import Parser
 from segcft.counterfactual.model import CounterfactualModel
@@ -27,8 +31,9 @@ def serve(arguments: list[str]) -> None:
         ValueError: If an option, the model or the data are wrong, the extra is missing, or the address is taken.
     """
     try:
-        import uvicorn  # of the extra
+        import uvicorn  # noqa: F401  # of the extra
 
+        from segcft.app.connections import server
         from segcft.app.server import App, create
     except ImportError as error:
         raise ValueError(EXTRA) from error
@@ -40,19 +45,20 @@ def serve(arguments: list[str]) -> None:
     service = CounterfactualService(model, cases(model, options.data, options.cases))
     service.decoders.start()
     local = is_local(options.host)
-    token = options.token or (None if local else secrets.token_urlsafe(16))
+    token = options.token.strip() or (None if local else secrets.token_urlsafe(16))
     listening = _listen(options.host, options.port)
     app = App(service, title(Path(options.model)), int(options.upload_limit * 2**20))
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"segcft: http://{shown}:{port}/{f'?token={token}' if token else ''}", flush=True)
+    print(f"segcft: http://{shown}:{port}/{f'?token={quote(token, safe=str())}' if token else ''}", flush=True)
     if token:
         print(f"segcft: token {token}; whoever has it may come in. Ctrl-C stops.", flush=True)
     else:
         print("segcft: for this computer alone. Ctrl-C stops.", flush=True)
-    config = uvicorn.Config(create(app, token, local), log_level="warning", access_log=False, server_header=False)
-    with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+    gc.freeze()  # or a collection among a million objects of libraries stops all answers for a second
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn hands it on when it has stopped
+    with suppress(KeyboardInterrupt), temporary_folder():
+        server(create(app, token, local), local).run(sockets=[listening])
 
 
 def cases(model: CounterfactualModel, data: DataModule | None, count: int) -> list[Case]:
@@ -72,18 +78,6 @@ def cases(model: CounterfactualModel, data: DataModule | None, count: int) -> li
         )
         for place in range(len(batch["image"]))
     ]
-
-
-def is_local(host: str) -> bool:
-    """Whether an address is this computer's own.
-
-    >>> is_local("127.0.0.1"), is_local("localhost"), is_local("::1"), is_local("0.0.0.0")
-    (True, True, True, False)
-    """
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def title(path: Path) -> str:

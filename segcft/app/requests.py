@@ -1,13 +1,25 @@
 """What the page sends, checked; whatever is wrong is refused with a sentence."""
 
+import asyncio
 import base64
 import json
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from segcft.app.opened_image import Question
+from segcft.app.users import User, heaviest, user
+
+JSON_LIMIT = 2**16  # bytes of a question
+DEPTH = 4  # levels of lists and objects in it
+BRACKETS = 1000  # that open a list or an object in its text
+DEEP = f"it is nested more than {DEPTH} levels deep, or holds more than {BRACKETS} lists"
+REQUESTS, LENGTH = 64, 200  # of one question, characters of one of them
+GRACE, SLOWEST = 10.0, 50_000  # a body may take these seconds, and one more for so many bytes
+BODIES = 32  # that are received at the same time
 
 
 class Refused(Exception):
@@ -16,6 +28,40 @@ class Refused(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Bodies:
+    """Bodies that are being received.
+
+    Args:
+        most: How many. One more ends the oldest one of the user who sends most of them.
+    """
+
+    def __init__(self, most: int = BODIES) -> None:
+        self.most = most
+        self._open: list[tuple[User, asyncio.Timeout]] = []
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._open)
+
+    @contextmanager
+    def counted(self, user: User, clock: asyncio.Timeout) -> Iterator[None]:
+        """Receive one within; ``clock`` ends it."""
+        own = (user, clock)
+        self._open.append(own)
+        if len(self._open) > self.most:
+            going = [(each, timer) for each, timer in self._open if not timer.expired()]
+            loser = heaviest([(each, 1) for each, _ in going])
+            next(timer for each, timer in going if each == loser).reschedule(0)
+        try:
+            yield
+        finally:
+            self._open = [each for each in self._open if each is not own]
+
+
+bodies = Bodies()
 
 
 def question(given: dict[str, Any]) -> Question:
@@ -27,24 +73,47 @@ def question(given: dict[str, Any]) -> Question:
     do = given.get("do", [])
     if not isinstance(do, list) or not all(isinstance(each, str) for each in do):
         raise Refused(400, "do: a list of requests is needed")
+    if len(do) > REQUESTS or any(len(each) > LENGTH for each in do):
+        raise Refused(400, f"do: at most {REQUESTS} requests of {LENGTH} characters are answered")
     effect = given.get("effect", "total")
     if effect not in ("total", "direct"):
-        raise Refused(400, f"effect {effect!r}: total or direct is needed")
+        raise Refused(400, f"effect {_short(effect)}: total or direct is needed")
     return Question(tuple(do), effect, bool(given.get("refined", True)), bool(given.get("particles", False)))
 
 
-async def content(request: Request, limit: int, message: str) -> bytes:
-    """Its bytes, which are no longer read once there are too many.
+async def receive(request: Request, limit: int, message: str, write: Callable[[bytes], Any]) -> int:
+    """Hand the bytes of a body on as they come, until there are too many or they come too slowly.
+
+    Args:
+        request: Whose body it is.
+        limit: Bytes.
+        message: What is said if there are more.
+        write: Called with every piece.
+
+    Returns:
+        How many bytes there were.
 
     Raises:
-        Refused: With ``message``, if there are more than ``limit``.
+        Refused: If there are more than ``limit``, they are slower than ``SLOWEST``, too many bodies are received at the
+            same time, or the connection was closed.
     """
-    read = bytearray()
-    async for chunk in request.stream():
-        read += chunk
-        if len(read) > limit:
-            raise Refused(413, message)
-    return bytes(read)
+    if _announced(request) > limit:
+        raise Refused(413, message)
+    size, began = 0, asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(GRACE) as clock:
+            with bodies.counted(user(request), clock):
+                async for piece in request.stream():
+                    size += len(piece)
+                    if size > limit:
+                        raise Refused(413, message)
+                    write(piece)
+                    clock.reschedule(began + GRACE + size / SLOWEST)
+    except TimeoutError as error:
+        raise Refused(408, "the request came too slowly, or too many came at the same time") from error
+    except ClientDisconnect as error:
+        raise Refused(400, "the connection was closed before the request was complete") from error
+    return size
 
 
 async def body(request: Request) -> dict[str, Any]:
@@ -53,13 +122,35 @@ async def body(request: Request) -> dict[str, Any]:
     Raises:
         Refused: If it is none.
     """
+    read = bytearray()
+    await receive(request, JSON_LIMIT, "the question is too long", read.extend)
     try:
-        given = json.loads(await content(request, 2**16, "the question is too long"))
+        given = parsed(bytes(read))
     except ValueError as error:
-        raise Refused(400, "the question is no JSON") from error
+        raise Refused(400, f"the question is no JSON: {error}") from error
     if not isinstance(given, dict):
         raise Refused(400, "the question is no JSON object")
     return given
+
+
+def parsed(text: bytes) -> Any:
+    """A value of JSON of a few levels, with finite numbers and text that can be written.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if text.count(b"[") + text.count(b"{") > BRACKETS:
+        raise ValueError(DEEP)
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError as error:
+        raise ValueError(DEEP) from error
+    except ValueError as error:
+        raise ValueError("it is malformed, or holds a number or a character that JSON does not know") from error
+    if _depth(value, DEPTH) > DEPTH:
+        raise ValueError(DEEP)
+    return value
 
 
 def about(request: Request) -> dict[str, Any]:
@@ -69,7 +160,7 @@ def about(request: Request) -> dict[str, Any]:
         Refused: If nothing is.
     """
     try:
-        given = json.loads(base64.b64decode(request.headers.get("x-about", "")))
+        given = parsed(base64.b64decode(request.headers.get("x-about", "")))
         if isinstance(given, dict) and isinstance(given.get("parents") or {}, dict):
             return given
     except ValueError:
@@ -97,6 +188,28 @@ def number(value: Any, name: str) -> float:
     Raises:
         Refused: If it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Refused(400, f"{name} = {value!r} is not a number")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond floating point
+        pass
+    raise Refused(400, f"{name} = {_short(value)} is not a number that can be used")
+
+
+def _announced(request: Request) -> int:
+    """Length of the body that is to come, 0 if it is unknown."""
+    given = request.headers.get("content-length", "")
+    return int(given) if given.isdecimal() and len(given) < 20 else 0
+
+
+def _depth(value: Any, most: int) -> int:
+    """Levels of lists and objects; not counted beyond ``most`` + 1."""
+    if not isinstance(value, dict | list) or most < 0:
+        return 0
+    inner = value.values() if isinstance(value, dict) else value
+    return 1 + max((_depth(each, most - 1) for each in inner), default=0)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -81,8 +81,10 @@ def begin(folder: Path, configuration: dict[str, Any], resume: str) -> Start:
             log.warning("resuming the interrupted run at step %d, %s", step, path)
             return Start(replace(found, configuration=configuration), path, step)
     if resume in ("auto", "never", "force"):
+        if found is not None and usable is None:
+            log.warning("no checkpoint in %s can be resumed from: the run starts from scratch", folder)
         return Start(fresh)
-    return Start(fresh, Path(resume), int(checkpoints.read(resume)["global_step"]))
+    return Start(fresh, Path(resume), int(intact(Path(resume))["global_step"]))
 
 
 def _last_of(folder: Path, run: str) -> tuple[Path, int] | None:
@@ -109,22 +111,24 @@ def whole(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         try:
             yield path, intact(path)
         except ValueError as error:
-            log.warning("%s is damaged and was skipped: %s", path, error)
+            log.warning("%s; it was skipped", error)
 
 
 def intact(path: Path) -> dict[str, Any]:
     """Read a checkpoint after verifying its checksums.
 
     Raises:
-        ValueError: If one does not match or the file cannot be read.
+        ValueError: If one does not match or the file cannot be read; names it.
     """
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not verify checksums when loading
             wrong = archive.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(str(error)) from error
+    except FileNotFoundError as error:
+        raise ValueError(f"checkpoint {path} does not exist") from error
+    except Exception as error:  # of any type: a flipped bit can announce encryption, another version or compression
+        raise ValueError(f"{path} is damaged: {error or type(error).__name__}") from error
     if wrong is not None:
-        raise ValueError(f"the checksum of {wrong} is wrong")
+        raise ValueError(f"{path} is damaged: the checksum of {wrong} is wrong")
     return checkpoints.read(path)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 from jsonargparse import ActionYesNo, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from data_modules.common.data_module import DataModule
 from segcft.callbacks.checkpointing import Keep, WholeCheckpoints
@@ -21,6 +21,7 @@ from segcft.callbacks.prediction_files import PredictionFiles
 from segcft.callbacks.progress import StepProgress
 from segcft.callbacks.resume import Start, begin, facts
 from segcft.callbacks.run_record import Record, surroundings
+from segcft.callbacks.stopped_processes import StoppedProcesses
 from segcft.callbacks.tensorboard import Pace
 from segcft.callbacks.tensorboard_overview import FrontPage
 from segcft.callbacks.training_health import DataStall, Latents, Response, Setback, StepGuard
@@ -89,7 +90,7 @@ class SegCFTCLI(LightningCLI):
                 kwargs[name] = value
         if config.deterministic:
             kwargs["deterministic"] = True
-        callbacks: list[Callback] = [StepProgress()]
+        callbacks: list[Callback] = [StepProgress(), StoppedProcesses()]
         if not config.trainer.fast_dev_run:
             folder = os.path.join(config.experiment, self.model.stage)
             callbacks.append(PredictionFiles(os.path.join("predictions", folder)))

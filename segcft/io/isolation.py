@@ -53,11 +53,10 @@ class Decoders:
             levels = Path(folder) / "levels.npy"
             request = {"path": str(path), "window": window, "largest": largest, "levels": str(levels)}
             told = self._ask({"read": request}, f"{path} cannot be read as an image")
-            found = {name: None if told[name] is None else np.array(told[name]) for name in ("affine", "corners")}
+            affine, corners = (None if told[name] is None else np.array(told[name]) for name in ("affine", "corners"))
             spacing = None if told["spacing"] is None else tuple(told["spacing"])
-            turn = Turn(*told["turn"])
-            more = {"anatomical": told["anatomical"], "doubts": tuple(told["doubts"])}
-            return Picture(np.load(levels), spacing, turn=turn, **more, **found)
+            more = Turn(*told["turn"]), told["anatomical"], corners, tuple(told["doubts"])
+            return Picture(np.load(levels), spacing, affine, *more)
 
     def write_changed(self, source: Path, change: Pixels, target: Path, window: Window | None, note: str) -> None:
         """As ``writers.write_changed``, without identity.

@@ -1,9 +1,7 @@
 """The app without a browser: an image is abducted once, answers agree with the model's, and nobody sees another's."""
 
-import asyncio
 import base64
 import io
-import json
 import sys
 from pathlib import Path
 
@@ -15,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from segcft.app.command import cases, is_local, title
+from segcft.app.addresses import is_local
+from segcft.app.command import cases, title
 from segcft.app.downloads import download, kinds
-from segcft.app.opened_image import Case, Question
+from segcft.app.opened_image import Question
 from segcft.app.responses import introduce
 from segcft.app.service import CounterfactualService
 from segcft.causal.structural_causal_model import StructuralCausalModel
@@ -25,34 +24,13 @@ from segcft.cli.main import main
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.inference.answer_file import busiest, plane
 from segcft.io.readers import read_picture
+from tests.app.servers import Client, cases_of
 from tests.balls import Balls
 from tests.dicoms import write_dicom
-from tests.inference.test_answer_file import description, films, make, save
+from tests.inference.test_answer_file import description, make, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:do\\(")  # an untrained segmentor measures anything
 PLUS = ("left_size=+20%",)
-
-
-def cases_of(model, dims=2, count=2):
-    batch = films(dims, count)
-    values = {name: batch[name] for name in model.parents.names}
-    return [
-        Case(f"test {place + 1}", batch["image"][place][None], {n: v[place][None] for n, v in values.items()})
-        for place in range(count)
-    ]
-
-
-@pytest.fixture(scope="module")
-def service():
-    model = make(description(2, age=True))
-    return CounterfactualService(model, cases_of(model))
-
-
-@pytest.fixture
-def film(tmp_path):
-    levels = np.random.default_rng(0).integers(0, 255, (40, 30)).astype(np.uint8)
-    Image.fromarray(levels).save(tmp_path / "film.png")
-    return tmp_path / "film.png"
 
 
 def test_answers_are_those_of_the_model(service):
@@ -244,61 +222,6 @@ def test_wrong_options_are_named(options, message, capsys):
     assert message in capsys.readouterr().err
 
 
-class Client:
-    """Speaks ASGI to a server in this process."""
-
-    def __init__(self, server):
-        self.server = server
-
-    def __call__(self, method, path, body=b"", **headers):
-        return asyncio.run(self.send(method, path, body, headers))
-
-    async def send(self, method, path, body, headers):
-        headers = {"host": "127.0.0.1:7860", **{name.replace("_", "-"): value for name, value in headers.items()}}
-        path, _, query = path.partition("?")
-        scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
-            "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
-            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
-        }  # fmt: skip
-        sent = []
-
-        async def receive():
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message):
-            sent.append(message)
-
-        await self.server(scope, receive, send)
-        answer = b"".join(message.get("body", b"") for message in sent)
-        told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-        return sent[0]["status"], json.loads(answer) if "json" in told.get("content-type", "") else answer, told
-
-    def post(self, path, content, **headers):
-        return self("POST", path, json.dumps(content).encode(), **headers)[:2]
-
-    def upload(self, content, **about):
-        told = base64.b64encode(json.dumps(about).encode()).decode()
-        return self("POST", "/upload", content, x_about=told)[:2]
-
-
-@pytest.fixture
-def app(service):
-    pytest.importorskip("starlette")
-    from segcft.app.server import App
-
-    app = App(service, "balls", upload_limit=10**5)
-    yield app
-    app.sessions.tidy(everyone=True)
-
-
-@pytest.fixture
-def client(app):
-    from segcft.app.server import create
-
-    return Client(create(app, None, local=True))
-
-
 def test_what_a_page_does_over_http(client, film, app):
     status, page, headers = client("GET", "/")
     assert status == 200
@@ -360,8 +283,10 @@ def test_strangers_are_kept_out(app):
     status, _, headers = guarded("GET", "/?token=secret&case=test+1&do=left_size%3D%2B20%25")
     assert (status, headers["location"]) == (303, "/?case=test+1&do=left_size%3D%2B20%25")
     assert "HttpOnly" in headers["set-cookie"]
-    assert guarded("GET", "/model", cookie="segcft_token=secret")[0] == 200
+    assert guarded("GET", "/model", cookie="segcft_token=secret")[0] == 401, "the cookie does not tell the token"
+    assert guarded("GET", "/model", cookie=headers["set-cookie"].partition(";")[0])[0] == 200
     assert guarded("POST", "/login", b"token=secret")[0] == 303
+    assert guarded("GET", "/model", host="[")[0] == 401
 
 
 def test_idle_images_and_too_many_are_closed(service):
@@ -369,7 +294,8 @@ def test_idle_images_and_too_many_are_closed(service):
     from segcft.app.requests import Refused
     from segcft.app.sessions import Session, Sessions
 
-    sessions, subject = Sessions(most=2, idle=60), service.open_case("test 1")
+    subject = service.open_case("test 1")
+    sessions = Sessions(room=2 * Session(subject).size, idle=60)
     first, second = (sessions.add(Session(subject)) for _ in range(2))
     sessions.get(first)
     third = sessions.add(Session(subject))

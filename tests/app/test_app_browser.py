@@ -3,10 +3,7 @@
 import base64
 import io
 import re
-import socket
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from segcft.counterfactual.prediction import painted
 from segcft.guidance.judges import Segmentor
 from segcft.hvae.hvae import HVAE, Stage
 from segcft.variables.variables import DataDescription, Variable
+from tests.app.servers import running
 from tests.balls import Balls
 from tests.evaluation.test_evaluation import Seeing
 from tests.experiments import configuration
@@ -55,7 +53,7 @@ class Redrawn(CounterfactualModel):
 @pytest.fixture(scope="module")
 def address():
     """Of a server about balls."""
-    uvicorn = pytest.importorskip("uvicorn")
+    pytest.importorskip("uvicorn")
     pytest.importorskip("starlette")
     from segcft.app.server import App, create
 
@@ -66,21 +64,8 @@ def address():
     model = Redrawn(about, HVAE(2, 1, about.parents.dim, [Stage(SIZE, 8, 0), Stage(8, 16, 2, 4)])).eval()
     model.segmentor = Seeing(about).eval()
     app = App(CounterfactualService(model, cases(model, data, 3)), "balls", upload_limit=2**18)
-    with running(create(app, None, local=True), uvicorn) as address:
+    with running(create(app, None, local=True)) as address:
         yield address
-
-
-@contextmanager
-def running(served, uvicorn):
-    """The address of a server in a thread."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(served, log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -252,7 +237,7 @@ def test_a_link_brings_case_questions_and_view_back(visit):
 
 
 def test_a_token_is_asked_for_and_opens(browser):
-    uvicorn = pytest.importorskip("uvicorn")
+    pytest.importorskip("uvicorn")
     pytest.importorskip("starlette")
     from segcft.app.server import App, create
 
@@ -260,7 +245,7 @@ def test_a_token_is_asked_for_and_opens(browser):
     service = CounterfactualService(
         CounterfactualModel(about, HVAE(2, 1, about.parents.dim, [Stage(SIZE, 8, 0), Stage(8, 16, 2, 4)]))
     )
-    with running(create(App(service, "balls", 2**18), "secret", local=False), uvicorn) as address:
+    with running(create(App(service, "balls", 2**18), "secret", local=False), local=False) as address:
         page = browser.new_page()
         page.goto(address)
         for token in ("wrong", "secret"):
