@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Window = tuple[float, float]
 BYTES: Window = (0.0, 255.0)  # of uint8
 SIGNED: Window = (-1.0, 1.0)
+EDGES = (1e-6, 1e3)  # mm, of a pixel of any image
 
 
 def scaled(array: Any, model: "CounterfactualModel", window: Window | None = None) -> Tensor:
@@ -58,11 +59,13 @@ def laid(
         given: Variables whose factual values are known; the error about the spacing names the others that are needed.
 
     Raises:
-        ValueError: If the image has other axes than the frame, or no known spacing.
+        ValueError: If the image has other axes than the frame, no known spacing, or one that is absurd.
     """
     about, frame = model.description, model.frame
     if len(shape) != len(frame):
         raise ValueError(f"an image of shape {tuple(shape)} does not fit a model of {about.channels} x {frame}")
+    if spacing is not None and (len(spacing) != len(frame) or not all(EDGES[0] < side < EDGES[1] for side in spacing)):
+        raise ValueError(f"spacing {list(spacing)}: {len(frame)} edge lengths between 1e-6 and 1000 mm are needed")
     units = [about.parents[name].unit for name in about.parents.structural]
     if not any(unit.startswith("mm") for unit in units):
         return Geometry(tuple(shape), frame, tuple(max(shape) / side for side in frame))
@@ -72,8 +75,6 @@ def laid(
             f"; factual {', '.join(hidden)} cannot be measured either: give --parent {hidden[0]}=..." if hidden else ""
         )
         raise ValueError(f"the image does not say its spacing, and the model measures in mm: give --spacing{more}")
-    if len(spacing) != len(frame) or not all(0 < side < np.inf for side in spacing):
-        raise ValueError(f"spacing {list(spacing)}: {len(frame)} positive edge lengths are needed")
     return Geometry(tuple(shape), frame, tuple(new / old for new, old in zip(about.spacing, spacing, strict=True)))
 
 

@@ -74,7 +74,7 @@ def test_a_model_that_measures_in_mm_wants_the_spacing(film):
     for given, also in (({}, "factual age cannot be measured either: give --parent age"), ({"age": 60.0}, "$")):
         with pytest.raises(ValueError, match=f"measures in mm: give --spacing(; )?{also}"):
             aged.ask(film, DO, parents=given)
-    with pytest.raises(ValueError, match="2 positive edge lengths"):
+    with pytest.raises(ValueError, match="2 edge lengths between"):
         model.ask(film, DO, spacing=[0.0, 1.0])
     assert model.ask(film, DO, spacing=model.description.spacing)[0].image.shape == (1, 1, 40, 30)
 
@@ -101,6 +101,9 @@ def test_nothing_that_is_not_finite_or_absurd_succeeds(model, film, tmp_path):
     assert any(text.startswith("left_size = ") for text in subject.doubts), (
         "a factual value beyond the training is said"
     )
+    for edge in (0.0, float("inf"), 1e300, 1e-300):
+        with pytest.raises(ValueError, match=r"spacing .*: 2 edge lengths between 1e-6 and 1000 mm are needed"):
+            model.ask(film, spacing=(edge, 1.0), do={"left_size": "+5%"}, parents=parents)
     for spacing in ([1.0, 0.0], [1.0, float("nan")], [-1.0, 1.0]):
         with pytest.raises(ValueError, match="positive edge lengths"):
             DataDescription(about.parents.variables, about.structures, spacing)
