@@ -34,7 +34,7 @@ import numpy as np
 TOKEN, HOST = "benchmark", "127.0.0.1"
 COOKIE = f"segcft_token={hashlib.sha256(TOKEN.encode()).hexdigest()}"
 IMAGES, SHARES = 8, (-20, -10, 10, 20)  # different images, and changes of an area in percent
-WAIT = 12.0  # seconds between two questions of a user, on average
+WAIT = 24.0  # seconds between two questions of a user, on average
 PAUSE = 0.5  # seconds between two attacks of one kind by one user, who has 100 connections besides
 Reply = tuple[int, dict[str, Any]]
 
@@ -211,7 +211,7 @@ async def behave(port: int, number: int, end: float, known: dict[str, str], run:
         spent.append(time.monotonic() - began)
         run.refused += status != 200
         run.mixed += status == 200 and content(told) != known[f"{image} {uploaded} {share}"]
-        await asyncio.sleep(chance.uniform(0.5, 1.5) * WAIT)
+        await asyncio.sleep(min(chance.uniform(0.5, 1.5) * WAIT, max(0.0, end - time.monotonic())))
     await post(port, "/close", {"session": session}, visitor)
 
 

@@ -15,6 +15,7 @@ MOST = 512  # connections, and at most half of the files that the process may op
 HEADERS = 10.0  # seconds until a request's headers have come
 ANSWER = 30.0  # seconds that the other side may stop reading an answer
 REST = 1.0  # seconds until a connection is closed on which the rest of an answered request is still coming
+CLOSED = 10  # silent connections at most that are closed in a tenth of a second
 STOP = 10  # seconds for the last answers when the server stops
 
 
@@ -24,18 +25,13 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Close another one that keeps the server waiting if there are too many."""
         super().connection_made(transport)
-        self.since, self.paused = self.loop.time(), float("inf")
+        self.since, self.paused, self.user = self.loop.time(), float("inf"), User(network(self.client))
         if len(self.connections) > most():
             half_open = [each for each in self.connections if isinstance(each, Connection) and each.owes]
             loser = heaviest([(each.user, 1) for each in half_open])
             oldest = min((each for each in half_open if each.user == loser), key=lambda each: each.since)
             oldest.transport.abort()
             self.connections.discard(oldest)
-
-    @property
-    def user(self) -> User:
-        """Whose it is."""
-        return User(network(self.client))
 
     @property
     def owes(self) -> bool:
@@ -67,22 +63,21 @@ class Connection(H11Protocol):
         else:
             super().shutdown()
 
-    def close_overdue(self) -> None:
-        """Close it if the other side has been silent for too long; bodies have a limit of their own."""
+    @property
+    def overdue(self) -> bool:
+        """Whether the other side has been silent for too long; bodies have a limit of their own."""
         now, idle = self.loop.time(), self.cycle is None or self.cycle.response_complete
-        if (idle and now - self.since > HEADERS) or now - self.paused > ANSWER:
-            self.transport.abort()
+        return (idle and now - self.since > HEADERS) or now - self.paused > ANSWER
 
 
 class Server(uvicorn.Server):
     """Closes connections that keep it waiting."""
 
     async def on_tick(self, counter: int) -> bool:
-        """Called every tenth of a second."""
-        if counter % 10 == 0:
-            for each in list(self.server_state.connections):
-                if isinstance(each, Connection):
-                    each.close_overdue()
+        """Called every tenth of a second; closes a few, for all at once would hold up answers."""
+        late = [each for each in self.server_state.connections if isinstance(each, Connection) and each.overdue]
+        for each in late[:CLOSED]:
+            each.transport.abort()
         return await super().on_tick(counter)
 
 

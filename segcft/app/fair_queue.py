@@ -64,7 +64,7 @@ class FairQueue:
         try:
             await own.turn
         except asyncio.CancelledError:
-            if own.turn.done() and not own.turn.cancelled():  # it was its turn just now
+            if own.turn.done() and not own.turn.cancelled() and own.turn.exception() is None:  # its turn had come
                 self._idle += 1
                 self._next()
             raise

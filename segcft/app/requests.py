@@ -19,7 +19,7 @@ BRACKETS = 1000  # that open a list or an object in its text
 DEEP = f"it is nested more than {DEPTH} levels deep, or holds more than {BRACKETS} lists"
 REQUESTS, LENGTH = 64, 200  # of one question, characters of one of them
 GRACE, SLOWEST = 10.0, 50_000  # a body may take these seconds, and one more for so many bytes
-BODIES = 32  # that are received at the same time
+BODIES = 128  # that are received at the same time
 
 
 class Refused(Exception):

@@ -74,8 +74,9 @@ FORMS = [
 def test_malformed_facts_about_an_upload_are_refused_with_a_sentence(form, given, client, film, capfd):
     text = (form % given).encode()
     found, told, _ = client("POST", "/upload", film.read_bytes(), x_about=base64.b64encode(text).decode())
-    if found == 200:  # a window whose end is beyond every film is one
-        assert (given, "window" in form) == ("1e300", True)
+    if found == 200:  # a window may end beyond every film, and a model that counts pixels needs no spacing
+        assert given == "1e300"
+        assert "40" in form
         return
     assert found == 400, told
     assert 10 < len(told["error"]) < 2000
