@@ -80,5 +80,13 @@ def meant(word: str, known: Iterable[str]) -> str:
 
 def one_line(error: BaseException, longest: int = 500) -> str:
     """An error's message in one line; libraries quote files and arrays over many."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= longest else f"{text[:longest]}..."
+    return shortened(" ".join(str(error).split()), longest)
+
+
+def shortened(text: str, longest: int) -> str:
+    """A text without its middle where it is too long.
+
+    >>> shortened("abcdefghij", 6)
+    'abc ... hij'
+    """
+    return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
