@@ -90,7 +90,7 @@ class Findings:
 
 
 def one_sentence(text):
-    return "\n" not in text.strip() and len(text) < 5000 and "Traceback" not in text
+    return "\n" not in text.strip() and len(text) < 2500 and "Traceback" not in text
 
 
 def command(*words):

@@ -84,7 +84,10 @@ def begin(folder: Path, configuration: dict[str, Any], resume: str) -> Start:
         if found is not None and usable is None:
             log.warning("no checkpoint in %s can be resumed from: the run starts from scratch", folder)
         return Start(fresh)
-    return Start(fresh, Path(resume), int(intact(Path(resume))["global_step"]))
+    if "global_step" not in (content := intact(Path(resume))):
+        raise ValueError(f"--resume={resume}: it holds a model alone, nothing of a training that could go on")
+    checkpoints.refuse_not_finite(content["state_dict"], resume)
+    return Start(fresh, Path(resume), int(content["global_step"]))
 
 
 def _last_of(folder: Path, run: str) -> tuple[Path, int] | None:

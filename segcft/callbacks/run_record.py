@@ -91,6 +91,7 @@ def surroundings(data: Any, reads_images: bool) -> dict[str, Any]:
         **{f"data, {name}": str(value) for name, value in about(data).items()},
         **{f"data, images of {split}": images(data.dataset(split)) for split in splits},
         "commit": provenance.commit(),
+        "edits of its code": provenance.edits(),
         **{f"package {name}": version(name) for name in PACKAGES},
     }
 

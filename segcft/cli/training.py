@@ -30,6 +30,7 @@ from segcft.cli.launch import settle, told
 from segcft.core import checkpoints
 from segcft.core.atomic_files import try_out
 from segcft.core.folder_lock import Lock, alone
+from segcft.core.formatting import one_line
 from segcft.core.parsing import NOWHERE, Failing
 from segcft.core.trusted_code import inside
 from segcft.tasks import Task
@@ -184,7 +185,7 @@ def train(arguments: list[str], interface: type[SegCFTCLI] = SegCFTCLI) -> None:
     try:
         _run(arguments, interface)
     except MisconfigurationException as error:  # what Lightning says of settings of its Trainer
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(one_line(error)) from error
     except ValueError as error:
         words = zip(["", *arguments], arguments, strict=False)
         files = [w.removeprefix("--config=") for last, w in words if last == "--config" or w.startswith("--config=")]

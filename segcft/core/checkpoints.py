@@ -19,6 +19,7 @@ from torch.nn.modules.module import (
 )
 
 from segcft.core import manifests
+from segcft.core.formatting import one_line
 from segcft.core.recipes import Recorded, build, is_recipe, resolve
 
 FORMAT = 1
@@ -163,9 +164,8 @@ def _restored(path: str | Path, name: str, recipe: dict[str, Any], state: dict[s
             part = build(recipe)
         part.load_state_dict(weights)
     except (ValueError, *BROKEN) as error:
-        reason = " ".join(str(error).split())[:500]
         kind = "" if isinstance(error, ValueError) else f" cannot be rebuilt, {type(error).__name__}"
-        raise ValueError(f"{path}: {name}{kind}: {reason}") from error
+        raise ValueError(f"{path}: {name}{kind}: {one_line(error)}") from error
     return part
 
 

@@ -76,3 +76,17 @@ def meant(word: str, known: Iterable[str]) -> str:
     """
     near = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def one_line(error: BaseException, longest: int = 500) -> str:
+    """An error's message in one line; libraries quote files and arrays over many."""
+    return shortened(" ".join(str(error).split()), longest)
+
+
+def shortened(text: str, longest: int) -> str:
+    """A text without its middle where it is too long.
+
+    >>> shortened("abcdefghij", 6)
+    'abc ... hij'
+    """
+    return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"

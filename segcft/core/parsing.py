@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import jsonargparse
 
-from segcft.core.formatting import meant
+from segcft.core.formatting import meant, shortened
 from segcft.core.trusted_code import all_local
 
 UNKNOWN = re.compile(r"(?:[Uu]nrecognized arguments:|No action for (?:destination )?key|Option|Key) *['\"]?([-\w.]+)")
@@ -15,6 +15,7 @@ UNION = re.compile(r"Does not validate against any of the Union subtypes Subtype
 NESTED = re.compile(r'(?:Parser key "[\w.]+": )+')
 WITHIN = re.compile(r"^([\w.]+): ([\w.]+)(?=: | is missing)")
 MISSING = re.compile(r"^(?:([\w.]+): )?[Tt]he following arguments are required: (.*?)(?= \(|\.?$)")
+LONGEST = 2000  # characters of an error: parsers quote whole files
 NOWHERE = "no file and no option"
 HELP = re.compile(r" \([^()]* --help lists all options\)")  # of a parser within
 
@@ -45,7 +46,9 @@ def explained(message: str, program: str, known: Iterable[str]) -> str:
     found = UNKNOWN.search(text)
     near = meant(found[1].lstrip("-").partition("=")[0], [name.lstrip("-") for name in known]) if found else ""
     near = "" if "did you mean" in text else near.replace("mean ", "mean --")
-    return f"{text.rstrip('.')}{near} ({program.replace(' [options]', '')} --help lists all options)"
+    return (
+        f"{shortened(text.rstrip('.'), LONGEST)}{near} ({program.replace(' [options]', '')} --help lists all options)"
+    )
 
 
 class PlainParser(ArgumentParser):

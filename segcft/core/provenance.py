@@ -1,5 +1,6 @@
 """Provenance of results: hardware, package versions and git commit."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -33,6 +34,22 @@ def commit(root: Path | None = None) -> str | None:
         return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def edits(root: Path | None = None) -> str | None:
+    """Hash of how Python files of the checkout differ from its commit; None without a checkout, or a difference.
+
+    Args:
+        root: As of ``commit``.
+    """
+    root = root or Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        text = _git(root, "diff", "HEAD", "--", "*.py")
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return hashlib.sha256(text.encode()).hexdigest()[:12] if text else None
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -99,10 +99,10 @@ class OpenedSubject:
     def doubts(self) -> list[str]:
         """Why the images may not be ones that the model knows, a sentence each, see ``plausibility.doubts``.
 
-        Sizes beyond the training range, given or measured, are among them, and what the files leave open.
+        Factual values beyond the training range, given or measured, are among them, and what the files leave open.
         """
         parents, told = self.model.parents, [*self._told]
-        told += beyond({name: self.values[name] for name in parents.structural}, parents)
+        told += beyond(self.values, parents)
         told += beyond({name: value for name, value in self.measured.items() if name in self.given}, parents)
         for image, masks in zip(torch.split(self.image, 1), torch.split(self.masks, 1), strict=True):
             told += plausibility.doubts(image, masks, self.structures, self.model.profile)

@@ -35,7 +35,7 @@ SMP = (
     "Segformer",
 )
 PROGRAM = (
-    "the checkpoint holds a TorchScript program ({size} bytes, SHA-256 {hashed}...), which is opened now and runs on "
+    "{place} holds a TorchScript program ({size} bytes, SHA-256 {hashed}...), which is opened now and runs on "
     "every image: stop here unless you trust who made it"
 )
 FETCHING = re.compile(r"pretrained|weights|url|repo|filename", re.IGNORECASE)  # options that download, or read files
@@ -171,8 +171,7 @@ class ScriptedNetwork(ExternalNetwork):
         """Load a program from bytes; its weights are then loaded as parameters."""
         program = state.cpu().numpy().tobytes()
         if program != self._program:  # reopening would replace parameters that optimisers hold
-            hashed = hashlib.sha256(program).hexdigest()[:16]
-            warnings.warn(PROGRAM.format(size=len(program), hashed=hashed), stacklevel=2)
+            announce(program, "the checkpoint")
             self._open(program, "the checkpoint's TorchScript")
 
     def _open(self, program: bytes, source: str) -> None:
@@ -187,6 +186,12 @@ class ScriptedNetwork(ExternalNetwork):
             ) from error
         self._program, self.module = program, module.train(self.training)
         self.requires_grad_(False)
+
+
+def announce(program: bytes, place: str) -> None:
+    """Warn that a file which was not given as a program holds one, before it is opened."""
+    hashed = hashlib.sha256(program).hexdigest()[:16]
+    warnings.warn(PROGRAM.format(place=place, size=len(program), hashed=hashed), stacklevel=2)
 
 
 def opened(path: str) -> ExternalNetwork:
@@ -206,6 +211,7 @@ def _bundle(folder: Path) -> ExternalNetwork:
     """``network_def`` of configs/inference.json or .yaml with models/model.pt, or models/model.ts alone."""
     outputs, weights, script = _output_names(folder), folder / "models/model.pt", folder / "models/model.ts"
     if not weights.is_file() and script.is_file():
+        announce(script.read_bytes(), str(folder))
         return ScriptedNetwork(str(script), outputs)
     found = [path for path in (folder / f"configs/inference.{kind}" for kind in ("json", "yaml")) if path.is_file()]
     if not found:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from segcft.core.formatting import one_line
 from segcft.io.formats import PNG
 from segcft.io.orientation import of_exif
 from segcft.io.picture import FLAT, Picture, Pixels
@@ -41,7 +42,7 @@ def read_image(path: Path, convert: Callable[[Any], Pixels]) -> Picture:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise all kinds of errors on damaged files
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        raise ValueError(f"{path} cannot be read as an image: {one_line(error)}") from error
 
 
 def depth(path: Path) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from segcft.core.formatting import one_line
 from segcft.io import dicom, raster
 from segcft.io.dicom import dicom_levels, read_dicom
 from segcft.io.formats import format_of
@@ -103,7 +104,7 @@ def _open(
     except MemoryError:
         raise
     except Exception as error:  # decoders raise all kinds of errors on damaged files
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        raise ValueError(f"{path} cannot be read as an image: {one_line(error)}") from error
 
 
 def _whole(path: Path, picture: Picture) -> Picture:

@@ -139,9 +139,11 @@ class Task(LightningModule):
         """Check that a checkpoint holds the parts of this stage, of this shape.
 
         Raises:
-            ValueError: If it does not exist, or is one of another stage or architecture, naming both.
+            ValueError: If it does not exist, holds weights that are not finite, or is one of another stage or
+                architecture, naming both.
         """
         found = checkpoints.read(path)
+        checkpoints.refuse_not_finite(found["state_dict"], path)
         about, state = found["segcft"], found["state_dict"]
         held = {name: recipe["class_path"] for name, recipe in about["parts"].items()}
         wanted = {name: getattr(self, name).recipe["class_path"] for name in self.parts}

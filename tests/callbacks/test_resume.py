@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
@@ -21,13 +22,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from segcft.callbacks import resume, run_record
 from segcft.callbacks.checkpointing import Keep, WholeCheckpoints
 from segcft.cli.main import main
-from segcft.core import checkpoints
+from segcft.core import checkpoints, provenance
 from segcft.core.folder_lock import alone
 from segcft.core.interruption import AGAIN
+from tests.balls import BallDataset
 from tests.cli.test_launch import environment
 from tests.tasks.test_tasks import CONFIG, STAGES, UNET, run
 
 OFTEN = ("--trainer.max_steps=8", "--save_every=0")
+
+
+def darker(self, indices, do, counterfactual=BallDataset.counterfactual):
+    batch = counterfactual(self, indices, do)
+    return {**batch, "image": 0.9 * batch["image"]}
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +215,31 @@ def test_a_run_whose_folder_was_taken_over_does_not_write_there(tmp_path):
         with pytest.raises(ValueError, match="taken over"):
             files.save_checkpoint({"w": 2}, tmp_path / "last.ckpt")
     assert torch.load(tmp_path / "last.ckpt") == {"w": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name", "value", "said"),
+    [
+        (provenance, "commit", lambda: "another", "commit was .*, is another"),
+        (provenance, "edits", lambda: "another", "edits of its code was .*, is another"),
+        (run_record, "version", lambda name: "0", "package lightning was .*, is 0"),
+        (BallDataset, "__len__", lambda self: 20, r"data, subjects was \{'train': 24, 'val': 24\}, is .*20"),
+        (BallDataset, "counterfactual", darker, "data, images of train was .*, is "),
+    ],
+)
+def test_a_run_does_not_go_on_after_a_change(module, name, value, said, place, monkeypatch, capsys):
+    """The command itself compares commit, code, packages and data; --resume=force goes on."""
+    interrupted(place, "segmentor", 4, f"--experiment=changed-{name}")
+    command = ["fit", f"--config={place / 'segmentor2.yaml'}", *OFTEN, f"--experiment=changed-{name}"]
+    monkeypatch.setattr(module, name, value)
+    assert main(command) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(f"interrupted at step 4, and since then: .*{said}", told), told
+    seen = killed(monkeypatch, 5)
+    with pytest.raises(RuntimeError, match="killed"):
+        main([*command, "--resume=force"])
+    assert seen[0] == 4
 
 
 class Dataset:

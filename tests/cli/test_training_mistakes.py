@@ -38,6 +38,20 @@ def test_so_does_one_of_another_architecture(segmentor, capsys):
     assert main(["validate", "--config=segmentor.yaml", f"--ckpt_path={segmentor}", "--trainer.logger=false"]) == 0
 
 
+def test_weights_that_are_not_finite_and_models_alone_do_not_go_on(segmentor, capsys):
+    content = torch.load(segmentor, weights_only=True)
+    next(iter(content["state_dict"].values())).fill_(torch.nan)
+    torch.save(content, "nan.ckpt")
+    for command in ("fit", "validate"):
+        assert main([command, "--config=segmentor.yaml", *FIT[:2], "--ckpt_path=nan.ckpt"]) == 2
+        assert "nan.ckpt is not finite" in capsys.readouterr().err
+    assert main(["fit", "--config=segmentor.yaml", *FIT, "--resume=nan.ckpt"]) == 2
+    assert "nan.ckpt is not finite" in capsys.readouterr().err
+    torch.save({name: content[name] for name in ("segcft", "state_dict")}, "alone.ckpt")
+    assert main(["fit", "--config=segmentor.yaml", *FIT, "--resume=alone.ckpt"]) == 2
+    assert "it holds a model alone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

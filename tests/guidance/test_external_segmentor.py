@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from segcft.cli.main import main
 from segcft.core import checkpoints
 from segcft.core.recipes import TRUST, build, plain
+from segcft.counterfactual.model import CounterfactualModel
 from segcft.guidance.external_segmentor import ExternalSegmentor, InputConvention
 from segcft.guidance.guidance import CoTrainedGuidance, SegmentorGuidance
 from segcft.guidance.imported_networks import MONAI, SMP, ImportedNetwork, ScriptedNetwork, opened
 from segcft.guidance.judges import SegmentationModel, Segmentor
 from tests.balls import Balls
+from tests.inference.test_answer_file import make
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")
 CHANNELS = {"left": 0, "right": 1}
@@ -107,7 +110,8 @@ def test_monai_bundle_finds_structures_by_the_names_of_its_channels(dims, tmp_pa
 def test_bundle_with_torchscript_alone(tmp_path):
     (tmp_path / "models").mkdir()
     script(network(2), tmp_path / "models/model.ts")
-    assert isinstance(opened(str(tmp_path)), ScriptedNetwork)
+    with pytest.warns(UserWarning, match="holds a TorchScript program"):
+        assert isinstance(opened(str(tmp_path)), ScriptedNetwork)
 
 
 def test_weights_learnt_since_come_back_with_the_program(tmp_path):
@@ -283,9 +287,18 @@ def test_every_listed_network_of_smp_exists(name):
     assert issubclass(getattr(smp, name), nn.Module)
 
 
-def test_a_checkpoint_with_a_program_says_so_before_it_is_opened(tmp_path, monkeypatch):
-    judge = ExternalSegmentor(script(network(2), tmp_path / "a.ts"), CHANNELS)
-    saved = save(tmp_path / "a.ckpt", {"guidance": SegmentorGuidance(judge)})
+@pytest.mark.parametrize("kind", ["checkpoint", "bundle", "bundle of MONAI"])
+def test_a_checkpoint_with_a_program_says_so_before_it_is_opened(kind, tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    judge = ExternalSegmentor(script(network(2), tmp_path / "models/model.ts"), CHANNELS)
+    judge.attach(Balls().description)
+    model = CounterfactualModel(Balls().description, make(Balls().description).hvae)
+    parts = {"model": model, "guidance": SegmentorGuidance(judge)}
+    saved = save(tmp_path / "a.ckpt", parts)
+    if kind == "bundle":
+        assert main(["export", f"--checkpoint={saved}", f"--out={tmp_path / 'bundle'}"]) == 0
+        saved = tmp_path / "bundle"
+        assert "Its segmentor is a TorchScript program" in (saved / "MODEL_CARD.md").read_text()
 
     def opened_already(*_, **__):
         raise AssertionError("opened before a word was said")
@@ -294,7 +307,7 @@ def test_a_checkpoint_with_a_program_says_so_before_it_is_opened(tmp_path, monke
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match=r"holds a TorchScript program \(\d+ bytes, SHA-256 .*unless you trust"):
-            checkpoints.load(saved, SegmentorGuidance)
+            opened(str(tmp_path)) if kind == "bundle of MONAI" else CounterfactualModel.load(saved)
 
 
 def test_pickled_modules_are_refused_by_name(tmp_path, capsys, monkeypatch):

@@ -453,6 +453,20 @@ def test_wrong_requests_stop_before_any_work(arguments, message, work, capsys):
     assert not (work / "out").exists()
 
 
+def test_an_age_that_nobody_reaches_is_doubted_and_one_beyond_reason_refused(work, capsys):
+    """480 years lie within ten widths of the training range, 4800 do not; neither do 1e40 of a size."""
+    save(work / "a.ckpt", make(description(2, age=True)))
+    assert ask(work, "--do=left_size=+20%", "--parent=age=480") == 0
+    assert "doubtful" in capsys.readouterr().err
+    warnings = pd.read_csv(work / "out/answers.csv")["warning"]
+    assert warnings.str.contains(r"age = 480\s.*, but in training it lay between").all()
+    for wrong in (["--parent=age=4800", "--do=left_size=+20%"], ["--parent=age=40", "--do=left_size=+1e40"]):
+        assert ask(work, *wrong) == 1
+        said = capsys.readouterr()
+        assert "0 of 3 files answered" in said.out
+        assert said.err.count("is absurd: in training it lay between") == 3
+
+
 def test_factual_values_come_from_options_and_tables(tmp_path, capsys):
     save(tmp_path / "a.ckpt", make(description(2, percent=False, age=True)))
     (tmp_path / "in").mkdir()

@@ -73,6 +73,17 @@ def test_dicom_rescale_and_spacing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_errors_of_decoders_are_one_line(tmp_path: Path, syntax: str) -> None:
+    data = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", np.tile(RAMP, (16, 12)).astype(np.uint16)))
+    data.compress(syntax)
+    data.PixelData = data.PixelData[:100] + bytes(len(data.PixelData) - 100)
+    data.save_as(tmp_path / "a.dcm")
+    with pytest.raises(ValueError, match=r"a\.dcm cannot be read as an image") as error:
+        read_picture(tmp_path / "a.dcm", (0, 4095))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
 def test_compressed_dicoms_of_any_name(tmp_path: Path, syntax: str) -> None:
     pixels = np.tile(RAMP, (16, 12)).astype(np.uint16)
     data = pydicom.dcmread(write_dicom(tmp_path / "plain.dcm", pixels))
