@@ -23,14 +23,15 @@ from benchmarks.clock import alternate
 from data_modules.folder import Folder
 from data_modules.preparation.prepare import prepare
 from data_modules.preparation.prepared import Prepared
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
 from segcft.hvae.likelihoods import Gaussian
+from segcft.hvae.stages import Stage
 from segcft.io.readers import read_grey
 from segcft.io.resampling import pad_square, resize
 from segcft.variables.variables import Variable
 
 SIZE, BATCH = 192, 32
-STAGES = [Stage(192, 8, 0), Stage(96, 16), Stage(48, 32), Stage(24, 48), Stage(12, 64, 1, 8), Stage(6, 64, 2, 16)]
+STAGES = [Stage(8, 0, resolution=192), Stage(16), Stage(32), Stage(48), Stage(64, 1, 8), Stage(64, 2, 16)]
 
 
 def write(folder: Path, films: int, suffix: str) -> Path:

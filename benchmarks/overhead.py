@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from segcft.cli import cpu
 from segcft.cli.main import main as segcft
 from segcft.core.recipes import build
 from segcft.hvae.hvae import HVAE
+from segcft.hvae.stages import Stage
 from segcft.study.plan import configuration, single
 from segcft.tasks import PretrainHVAE
 from segcft.tasks.base import Optimisation
@@ -121,18 +123,13 @@ class Runs:
         self.data = ChestPhantom(size=size, subjects=self.counts, batch_size=batch_size)
         config = yaml.safe_load((EXPERIMENT / "pretrain.yaml").read_text())
         hvae = config["model"]["init_args"]["hvae"]["init_args"]
-        self.stages = [{**stage, "resolution": stage["resolution"] * size // 64} for stage in hvae["stages"]]
+        self.stages = [Stage(**stage) for stage in hvae["stages"]]
         self.likelihood = hvae["likelihood"]
 
     def _task(self) -> PretrainHVAE:
-        def built(*shape: int) -> HVAE:
-            names = dict(zip(("spatial_dims", "channels", "parents_dim"), shape, strict=True))
-            stages = [{"class_path": "segcft.hvae.Stage", "init_args": stage} for stage in self.stages]
-            options = {**names, "stages": stages, "likelihood": self.likelihood}
-            made: HVAE = build({"class_path": "segcft.hvae.HVAE", "init_args": options})
-            return made
-
-        return PretrainHVAE(self.data.description, built, optimisation=Optimisation(lr=2e-3))
+        hvae = partial(HVAE, stages=self.stages, likelihood=build(self.likelihood))
+        choice = Optimisation(lr=2e-3)
+        return PretrainHVAE(self.data.description, hvae, optimisation=choice, frame=self.data.frame)
 
     def loop(self) -> None:
         """Without Lightning."""
@@ -159,10 +156,9 @@ class Runs:
     def fit(self) -> None:
         """``segcft fit`` with its defaults; validation and its pictures come with the epochs, not with the steps."""
         given = {"size": self.data.size, "batch_size": self.data.batch_size, "subjects": self.counts}
-        shape = {"model": {"init_args": {"hvae": {"init_args": {"stages": self.stages}}}}}
         limits = {"trainer": {"max_steps": self.steps, "limit_val_batches": 0, "accelerator": "cpu"}}
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            Path("here.yaml").write_text(yaml.safe_dump({"data": {"init_args": given}, **shape, **limits}))
+            Path("here.yaml").write_text(yaml.safe_dump({"data": {"init_args": given}, **limits}))
             config, _ = configuration(single(EXPERIMENT, ("pretrain",), (), "test", Path("results")), None, "pretrain")
             Path("stage.yaml").write_text(yaml.safe_dump(config))
             names = ["stage.yaml", "here.yaml"]

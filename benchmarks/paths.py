@@ -16,8 +16,9 @@ from segcft.counterfactual.prediction import Prediction, Standard, Transported
 from segcft.guidance.guidance import Guidance, RegressorGuidance, SegmentorGuidance
 from segcft.guidance.judges import Regressor, Segmentor
 from segcft.hvae.causal_gen import ParityHVAE
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
 from segcft.hvae.likelihoods import Gaussian, Likelihood
+from segcft.hvae.stages import Stage
 from segcft.study.experiment import read
 from segcft.tasks import CounterfactualFineTuning
 from segcft.tasks.base import Optimisation, compiled
@@ -206,7 +207,7 @@ class Ours:
         parity, dim = self.preset.name in ("morphomnist32", "mimic192"), self.about.parents.dim
         if parity:
             return ParityHVAE(2, 1, dim, self.preset.name, **options)
-        return HVAE(2, 1, dim, *_default(self.preset), **options)
+        return HVAE(2, 1, dim, *_default(self.preset), frame=(self.preset.size,) * 2, **options)
 
     def _prediction(self) -> Prediction:
         return Transported() if self.about.structures else Standard()
@@ -232,11 +233,10 @@ def build(preset: Preset, setting: Setting, path: str, device: torch.device) -> 
 
 
 def _default(preset: Preset) -> tuple[list[Stage], Likelihood]:
-    """Of the experiment of this preset, as its YAML says, brought to its size."""
+    """Of the experiment of this preset, as its YAML says."""
     if preset.name == "chest192":
         config = read(EXPERIMENTS / "chexpert/size_192.yaml")["variations"]["pretrain"]
     else:
         config = read(EXPERIMENTS / "chest_phantom/pretrain.yaml")
     stages = config["model"]["init_args"]["hvae"]["init_args"]["stages"]
-    scale = preset.size / stages[0]["resolution"]
-    return [Stage(**{**stage, "resolution": int(scale * stage["resolution"])}) for stage in stages], Gaussian(0.1)
+    return [Stage(**stage) for stage in stages], Gaussian(0.1)

@@ -39,8 +39,9 @@ from data_modules.morphomnist import MorphoMNIST
 from segcft.callbacks.ema import Average
 from segcft.counterfactual.prediction import Standard
 from segcft.guidance.judges import Regressor
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
 from segcft.hvae.likelihoods import DiscretisedGaussian
+from segcft.hvae.stages import Stage
 from segcft.tasks import PretrainHVAE
 from segcft.tasks.base import Batch, Optimisation
 from segcft.variables.variables import DataDescription
@@ -165,7 +166,7 @@ class Ours(Contender):
         hvae = partial(HVAE, **{**shape, "stages": stages, "likelihood": DiscretisedGaussian()})
         choice = Optimisation(**model["optimisation"])
         beta = {name: value for name, value in model.items() if name.startswith("beta")}
-        self.task = PretrainHVAE(about, hvae, Standard(), optimisation=choice, **beta)
+        self.task = PretrainHVAE(about, hvae, Standard(), optimisation=choice, frame=(32, 32), **beta)
         self.task.to(memory_format=torch.channels_last)
         self.learning, self.clip = list(self.task.model.parameters()), trainer["gradient_clip_val"]
         self.optimiser = choice.optimiser(self.learning)

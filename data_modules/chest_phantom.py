@@ -253,7 +253,7 @@ class ChestPhantom(Phantom):
         self.subjects = {"train": 3000, "val": 256, "test": 256} | (subjects or {})
         _check(size, tissue, texture, confounding)
         check_subjects(self.subjects, seed)
-        self.spacing = [FIELD / size] * 2
+        self.spacing, self.frame = [FIELD / size] * 2, (size, size)
 
     def make_dataset(self, split: Split) -> ChestPhantomDataset:
         """Draw the noise of one split; its films are drawn when first read."""

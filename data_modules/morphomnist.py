@@ -61,7 +61,7 @@ class MorphoMNIST(DataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(all_variables() if variables is None else variables, batch_size, num_workers)
-        self.root, self.frame, self.augment = Path(root).expanduser(), frame, augment
+        self.root, self.frame, self.augment = Path(root).expanduser(), (frame, frame), augment
         self.held_out, self.seed = held_out, seed
         self.structures, self.spacing = [], [1.0, 1.0]
         self._files: dict[str, Digits] = {}
@@ -75,7 +75,7 @@ class MorphoMNIST(DataModule):
         digits = self._files[name]
         if name != "train":
             digits = digits.take(self._rows(len(digits.images), split, 0 if official else None))
-        return MorphoImages(digits, self.frame, self.augment and split == "train", self.seed)
+        return MorphoImages(digits, self.frame[0], self.augment and split == "train", self.seed)
 
     def _rows(self, count: int, split: Split, training: int | None) -> NDArray[np.int64]:
         """Indices of a split among ``count`` subjects; ``training`` (or all but ``held_out``) are for training."""

@@ -62,6 +62,7 @@ class Balls(DataModule):
         default = {f"{side}_size": Variable(unit=unit, structure=side) for side in self.structures}
         super().__init__(variables or {**default, "age": Variable(unit="years")}, batch_size, num_workers)
         self.size, self.subjects, self.spacing = size, subjects, [1.0] * spatial_dims
+        self.frame = (size,) * spatial_dims
 
     def make_dataset(self, split: Split) -> BallDataset:
         return BallDataset(split, self.size, self.subjects, len(self.spacing))

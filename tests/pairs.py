@@ -24,8 +24,9 @@ from segcft.core import distributed
 from segcft.counterfactual.prediction import Transported
 from segcft.guidance.guidance import CoTrainedGuidance, NoGuidance, RegressorGuidance, SegmentorGuidance
 from segcft.hvae import latents
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
 from segcft.hvae.likelihoods import Gaussian
+from segcft.hvae.stages import Stage
 from segcft.tasks import (
     CounterfactualFineTuning,
     PretrainHVAE,
@@ -60,9 +61,9 @@ def ask(values, names, others=None):
     return {name: torch.where(turn == k, 1.1 * values[name], torch.nan) for k, name in enumerate(names)}
 
 
-def hvae(spatial_dims, channels, parents_dim):
-    stages = [Stage(16, 8, 0), Stage(8, 8, 1), Stage(4, 8, 1, 2)]
-    return HVAE(spatial_dims, channels, parents_dim, stages, Gaussian(scale=0.1))
+def hvae(spatial_dims, channels, parents_dim, frame):
+    stages = [Stage(8, 0), Stage(8, 1), Stage(8, 1, 2)]
+    return HVAE(spatial_dims, channels, parents_dim, stages, Gaussian(scale=0.1), frame=frame)
 
 
 def tasks(data, folder):
@@ -78,7 +79,7 @@ def tasks(data, folder):
         "attributes": lambda: TrainAttributes(about, {"left_size": ["age"]}),
         "segmentor": lambda: TrainSegmentor(about, "monai.UNet", unet),
         "regressor": lambda: TrainRegressor(about, (4, 8)),
-        "pretrain": lambda: PretrainHVAE(about, hvae),
+        "pretrain": lambda: PretrainHVAE(about, hvae, frame=data.frame),
         "nocft": tuned(NoGuidance),
         "regcft": tuned(lambda: RegressorGuidance(f"{folder}/regressor.ckpt")),
         "segcft": tuned(lambda: SegmentorGuidance(judge, shape=True), prediction=Transported(), soft=True),

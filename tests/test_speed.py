@@ -15,13 +15,14 @@ from data_modules.morphomnist import MorphoMNIST
 from segcft.callbacks.ema import Average
 from segcft.hvae import convolutions
 from segcft.hvae.causal_gen import ParityHVAE
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
 from segcft.hvae.latents import Normal
 from segcft.hvae.likelihoods import DiscretisedGaussian
+from segcft.hvae.stages import Stage
 from segcft.tasks.base import Optimisation, lay_out
 from tests import trees
 
-STAGES = [Stage(8, 8, 1), Stage(4, 12, 2, 3), Stage(2, 16, 2, 3)]
+STAGES = [Stage(8, 1, resolution=8), Stage(12, 2, 3), Stage(16, 2, 3)]
 TINY = {"chest64": paths.Preset("chest64", 16, 2, 8)}
 
 
@@ -242,7 +243,7 @@ def test_the_model_that_races_is_that_of_the_experiment(tmp_path):
     file = paths.EXPERIMENTS / "morphomnist/pretrain.yaml"
     declared = yaml.safe_load(file.read_text())["model"]["init_args"]["hvae"]["init_args"]
     stages, levels = [Stage(**stage) for stage in declared["stages"]], DiscretisedGaussian()
-    wanted = HVAE(2, 1, about.parents.dim, **(declared | {"stages": stages, "likelihood": levels}))
+    wanted = HVAE(2, 1, about.parents.dim, **(declared | {"stages": stages, "likelihood": levels}), frame=(32, 32))
     assert quality.Ours(about, 2).task.model.hvae.recipe == wanted.recipe
 
 

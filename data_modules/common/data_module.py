@@ -112,7 +112,7 @@ class Rerenderable(ABC):
 
 
 class DataModule(LightningDataModule, ABC):
-    """Base class with loaders, seeds and description; a data set adds ``make_dataset``, ``structures``, ``spacing``.
+    """Base class with loaders, seeds and description; a data set adds ``make_dataset`` and its attributes.
 
     Args:
         variables: Parents of the image, name -> declaration (kind, unit, structure, measure). Their statistics are
@@ -123,11 +123,16 @@ class DataModule(LightningDataModule, ABC):
 
     Attributes:
         attributes_only: Load variables without images.
+        structures: Names of the mask channels, in order.
+        spacing: Edge length of a pixel along each spatial axis, mm (or 1 / size for image fractions).
+        frame: Shape S of an image; the first stage of the HVAE has these sides.
+        channels: Image channels C.
     """
 
     attributes_only: bool = False
     structures: list[str]
     spacing: list[float]
+    frame: tuple[int, ...]
     channels: int = 1
 
     def __init__(self, variables: dict[str, Variable], batch_size: int = 32, num_workers: int = 0) -> None:

@@ -67,7 +67,7 @@ class Prepared(DataModule):
         unknown = [name for name in self.structures if name not in source.structures]
         if unknown or not self.structures:
             raise ValueError(f"structures {self.structures}: {source.name} offers {', '.join(source.structures)}")
-        self.spacing, self.channels = list(source.spacing), source.channels
+        self.spacing, self.frame, self.channels = list(source.spacing), tuple(source.frame), source.channels
         self.folder = Path(cache).expanduser() if cache else default_folder(source)
         self.augmentation = Augmentation() if augment is True else augment or None
         if self.augmentation and (source.dtype != "uint8" or len(source.frame) != 2):

@@ -65,12 +65,13 @@ class SegCFTCLI(LightningCLI):
         return {name: skipped for name, skipped in every.items() if name == self.command} or every
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One link, the experiment's name, and when to save and go on."""
+        """Links, the experiment's name, and when to save and go on."""
         parser.add_argument("--experiment", type=str, default="default", help="folder under checkpoints/ and logs/")
         parser.add_argument("--resume", type=str, default="auto", help="fit: auto, force, never or a checkpoint")
         parser.add_argument("--save_every", type=float, default=10.0, help="fit: minutes between two checkpoints")
         parser.add_argument("--deterministic", action=ActionYesNo, default=False, help="the same bits on a GPU, too")
         parser.link_arguments("data.description", "model.init_args.description", apply_on="instantiate")
+        parser.link_arguments("data.frame", "model.init_args.frame", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """Ignore the hyper-parameters of a checkpoint, which would override the configuration and may name classes."""

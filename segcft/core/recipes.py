@@ -127,13 +127,13 @@ def plain(value: Any) -> Any:
 
 
 def _present(part: Any, value: Any) -> Any:
-    """The current recipe of a part, or of every part in a list; the recorded ``value`` if it is not a part."""
+    """A part's current recipe, or that of all in a list, dataclasses too; the recorded ``value`` if it is no part."""
     if isinstance(part, Recorded):
         return part.recipe
     if isinstance(value, list) and isinstance(part, Iterable):
         several = list(part)
-        if several and all(isinstance(each, Recorded) for each in several):
-            return [each.recipe for each in several]
+        if several and all(isinstance(each, Recorded) or is_dataclass(each) for each in several):
+            return [plain(each) for each in several]
     return value
 
 

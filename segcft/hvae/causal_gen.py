@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from segcft.hvae.blocks import Block, conv, scaled
 from segcft.hvae.convolutions import GELU, added, chain, gelu, weights_of
-from segcft.hvae.hvae import HVAE, Recompute, Stage
+from segcft.hvae.hvae import HVAE, Recompute
 from segcft.hvae.latents import LatentBlock, Normal
 from segcft.hvae.likelihoods import CappedDiscretisedGaussian, Likelihood
+from segcft.hvae.stages import Stage
 from segcft.spatial.resize import shrink, spread
 
 SQUEEZE = 4  # ratio of a block's width to its bottleneck's
@@ -29,20 +30,20 @@ MAPS_UP_TO = 64  # pixels along the longest axis: finer stages have no learnt ma
 Preset = Literal["morphomnist32", "mimic192"]
 PRESETS: dict[str, list[Stage]] = {
     "morphomnist32": [
-        Stage(32, 16, 4, 16),
-        Stage(16, 32, 4, 16),
-        Stage(8, 64, 4, 16),
-        Stage(4, 128, 4, 16),
-        Stage(1, 256, 4, 16),
+        Stage(16, 4, 16, resolution=32),
+        Stage(32, 4, 16),
+        Stage(64, 4, 16),
+        Stage(128, 4, 16),
+        Stage(256, 4, 16, resolution=1),
     ],
     "mimic192": [
-        Stage(192, 32, 2),
-        Stage(96, 64, 4, 16),
-        Stage(48, 96, 8, 16),
-        Stage(24, 128, 12, 16),
-        Stage(12, 160, 8, 16),
-        Stage(6, 192, 4, 16),
-        Stage(1, 512, 2, 16),
+        Stage(32, 2, resolution=192),
+        Stage(64, 4, 16),
+        Stage(96, 8, 16),
+        Stage(128, 12, 16),
+        Stage(160, 8, 16),
+        Stage(192, 4, 16),
+        Stage(512, 2, 16, resolution=1),
     ],
 }
 
@@ -195,6 +196,7 @@ class ParityHVAE(HVAE):
         conditional_prior: See ``HVAE``.
         mixing: See ``HVAE``.
         recompute: See ``HVAE``.
+        frame: See ``HVAE``.
 
     Raises:
         ValueError: As ``HVAE``; if the preset is unknown, a stage has no blocks, or less than four channels.
@@ -210,6 +212,7 @@ class ParityHVAE(HVAE):
         conditional_prior: bool = False,
         mixing: float = 0.5,
         recompute: Recompute = 0,
+        frame: Sequence[int] | None = None,
     ) -> None:
         chosen = _preset(stages) if isinstance(stages, str) else stages
         for stage in chosen:
@@ -224,6 +227,7 @@ class ParityHVAE(HVAE):
             conditional_prior,
             mixing=mixing,
             recompute=recompute,
+            frame=frame,
         )
 
     @property

@@ -6,8 +6,7 @@ latents are deterministic; this keeps shape information out of fine latents, so 
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
@@ -20,33 +19,8 @@ from segcft.core.recipes import Recorded
 from segcft.hvae.blocks import Block, Bottleneck, Residual, conv, scaled
 from segcft.hvae.latents import Abduction, Belief, LatentBlock, Normal, normal
 from segcft.hvae.likelihoods import DiscretisedGaussian, Likelihood, Pixels
+from segcft.hvae.stages import Stage, resolved
 from segcft.spatial.resize import grow, shrink, standardise
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One resolution of the hierarchy, used by the encoder and the decoder.
-
-    Attributes:
-        resolution: Pixels along every axis, or one number per axis.
-        width: Channels.
-        blocks: Number of encoder blocks and of decoder blocks at this resolution.
-        latent_channels: Channels of each block's latent; 0 makes the resolution deterministic.
-    """
-
-    resolution: int | tuple[int, ...]
-    width: int
-    blocks: int = 1
-    latent_channels: int = 0
-
-    def size(self, spatial_dims: int) -> tuple[int, ...]:
-        """Resolution along every axis."""
-        if isinstance(self.resolution, int):
-            return (self.resolution,) * spatial_dims
-        if len(self.resolution) != spatial_dims:
-            raise ValueError(f"stage resolution {self.resolution} does not have {spatial_dims} axes")
-        return tuple(self.resolution)
-
 
 Recompute = int | Literal["activations"]
 Mediation = Literal["total", "direct", "indirect"]
@@ -118,7 +92,7 @@ class HVAE(nn.Module, Recorded):
         spatial_dims: 2 or 3.
         channels: Image channels C.
         parents_dim: Length P of the parents' vector.
-        stages: Resolutions, finest first; each an integer fraction of the one before.
+        stages: Resolutions, finest first, see ``Stage``.
         likelihood: Pixel-wise likelihood.
         conditional_prior: Use a prior p(z | parents): latents are mediators, which change with the parents. By default
             the prior is p(z) and latents are exogenous noise (a Markovian model).
@@ -131,10 +105,11 @@ class HVAE(nn.Module, Recorded):
         recompute: Activation checkpointing: less memory, more time, the same gradient. ``activations`` recomputes the
             outputs of activation functions; a number recomputes all blocks at that many pixels or more along the
             longest axis; 0 recomputes nothing.
+        frame: Shape S of the images; needed if the first stage does not name its resolution.
 
     Raises:
-        ValueError: If a resolution does not divide the one before it, no stage has latents, ``mixing`` is not in
-            [0, 1], ``recompute`` is invalid, or ``blind`` is combined with ``conditional_prior``.
+        ValueError: If the stages do not fit the frame, see ``stages.resolved``, no stage has latents, ``mixing`` is not
+            in [0, 1], ``recompute`` is invalid, or ``blind`` is combined with ``conditional_prior``.
     """
 
     def __init__(
@@ -149,9 +124,12 @@ class HVAE(nn.Module, Recorded):
         embedding: int = 32,
         mixing: float = 0.5,
         recompute: Recompute = 0,
+        frame: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        _check(stages, spatial_dims)
+        stages = resolved(stages, spatial_dims, frame)
+        if not any(stage.latent_channels and stage.blocks for stage in stages):
+            raise ValueError("no stage has latents: give at least one stage latent_channels > 0 and blocks > 0")
         if not 0 <= mixing <= 1:
             raise ValueError(f"mixing must lie between 0 and 1, got {mixing}")
         if isinstance(recompute, str) and recompute != "activations":
@@ -368,15 +346,6 @@ class HVAE(nn.Module, Recorded):
     def _widen(self, flow: Tensor, depth: int) -> Tensor:
         """Upsample to the next finer stage; the 1x1 convolution is done before interpolation, where it is cheaper."""
         return grow(self.widen[depth](flow), self.stages[depth].size(self.spatial_dims))
-
-
-def _check(stages: list[Stage], spatial_dims: int) -> None:
-    if not any(stage.latent_channels and stage.blocks for stage in stages):
-        raise ValueError("no stage has latents: give at least one stage latent_channels > 0 and blocks > 0")
-    for fine, coarse in pairwise(stages):
-        sizes = fine.size(spatial_dims), coarse.size(spatial_dims)
-        if any(big % small for big, small in zip(*sizes, strict=True)):
-            raise ValueError(f"stage resolution {sizes[1]} does not divide the finer {sizes[0]}")
 
 
 def _head(spatial_dims: int, width: int, channels: int) -> nn.Sequential:

@@ -21,6 +21,7 @@ from data_modules.preparation.prepared import Prepared
 from segcft.core.formatting import number
 from segcft.core.parsing import PlainParser, simplified
 from segcft.core.trusted_code import all_local
+from segcft.hvae.stages import Stage, resolved
 from segcft.io.readers import read_picture
 from segcft.study import plan
 from segcft.study.experiment import Config, data, located, stage
@@ -85,20 +86,13 @@ def examine(folder: Path, options: list[str]) -> Report:
         jobs = plan.jobs(plan.single(folder, (), tuple(options), "test", Path("results")))
         report.add("fine", f"{len(jobs)} stages: {', '.join(job.name for job in jobs)}")
         module = _opened(data(folder), options)
-        _check_stages(report, stage(folder, "pretrain"), frame_of(module))
+        _check_stages(report, stage(folder, "pretrain"), module.frame)
         count = _check_table(report, module) if isinstance(module, Prepared) else _check_memory(report, module)
     except (ValueError, OSError) as error:
         report.add("wrong", simplified(str(error)))
         return report
     _say_costs(report, folder, module, count)
     return report
-
-
-def frame_of(module: DataModule) -> tuple[int, ...]:
-    """Shape S of an image."""
-    holder: Any = module.source if isinstance(module, Prepared) else module
-    sides = holder.frame if hasattr(holder, "frame") else holder.size
-    return (sides,) * 2 if isinstance(sides, int) else tuple(sides)
 
 
 def _opened(config: Config, options: list[str]) -> DataModule:
@@ -113,16 +107,18 @@ def _opened(config: Config, options: list[str]) -> DataModule:
 
 
 def _check_stages(report: Report, pretrain: Config, frame: tuple[int, ...]) -> None:
-    """The HVAE's finest stage has the frame's sides."""
-    shape = (pretrain.get("model", {}).get("init_args", {}).get("hvae") or {}).get("init_args", {})
-    stages = shape.get("stages")
-    if not isinstance(stages, list):
+    """The resolutions of the HVAE's stages, which follow from the frame."""
+    hvae = (pretrain.get("model", {}).get("init_args", {}).get("hvae") or {}).get("init_args", {})
+    if not isinstance(hvae.get("stages"), list):
         return
-    finest = stages[0]["resolution"]
-    sides = tuple(finest) if isinstance(finest, list) else (finest,) * len(frame)
-    if sides != frame:
-        text = f"pretrain: the HVAE's finest stage has {list(sides)} pixels, images have {list(frame)}"
-        report.add("wrong", f"{text}: give the first of model.init_args.hvae.init_args.stages that resolution")
+    try:
+        stages = resolved([Stage(**entries) for entries in hvae["stages"]], len(frame), frame)
+    except ValueError as error:
+        report.add("wrong", f"pretrain: model.init_args.hvae.init_args.stages: {error}")
+        return
+    sizes = ["x".join(map(str, stage.size(len(frame)))) for stage in stages]
+    latent = [size for size, stage in zip(sizes, stages, strict=True) if stage.latent_channels and stage.blocks]
+    report.add("fine", f"the HVAE has stages of {', '.join(sizes)} pixels, and latents at {', '.join(latent)}")
 
 
 def _check_table(report: Report, module: Prepared) -> int:
@@ -244,7 +240,7 @@ def _check_structure(report: Report, name: str, shares: "np.ndarray[Any, Any]") 
 
 def _say_costs(report: Report, folder: Path, module: DataModule, count: int) -> None:
     """Memory, and time of two cores, by the chest phantom's."""
-    pixels, prepared = int(np.prod(frame_of(module))), isinstance(module, Prepared)
+    pixels, prepared = int(np.prod(module.frame)), isinstance(module, Prepared)
     level = np.dtype(module.source.dtype).itemsize if isinstance(module, Prepared) else 1
     size = number(count * pixels * (level + 1) / 2**20)  # a byte for all masks
     report.add("fine", f"prepared data: about {size} MiB {'on disk, mapped into memory' if prepared else 'of memory'}")

@@ -1,6 +1,7 @@
 """Pretraining of the image mechanism (HVAE) on factual images."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,12 +19,20 @@ from segcft.variables.variables import DataDescription
 LOOKED_AT = 256  # training images, evenly spaced, that the profile is made of
 
 
+class HVAEBuilder(Protocol):
+    """Builds an HVAE for the data: one of its classes with the other arguments given, ``partial(HVAE, stages=...)``."""
+
+    def __call__(  # noqa: D102
+        self, spatial_dims: int, channels: int, parents_dim: int, frame: Sequence[int] | None
+    ) -> HVAE: ...
+
+
 class PretrainHVAE(Task):
     """Trains the HVAE by maximising the ELBO of images given their parents.
 
     Args:
         description: Structures and variables of the data; linked from the data module.
-        hvae: Builds the HVAE from (spatial_dims, channels, parents_dim).
+        hvae: Builds the HVAE from spatial_dims, channels, parents_dim and frame.
         prediction: Combines factual and counterfactual decoder outputs to the counterfactual image; default ``Gated``.
         mechanism: Causal model of the parents, or the checkpoint of ``TrainAttributes``; by default ``Independent``.
         beta: Final weight of the KL term.
@@ -31,6 +40,10 @@ class PretrainHVAE(Task):
         beta_share: Fraction of all steps until ``beta`` is reached.
         stage: Name of the stage.
         optimisation: Optimiser and schedule.
+        frame: Shape S of the images, linked from the data module; needed if the HVAE's first stage names no resolution.
+
+    Raises:
+        ValueError: If the HVAE's stages do not fit the images.
     """
 
     parts = ("model",)
@@ -38,7 +51,7 @@ class PretrainHVAE(Task):
     def __init__(
         self,
         description: DataDescription,
-        hvae: Callable[[int, int, int], HVAE],
+        hvae: HVAEBuilder,
         prediction: Prediction | None = None,
         mechanism: Mechanism | str | None = None,
         beta: float = 1.0,
@@ -46,9 +59,15 @@ class PretrainHVAE(Task):
         beta_share: float = 0.4,
         stage: str = "pretrain",
         optimisation: Optimisation = Optimisation(),  # noqa: B008 (frozen)
+        frame: Sequence[int] | None = None,
     ) -> None:
         super().__init__(stage, optimisation)
-        built = hvae(description.spatial_dims, description.channels, description.parents.dim)
+        built = hvae(
+            spatial_dims=description.spatial_dims,
+            channels=description.channels,
+            parents_dim=description.parents.dim,
+            frame=frame,
+        )
         self.model = CounterfactualModel(description, built, prediction, opened(mechanism))
         if isinstance(mechanism, str):
             self.earlier_seconds = checkpoints.seconds(mechanism)

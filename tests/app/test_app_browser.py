@@ -21,7 +21,8 @@ from segcft.core.formatting import number, resolving
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.counterfactual.prediction import painted
 from segcft.guidance.judges import Segmentor
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
+from segcft.hvae.stages import Stage
 from segcft.variables.variables import DataDescription, Variable
 from tests.app.servers import running
 from tests.balls import Balls
@@ -31,6 +32,9 @@ from tests.experiments import configuration
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:do\\(")]
 SIZE, WAIT = 32, 60_000  # pixels; ms
 LEFT = ".variable[data-variable=left_size]"
+
+
+STAGES = [Stage(8, 0, resolution=SIZE), Stage(16, 2, 4, resolution=8)]
 
 
 class Redrawn(CounterfactualModel):
@@ -61,7 +65,7 @@ def address():
     about = data.description
     variables = {name: replace(each, unit="% of image") for name, each in about.parents.variables.items()}
     about = DataDescription(variables, about.structures, about.spacing)
-    model = Redrawn(about, HVAE(2, 1, about.parents.dim, [Stage(SIZE, 8, 0), Stage(8, 16, 2, 4)])).eval()
+    model = Redrawn(about, HVAE(2, 1, about.parents.dim, STAGES)).eval()
     model.segmentor = Seeing(about).eval()
     app = App(CounterfactualService(model, cases(model, data, 3)), "balls", upload_limit=2**18)
     with running(create(app, None, local=True)) as address:
@@ -242,9 +246,7 @@ def test_a_token_is_asked_for_and_opens(browser):
     from segcft.app.server import App, create
 
     about = Balls(size=SIZE).description
-    service = CounterfactualService(
-        CounterfactualModel(about, HVAE(2, 1, about.parents.dim, [Stage(SIZE, 8, 0), Stage(8, 16, 2, 4)]))
-    )
+    service = CounterfactualService(CounterfactualModel(about, HVAE(2, 1, about.parents.dim, STAGES)))
     with running(create(App(service, "balls", 2**18), "secret", local=False), local=False) as address:
         page = browser.new_page()
         page.goto(address)
@@ -279,7 +281,9 @@ def test_latency(size, limit, one_thread):
     }
     about = DataDescription(areas, ["left", "right"], [100 / size**2, 1.0])
     torch.manual_seed(0)
-    model = CounterfactualModel(about, HVAE(2, 1, 2, [Stage(**stage) for stage in stages["stages"]])).eval()
+    model = CounterfactualModel(
+        about, HVAE(2, 1, 2, [Stage(**stage) for stage in stages["stages"]], frame=(size, size))
+    ).eval()
     model.segmentor = Segmentor(about).eval()
     image = torch.rand(1, 1, size, size) * 2 - 1
     case = Case("a", image, {name: torch.tensor([20.0]) for name in areas})

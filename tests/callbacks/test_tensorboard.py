@@ -23,7 +23,8 @@ from segcft.callbacks.counterfactual_images import grid, used
 from segcft.callbacks.tensorboard import memory
 from segcft.callbacks.tensorboard_overview import flat
 from segcft.cli.main import main
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
+from segcft.hvae.stages import Stage
 from segcft.plots.figures import raster, scatter
 from tests.tasks.test_tasks import CONFIG, STAGES
 
@@ -186,7 +187,7 @@ def test_parts():
     assert grid([torch.zeros(2, 1, 3, 4, 5)]).shape == (1, 4, 10)
     picture = raster(scatter({"a": (torch.rand(5), torch.rand(5)), "b": (torch.zeros(0), torch.zeros(0))}))
     assert picture.shape[2] == 3
-    hvae = HVAE(2, 1, 1, [Stage(16, 8, 0), Stage(4, 8, latent_channels=2)])
+    hvae = HVAE(2, 1, 1, [Stage(8, 0, resolution=16), Stage(8, latent_channels=2, resolution=4)])
     with torch.no_grad():
         same = hvae.abduct(torch.zeros(4, 1, 16, 16), torch.zeros(4, 1), 0.0, 1)
     assert used(same) == {"4x4": 0.0}, "equal images, equal latents"

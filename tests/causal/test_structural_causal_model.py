@@ -12,7 +12,8 @@ from segcft.causal.mechanisms import GumbelMax, SplineFlow
 from segcft.causal.structural_causal_model import Independent, Mechanism, StructuralCausalModel, opened
 from segcft.core import checkpoints
 from segcft.counterfactual.model import CounterfactualModel
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
+from segcft.hvae.stages import Stage
 from segcft.variables.variables import DataDescription, Parents, Variable
 
 VARIABLES = {
@@ -266,7 +267,7 @@ def test_unknown_variables_in_do_are_refused():
 def image_model(mechanism, variables=VARIABLES):
     about = DataDescription(variables, ["lung"], [1.0, 1.0])
     return CounterfactualModel(
-        about, HVAE(2, 1, about.parents.dim, [Stage(8, 4, 0), Stage(4, 4, 1, 2)]), None, mechanism
+        about, HVAE(2, 1, about.parents.dim, [Stage(4, 0, resolution=8), Stage(4, 1, 2)]), None, mechanism
     )
 
 

@@ -9,7 +9,8 @@ from segcft.core import checkpoints
 from segcft.core.recipes import build, plain
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.guidance.judges import Regressor, Segmentor
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
+from segcft.hvae.stages import Stage
 from tests.balls import Balls
 from tests.hostile import archives, nested
 
@@ -21,7 +22,9 @@ class Hostile:
 
 def model():
     about = Balls().description
-    return CounterfactualModel(about, HVAE(2, 1, about.parents.dim, [Stage(16, 8, 0), Stage(4, 8, 1, 2)]))
+    return CounterfactualModel(
+        about, HVAE(2, 1, about.parents.dim, [Stage(8, 0, resolution=16), Stage(8, 1, 2, resolution=4)])
+    )
 
 
 def write(path, parts):

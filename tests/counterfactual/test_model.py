@@ -12,8 +12,9 @@ from segcft.counterfactual.prediction import Gated, Standard
 from segcft.guidance.guidance import NoGuidance, RegressorGuidance, SegmentorGuidance
 from segcft.guidance.judges import Regressor, Segmentor
 from segcft.guidance.losses import ElboConstraint, guidance_loss
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
 from segcft.hvae.likelihoods import Pixels
+from segcft.hvae.stages import Stage
 from segcft.variables.measurements import area
 from segcft.variables.variables import Parents, Variable
 from tests.balls import Balls
@@ -29,7 +30,9 @@ def data(request):
 def make(data, prediction=None, **options):
     torch.manual_seed(0)
     about = data.description
-    hvae = HVAE(about.spatial_dims, 1, about.parents.dim, [Stage(16, 8, 0), Stage(4, 16, 2, 4)], **options)
+    hvae = HVAE(
+        about.spatial_dims, 1, about.parents.dim, [Stage(8, 0, resolution=16), Stage(16, 2, 4, resolution=4)], **options
+    )
     for weight in hvae.parameters():
         weight.data += 0.05 * torch.randn_like(weight)
     return CounterfactualModel(about, hvae, prediction).eval(), data.dataset("test").read(torch.arange(4))

@@ -29,7 +29,8 @@ from segcft.evaluation.protocol import Contender, Method
 from segcft.evaluation.summary import NATIVE_COLUMNS, summarise
 from segcft.guidance.guidance import SegmentorGuidance
 from segcft.guidance.judges import Segmentor
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
+from segcft.hvae.stages import Stage
 from segcft.variables.variables import Variable
 from tests.balls import Balls
 from tests.evaluation.test_evaluation import Seeing
@@ -307,7 +308,7 @@ def test_the_command_writes_what_it_measured_at_native_size(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     data = ChestPhantom(size=16, subjects={"train": 6, "val": 2, "test": 5})
     about = data.description
-    hvae = HVAE(2, 1, about.parents.dim, [Stage(16, 8, 0), Stage(8, 8, 1, 2), Stage(4, 8, 1, 2)])
+    hvae = HVAE(2, 1, about.parents.dim, [Stage(8, 0, resolution=16), Stage(8, 1, 2), Stage(8, 1, 2)])
     for weight in hvae.parameters():
         weight.data += 0.05 * torch.randn_like(weight)
     unet = {"channels": [4, 8], "strides": [2], "norm": "batch"}

@@ -11,11 +11,11 @@ from segcft.counterfactual.model import CounterfactualModel
 from segcft.counterfactual.prediction import Gated, Standard, Transported
 from segcft.hvae.causal_gen import ParityHVAE
 from segcft.hvae.causal_gen_weights import load_public_weights
-from segcft.hvae.hvae import Stage
 from segcft.hvae.likelihoods import CappedDiscretisedGaussian
+from segcft.hvae.stages import Stage
 from segcft.variables.variables import DataDescription, Variable
 
-STAGES = [Stage(16, 8, 1), Stage(8, 12, 2, 3), Stage(4, 16, 2, 3), Stage(1, 20, 2, 3)]
+STAGES = [Stage(8, 1, resolution=16), Stage(12, 2, 3), Stage(16, 2, 3), Stage(20, 2, 3, resolution=1)]
 
 
 def make(spatial_dims=2, **options):
@@ -160,9 +160,9 @@ def test_recipe_names_the_preset_and_rebuilds_the_network():
     ("stages", "message"),
     [
         ("morphomnist64", "unknown preset 'morphomnist64'; there are morphomnist32, mimic192"),
-        ([Stage(16, 8, 0), Stage(8, 8, 1, 2)], "every stage needs a block and 4 channels"),
-        ([Stage(16, 3, 1), Stage(8, 8, 1, 2)], "every stage needs a block and 4 channels"),
-        ([Stage(16, 8, 1), Stage(8, 8, 1)], "no stage has latents"),
+        ([Stage(8, 0, resolution=16), Stage(8, 1, 2)], "every stage needs a block and 4 channels"),
+        ([Stage(3, 1, resolution=16), Stage(8, 1, 2)], "every stage needs a block and 4 channels"),
+        ([Stage(8, 1, resolution=16), Stage(8, 1)], "no stage has latents"),
     ],
 )
 def test_impossible_stages_are_refused(stages, message):

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from segcft.core.recipes import build
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
 from segcft.hvae.latents import Belief, Normal
 from segcft.hvae.likelihoods import DiscretisedGaussian, Gaussian
+from segcft.hvae.stages import Stage
 
-STAGES = [Stage(16, 8, 0), Stage(8, 16, 1, 2), Stage(4, 16, 1), Stage(1, 16, 2, 4)]
+STAGES = [Stage(8, 0, resolution=16), Stage(16, 1, 2), Stage(16, 1), Stage(16, 2, 4, resolution=1)]
 
 
 def make(spatial_dims, **options):
@@ -199,9 +200,9 @@ def test_recipe_rebuilds_the_same_network():
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([Stage(16, 8, 1), Stage(8, 8, 1)], "no stage has latents"),
-        ([Stage(16, 8, 1), Stage(5, 8, 1, 2)], "does not divide"),
-        ([Stage((16, 16, 16), 8, 1, 2)], "does not have 2 axes"),
+        ([Stage(8, 1, resolution=16), Stage(8, 1)], "no stage has latents"),
+        ([Stage(8, 1, resolution=16), Stage(8, 1, 2, resolution=5)], "does not divide"),
+        ([Stage(8, 1, 2, resolution=(16, 16, 16))], "does not have 2 axes"),
     ],
 )
 def test_impossible_stages_are_refused(stages, message):
@@ -216,7 +217,12 @@ def test_image_of_another_size_is_refused():
 
 
 def test_anisotropic_volumes_work():
-    model = HVAE(3, 1, 2, [Stage((8, 16, 16), 8, 0), Stage((4, 8, 8), 8, 1), Stage((2, 2, 2), 8, 1, 2)])
+    model = HVAE(
+        3,
+        1,
+        2,
+        [Stage(8, 0, resolution=(8, 16, 16)), Stage(8, 1, resolution=(4, 8, 8)), Stage(8, 1, 2, resolution=(2, 2, 2))],
+    )
     assert model.sample(torch.zeros(1, 2)).loc.shape == (1, 1, 8, 16, 16)
 
 

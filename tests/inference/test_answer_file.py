@@ -24,7 +24,8 @@ from segcft.counterfactual.refinement import Refinement
 from segcft.evaluation.protocol import Contender, Method, predict
 from segcft.guidance.guidance import SegmentorGuidance
 from segcft.guidance.judges import Segmentor
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
+from segcft.hvae.stages import Stage
 from segcft.io.readers import read_picture
 from segcft.io.writers import suffix, write_changed
 from segcft.plots import panels
@@ -60,7 +61,7 @@ def description(dims, percent=True, age=False):
 
 def make(about, mechanism=None, prediction=None):
     torch.manual_seed(0)
-    hvae = HVAE(about.spatial_dims, 1, about.parents.dim, [Stage(16, 8, 0), Stage(4, 16, 2, 4)])
+    hvae = HVAE(about.spatial_dims, 1, about.parents.dim, [Stage(8, 0, resolution=16), Stage(16, 2, 4, resolution=4)])
     for weight in hvae.parameters():
         weight.data += 0.05 * torch.randn_like(weight)
     model = CounterfactualModel(about, hvae, prediction, mechanism).eval()

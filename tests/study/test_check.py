@@ -62,16 +62,10 @@ def test_empty_masks_and_a_constant_variable_are_wrong(mine, capsys):
     assert "age: all subjects have 50" in text
 
 
-def test_an_hvae_of_another_size_than_the_images_is_wrong(mine, capsys):
-    status, text = checked(capsys, "--data.source.frame=[96, 96]")
-    assert status == 2
-    assert "the HVAE's finest stage has [64, 64] pixels, images have [96, 96]" in text
-
-
-def test_a_transposed_frame_is_wrong(tmp_path, monkeypatch, capsys):
+def test_a_frame_that_cannot_be_halved_is_wrong(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["check", "coronary_phantom", "--data.init_args.frame=[48, 96]"]) == 2
-    assert "finest stage has [96, 48] pixels, images have [48, 96]" in capsys.readouterr().out
+    assert main(["check", "coronary_phantom", "--data.init_args.frame=[96, 40]"]) == 2
+    assert "images of 96 x 40 pixels cannot be halved" in capsys.readouterr().out
 
 
 def test_values_that_a_variable_cannot_have_are_named(mine, capsys):
@@ -125,3 +119,12 @@ def test_data_in_memory_are_looked_at(tmp_path, monkeypatch, capsys):
     where = trees.morphomnist(tmp_path, "t10k")
     assert main(["check", "morphomnist", *where]) == 0
     assert "10 images could be read" in capsys.readouterr().out
+
+
+def test_the_stages_of_a_recipe_follow_the_frame(mine, capsys):
+    status, text = checked(capsys, "--data.source.frame=[128, 128]")
+    assert status == 0, text
+    assert "stages of 128x128, 64x64, 32x32, 16x16, 8x8, 4x4 pixels, and latents at 8x8, 4x4" in text
+    status, text = checked(capsys, "--data.source.frame=[100, 100]")
+    assert status == 2
+    assert "multiples of 16, such as 96 or 112 in place of 100" in text

@@ -162,7 +162,7 @@ def test_a_stage_of_an_experiment_is_searched_with_all_of_its_configuration(answ
     assert asked(stage="pretrain") == 0
     config = yaml.safe_load(Path(answers.asked[0]["config"]).read_text())
     assert config["data"]["init_args"]["source"]["class_path"] == "data_modules.chexpert.CheXpert"
-    assert config["model"]["init_args"]["hvae"]["init_args"]["stages"][0]["resolution"] == 64, "of the recipe"
+    assert config["model"]["init_args"]["hvae"]["init_args"]["stages"][0]["width"] == 8, "of the recipe"
     assert asked(stage="pretrain") == 0, "the same sweep"
     assert asked(stage="segmentor") == 2
     assert "out holds another sweep" in capsys.readouterr().err
