@@ -32,7 +32,7 @@ class StoppedProcesses(Callback):
         if trainer.world_size == 1 or "MASTER_ADDR" not in os.environ:
             return
         self._stopped.clear()
-        self._counts = {rank: b"" for rank in range(trainer.world_size) if rank != trainer.global_rank}
+        self._counts = dict.fromkeys(range(trainer.world_size), b"")
         for task in (self._exchange, self._watch):
             threading.Thread(target=task, args=(trainer,), daemon=True).start()
 
@@ -42,18 +42,19 @@ class StoppedProcesses(Callback):
 
     def _exchange(self, trainer: Trainer) -> None:
         """Count, and read what the others have counted; hangs if the process that keeps the store is stopped."""
-        number, own = 0, f"segcft/alive/{trainer.global_rank}"
+        number, rank = 0, trainer.global_rank
         try:
             place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = TCPStore(*place, is_master=False, timeout=timedelta(seconds=SILENCE))
             while not self._stopped.is_set():
                 number += 1
-                store.set(own, str(number))
+                store.set(_key(rank), str(number))
+                self._counts[rank] = str(number).encode()
                 self._stopped.wait(BEAT)
-                for rank in self._counts:
-                    if store.check([f"segcft/alive/{rank}"]):
-                        self._counts[rank] = store.get(f"segcft/alive/{rank}")
-            store.set(own, OVER)
+                for other in self._counts.keys() - {rank}:
+                    if store.check([_key(other)]):
+                        self._counts[other] = store.get(_key(other))
+            store.set(_key(rank), OVER)
         except RuntimeError as error:  # the store has ended: so do the connections that the others wait for
             log.debug("processes no longer watch each other: %s", error)
             self._stopped.set()
@@ -66,13 +67,13 @@ class StoppedProcesses(Callback):
                 still = count == before[rank] not in (b"", OVER.encode())
                 silent[rank] = silent[rank] + 1 if still else 0
             before = dict(self._counts)
-            if lost := [str(rank) for rank, beats in silent.items() if beats * BEAT >= SILENCE]:
+            if lost := [rank for rank, beats in silent.items() if beats * BEAT >= SILENCE]:
                 self._end(trainer, lost)
 
-    def _end(self, trainer: Trainer, lost: list[str]) -> None:
+    def _end(self, trainer: Trainer, lost: list[int]) -> None:
         """End the process from this thread: the main one waits within a library."""
-        many = len(lost) == len(self._counts) > 1
-        which = "process 0, or the one that started it," if many else f"process {', '.join(lost)}"
+        keeper = trainer.global_rank in lost  # the own count stands still if the store does not answer
+        which = "process 0, or the one that started it," if keeper else f"process {', '.join(map(str, lost))}"
         log.error(
             "%s has not been heard of for %g s: it was stopped, or its machine was lost. This process (%d) ends; "
             "run the same command to resume", which, SILENCE, trainer.global_rank,
@@ -81,3 +82,7 @@ class StoppedProcesses(Callback):
         if kill is not None:  # processes that this one has started
             kill(signal.SIGKILL)
         os._exit(1)
+
+
+def _key(rank: int) -> str:
+    return f"segcft/alive/{rank}"
