@@ -81,7 +81,7 @@ class App:
     async def upload(self, request: Request) -> Response:
         """A file, as the body; its name and what is known about it in the header ``X-About``, as JSON in base64."""
         told = about(request)
-        name = Path(str(told.get("name", ""))).name
+        name = Path(str(told.get("name", ""))).name[-255:]  # no file system has longer ones
         window, spacing = numbers(told, "window", 2), numbers(told, "spacing")
         given = {variable: number(value, variable) for variable, value in dict(told.get("parents") or {}).items()}
         levels = None if window is None else (window[0], window[1])

@@ -131,3 +131,10 @@ def test_a_download_whose_image_is_closed_meanwhile_is_answered(app, client, fil
     monkeypatch.setattr(app.service, "ask", closed)
     assert client.post("/download", {"session": session, "do": ["left_size=+20%"], "kind": "png"})[0] == 200
     assert not file.exists()
+
+
+def test_a_long_name_is_quoted_in_part(client):
+    status, answer = client.upload(b"no image", name=f"{'x' * 5000}.png", parents={"age": 40})
+    assert status == 400
+    assert "xxx.png" in answer["error"]
+    assert len(answer["error"]) < 600

@@ -212,6 +212,15 @@ def test_wrong_kinds_are_refused(made, tmp_path, capsys, bundle):
         CounterfactualModel.load(bundle)
 
 
+def test_weights_that_are_not_finite_are_not_exported(made, tmp_path, capsys):
+    content = torch.load(made / "a.ckpt", weights_only=True)
+    content["state_dict"]["model.hvae.stem.weight"][0] = torch.nan
+    torch.save(content, tmp_path / "nan.ckpt")
+    assert export(tmp_path / "nan.ckpt", tmp_path / "out") == 2
+    assert "model.hvae.stem.weight of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_target_must_be_free(made, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
