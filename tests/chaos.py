@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from segcft.callbacks.checkpointing import Keep
+from segcft.callbacks.checkpointing import IntervalCheckpoint
 from segcft.cli.main import main
 from segcft.core.recipes import TRUST
 
@@ -55,7 +55,12 @@ def run(experiment, *stroke):
 
 def strike_after(delay, steps):
     """Die ``delay`` seconds after training has begun and taken some ``steps``; note what was saved."""
-    start, end, saved, taken = Keep.on_train_start, Keep.on_train_batch_end, Path("saved"), []
+    start, end, saved, taken = (
+        IntervalCheckpoint.on_train_start,
+        IntervalCheckpoint.on_train_batch_end,
+        Path("saved"),
+        [],
+    )
     die = threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGKILL)), daemon=True)
 
     def on_train_start(self, trainer, module):
@@ -76,14 +81,14 @@ def strike_after(delay, steps):
             saved.with_suffix(".part").write_text(str(trainer.global_step))
             saved.with_suffix(".part").rename(saved)
 
-    Keep.on_train_start, Keep.on_train_batch_end = on_train_start, on_train_batch_end
+    IntervalCheckpoint.on_train_start, IntervalCheckpoint.on_train_batch_end = on_train_start, on_train_batch_end
 
 
 def same(one, other):
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
-        shared = [key for key in one if "ModelCheckpoint" not in str(key) and "Keep" not in str(key)]
+        shared = [key for key in one if "ModelCheckpoint" not in str(key) and "IntervalCheckpoint" not in str(key)]
         return all(key in other and same(one[key], other[key]) for key in shared)
     if isinstance(one, list):
         return len(one) == len(other) and all(map(same, one, other))
