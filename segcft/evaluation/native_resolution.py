@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data_modules.common.data_module import ImageDataset, Rerenderable
-from segcft.counterfactual.edits import Canvas, Edit, carry
+from segcft.counterfactual.native_resolution import Canvas, Edit, carry
 from segcft.evaluation import metrics
 from segcft.evaluation.bootstrap import Array
 from segcft.evaluation.protocol import Cohort, EvaluatedMethod, Values

@@ -17,8 +17,8 @@ from data_modules.folder import Folder
 from data_modules.preparation.prepared import Prepared
 from segcft.cli.main import main
 from segcft.core.checkpoints import describe
-from segcft.counterfactual.edits import Edit
 from segcft.counterfactual.model import CounterfactualModel
+from segcft.counterfactual.native_resolution import Edit
 from segcft.counterfactual.prediction import Warped
 from segcft.counterfactual.subject import OpenedSubject
 from segcft.evaluation import detectability, metrics, native_resolution
