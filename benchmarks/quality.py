@@ -53,7 +53,7 @@ ASKED = ("thickness", "intensity")
 RANGES = {"thickness": (0.87598526, 6.255515), "intensity": (66.601204, 254.90317)}  # as its code scales them
 
 
-class Look(NamedTuple):
+class ValidationPoint(NamedTuple):
     """CPU seconds of training until a step, and the NELBO in validation after it."""
 
     step: int
@@ -61,15 +61,15 @@ class Look(NamedTuple):
     nelbo: float
 
 
-class Contender(ABC):
+class TrainedModel(ABC):
     """A model in training."""
 
     def __init__(self) -> None:
-        self.seconds, self.curve = 0.0, list[Look]()
+        self.seconds, self.curve = 0.0, list[ValidationPoint]()
 
     def look(self, step: int, val: ImageDataset) -> None:
         """Add to its curve."""
-        self.curve.append(Look(step, self.seconds, judged(self, val)))
+        self.curve.append(ValidationPoint(step, self.seconds, judged(self, val)))
 
     def learn(self, batch: Batch) -> None:
         """One step, timed."""
@@ -95,7 +95,7 @@ class Contender(ABC):
         """Counterfactual images (B, 1, H, W), averaged weights."""
 
 
-class Theirs(Contender):
+class Theirs(TrainedModel):
     """The public code's ``morphomnist`` preset.
 
     Args:
@@ -115,7 +115,7 @@ class Theirs(Contender):
 
     @property
     def weights(self) -> int:
-        """See ``Contender``."""
+        """See ``TrainedModel``."""
         return sum(weight.numel() for weight in self.public.hvae.parameters())
 
     def _step(self, batch: Batch) -> None:
@@ -124,12 +124,12 @@ class Theirs(Contender):
 
     @torch.no_grad()
     def nelbo(self, batch: Batch) -> float:
-        """See ``Contender``."""
+        """See ``TrainedModel``."""
         return float(self._average(batch["image"], self._tiled(batch), beta=1.0)["elbo"])
 
     @torch.no_grad()
     def answer(self, batch: Batch, do: Batch) -> Tensor:
-        """See ``Contender``; latents are drawn, as there."""
+        """See ``TrainedModel``; latents are drawn, as there."""
         image, average = batch["image"], self._average
         latents = average.abduct(image, parents=self._tiled(batch))
         loc, scale = average.forward_latents(latents, parents=self._tiled(batch))
@@ -149,7 +149,7 @@ class Theirs(Contender):
         return torch.cat([torch.stack(scaled, dim=1), digit], dim=1)
 
 
-class Ours(Contender):
+class Ours(TrainedModel):
     """Stages, rate, average and descent of beta of ``experiments/morphomnist/pretrain.yaml``.
 
     Args:
@@ -172,11 +172,11 @@ class Ours(Contender):
         self.optimiser = choice.optimiser(self.learning)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: choice.factor(step, steps))
         self.average, self.steps, self.taken = Average(self.task.model, DECAY), steps, 0
-        self.kept: dict[Look, dict[str, Tensor]] = {}
+        self.kept: dict[ValidationPoint, dict[str, Tensor]] = {}
 
     @property
     def weights(self) -> int:
-        """See ``Contender``."""
+        """See ``TrainedModel``."""
         return sum(weight.numel() for weight in self.learning)
 
     def _step(self, batch: Batch) -> None:
@@ -191,18 +191,18 @@ class Ours(Contender):
         self.taken += 1
 
     def look(self, step: int, val: ImageDataset) -> None:
-        """See ``Contender``; the weights are kept, to come back to."""
+        """See ``TrainedModel``; the weights are kept, to come back to."""
         super().look(step, val)
         self.kept[self.curve[-1]] = {name: each.clone() for name, each in self.average.module.state_dict().items()}
 
     @torch.no_grad()
     def nelbo(self, batch: Batch) -> float:
-        """See ``Contender``."""
+        """See ``TrainedModel``."""
         return float(self.average.module.abduct(batch["image"], batch).elbo.nelbo().mean())
 
     @torch.no_grad()
     def answer(self, batch: Batch, do: Batch) -> Tensor:
-        """See ``Contender``; latents are means, as users are answered."""
+        """See ``TrainedModel``; latents are means, as users are answered."""
         image: Tensor = self.average.module(batch["image"], batch, do, temperature=0.0).image
         return image.clamp(-1, 1)
 
@@ -228,9 +228,9 @@ def pieces(dataset: ImageDataset, size: int = 250) -> Iterator[Batch]:
         yield dataset.read(chosen)
 
 
-def judged(contender: Contender, dataset: ImageDataset) -> float:
+def judged(trained: TrainedModel, dataset: ImageDataset) -> float:
     """Mean NELBO of a split, nats per pixel."""
-    found = [(contender.nelbo(batch), len(batch["index"])) for batch in pieces(dataset)]
+    found = [(trained.nelbo(batch), len(batch["index"])) for batch in pieces(dataset)]
     return sum(value * count for value, count in found) / sum(count for _, count in found)
 
 
@@ -263,11 +263,11 @@ def reader(data: MorphoMNIST, steps: int, size: int) -> Regressor:
 
 
 @torch.no_grad()
-def errors(contender: Contender | None, data: MorphoMNIST, judge: Regressor, seed: int) -> dict[str, float]:
+def errors(trained: TrainedModel | None, data: MorphoMNIST, judge: Regressor, seed: int) -> dict[str, float]:
     """Mean distance of what the answers show from what was asked, in % of the population's deviation.
 
     Args:
-        contender: Who answers; None for the error of measurement itself, in digits as bright as others.
+        trained: The model that answers; None for the error of measurement itself, in digits as bright as others.
         data: Its test split is asked for the value of another subject.
         judge: Who reads thickness.
         seed: Decides whose.
@@ -279,11 +279,11 @@ def errors(contender: Contender | None, data: MorphoMNIST, judge: Regressor, see
         apart = []
         for batch in pieces(dataset):
             other = {each: dataset.attributes[each][others[batch["index"]]] for each in ASKED}
-            if contender is None:
+            if trained is None:
                 seen = as_bright_as(batch, other["intensity"])
             else:
                 do = {name: other[name]}
-                seen = {**do, "image": contender.answer(batch, do)}
+                seen = {**do, "image": trained.answer(batch, do)}
             image = seen["image"]
             shown = brightness(image) if name == "intensity" else judge.measure(image)[name]
             apart.append((shown - seen[name]).abs())
@@ -297,21 +297,21 @@ def race(options: argparse.Namespace, data: MorphoMNIST, judge: Regressor, seed:
     about, train, val = data.description, data.dataset("train"), data.dataset("val")
     stream = batches(train, options.batch_size, seed)
     steps = {THEIRS: options.their_steps, OURS: options.our_steps}
-    both: dict[str, Contender] = {THEIRS: Theirs(options.against, next(stream))} if options.against else {}
+    both: dict[str, TrainedModel] = {THEIRS: Theirs(options.against, next(stream))} if options.against else {}
     both[OURS] = ours = Ours(about, options.our_steps)
     for step in range(1, max(steps[name] for name in both) + 1):
         batch = next(stream)
-        for name, contender in both.items():
+        for name, trained in both.items():
             if step > steps[name]:
                 continue
-            contender.learn(batch)
+            trained.learn(batch)
             if step % options.every == 0 or step == steps[name]:
-                contender.look(step, val)
-                last = "step {:4} {:7.1f} CPU s {:.4f}".format(*contender.curve[-1])
+                trained.look(step, val)
+                last = "step {:4} {:7.1f} CPU s {:.4f}".format(*trained.curve[-1])
                 print(f"seed {seed} {name:>10} {last}", flush=True)
     found: dict[str, Any] = {"seed": seed}
-    for name, contender in both.items():
-        found[name] = {"curve": contender.curve, **judgement(contender, contender.curve[-1], data, judge, seed)}
+    for name, trained in both.items():
+        found[name] = {"curve": trained.curve, **judgement(trained, trained.curve[-1], data, judge, seed)}
     if THEIRS not in both:
         return found
     theirs = both[THEIRS].curve[-1]
@@ -323,10 +323,12 @@ def race(options: argparse.Namespace, data: MorphoMNIST, judge: Regressor, seed:
     return found
 
 
-def judgement(contender: Contender, at: Look, data: MorphoMNIST, judge: Regressor, seed: int) -> dict[str, Any]:
+def judgement(
+    trained: TrainedModel, at: ValidationPoint, data: MorphoMNIST, judge: Regressor, seed: int
+) -> dict[str, Any]:
     """What it is, has cost at a look, and is worth on the test split."""
-    nelbo, answers = judged(contender, data.dataset("test")), errors(contender, data, judge, seed)
-    return {"weights": contender.weights, "steps": at.step, "seconds": at.seconds, "nelbo": nelbo, **answers}
+    nelbo, answers = judged(trained, data.dataset("test")), errors(trained, data, judge, seed)
+    return {"weights": trained.weights, "steps": at.step, "seconds": at.seconds, "nelbo": nelbo, **answers}
 
 
 def table(found: list[dict[str, Any]], floor: dict[str, float]) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from segcft.callbacks.checkpointing import Keep
+from segcft.callbacks.checkpointing import IntervalCheckpoint
 from segcft.cli.main import main
 from segcft.core.recipes import TRUST
 from tests.ranks import same
@@ -52,7 +52,7 @@ def run(stage, experiment, workers, *stroke):
 
 def strike_after(saved, delay, steps):
     """Die ``delay`` seconds after training has begun and taken some ``steps``; note in ``saved`` what was saved."""
-    start, end, taken = Keep.on_train_start, Keep.on_train_batch_end, []
+    start, end, taken = IntervalCheckpoint.on_train_start, IntervalCheckpoint.on_train_batch_end, []
 
     def die(trainer):
         time.sleep(delay)
@@ -77,7 +77,7 @@ def strike_after(saved, delay, steps):
             saved.with_suffix(".part").write_text(str(trainer.global_step))
             saved.with_suffix(".part").rename(saved)
 
-    Keep.on_train_start, Keep.on_train_batch_end = on_train_start, on_train_batch_end
+    IntervalCheckpoint.on_train_start, IntervalCheckpoint.on_train_batch_end = on_train_start, on_train_batch_end
 
 
 def chaos(kills, seed):

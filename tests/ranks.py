@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from segcft.callbacks import stopped_processes
-from segcft.callbacks.checkpointing import Keep
+from segcft.callbacks.checkpointing import IntervalCheckpoint
 from segcft.callbacks.training_health import StepGuard
 from segcft.cli.main import main
 from segcft.core.recipes import TRUST
@@ -77,7 +77,7 @@ def strike(rank, at, harm):
         if trainer.global_step == at:
             harm(rank, batch)
 
-    Keep.on_train_batch_start = on_train_batch_start
+    IntervalCheckpoint.on_train_batch_start = on_train_batch_start
 
 
 def kill_all(rank, batch):

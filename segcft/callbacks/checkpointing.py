@@ -24,7 +24,7 @@ from segcft.core.interruption import Interrupted
 log = logging.getLogger(__name__)
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpoints(TorchCheckpointIO):
     """Writes checkpoints atomically, and keeps the previous one as ``previous.ckpt``.
 
     If writing fails, for instance because the disk is full, the last checkpoint stays intact and training continues.
@@ -62,7 +62,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             log.warning("%s; the previous checkpoint is intact, training continues", self.failed)
 
 
-class Keep(ModelCheckpoint):
+class IntervalCheckpoint(ModelCheckpoint):
     """Saves ``last.ckpt`` after every epoch and every few minutes, and on SIGTERM or SIGUSR1 saves and stops.
 
     Within an epoch it saves only between optimiser steps, where the data loader can resume; otherwise at the end of the

@@ -14,13 +14,13 @@ from segcft.counterfactual.model import Counterfactual, CounterfactualModel
 from segcft.guidance.judges import Judge, SegmentationModel
 from segcft.hvae.latents import Abduction
 from segcft.plots import figures
-from segcft.tasks.base import Batch, FirstLook, asked_in_turn
+from segcft.tasks.base import Batch, FirstValidationBatch, asked_in_turn
 
 ACTIVE = 0.01  # a latent is active if its posterior mean has a larger variance over subjects
 Pairs = dict[str, tuple[Tensor, Tensor]]  # variable -> targets and measurements, (n,) each
 
 
-class CounterfactualImages(FirstLook):
+class CounterfactualImages(FirstValidationBatch):
     """Logs counterfactuals, prior samples, target-measurement plots and active latents, as far as a stage has them.
 
     Args:
@@ -39,7 +39,7 @@ class CounterfactualImages(FirstLook):
         model, judge, step = getattr(module, "model", None), getattr(module, "judge", None), trainer.global_step
         if isinstance(model, CounterfactualModel):
             guide = getattr(module, "guidance", None)
-            look = Look.at(batch, model, list(guide.names if guide else []) or model.parents.askable)
+            look = BatchCounterfactuals.at(batch, model, list(guide.names if guide else []) or model.parents.askable)
             self._answers(board, look, witness(trainer, module), step)
             self._latents(board, look, step)
             _scatter(board, look.pairs(guide(look.answer.image, batch["image"]) if guide else {}), model, step)
@@ -47,7 +47,9 @@ class CounterfactualImages(FirstLook):
             read = judge.measure(batch["image"])
             _scatter(board, {name: (batch[name], found) for name, found in read.items()}, judge, step)
 
-    def _answers(self, board: SummaryWriter, look: "Look", judge: SegmentationModel | None, step: int) -> None:
+    def _answers(
+        self, board: SummaryWriter, look: "BatchCounterfactuals", judge: SegmentationModel | None, step: int
+    ) -> None:
         """One image per intervened variable, with the first subjects that have it."""
         found = judge.measure(look.answer.image, look.batch["image"]) if judge is not None else {}
         for name, target in look.do.items():
@@ -64,7 +66,7 @@ class CounterfactualImages(FirstLook):
             picture = figures.raster(figures.answers([images[asked] for images in shown], captions, judge))
             board.add_image(f"counterfactuals/{name}", picture, step, dataformats="HWC")
 
-    def _latents(self, board: SummaryWriter, look: "Look", step: int) -> None:
+    def _latents(self, board: SummaryWriter, look: "BatchCounterfactuals", step: int) -> None:
         """Samples of the prior under the subjects' parents, and the share of active latents."""
         abduction, image = look.answer.abduction, look.answer.image
         devices = [image.device] if image.device.type == "cuda" else []
@@ -76,7 +78,7 @@ class CounterfactualImages(FirstLook):
 
 
 @dataclass(frozen=True)
-class Look:
+class BatchCounterfactuals:
     """Interventions on the subjects of a batch, and their counterfactuals.
 
     Attributes:
@@ -92,7 +94,7 @@ class Look:
     answer: Counterfactual
 
     @classmethod
-    def at(cls, batch: Batch, model: CounterfactualModel, names: list[str]) -> "Look":
+    def at(cls, batch: Batch, model: CounterfactualModel, names: list[str]) -> "BatchCounterfactuals":
         """Intervene on the variables ``names`` in turn."""
         return cls(batch, model, *asked_in_turn(model, batch, names))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segcft.core import checkpoints, distributed
 from segcft.guidance.judges import SegmentationModel
-from segcft.tasks.base import Batch, FirstLook, asked_in_turn
+from segcft.tasks.base import Batch, FirstValidationBatch, asked_in_turn
 from segcft.tasks.finetune import CounterfactualFineTuning
 
 
@@ -29,7 +29,7 @@ def witness(trainer: Trainer, pl_module: LightningModule) -> SegmentationModel |
     return next((part for part in parts if isinstance(part, SegmentationModel)), None)
 
 
-class GuideGap(FirstLook):
+class GuideGap(FirstValidationBatch):
     """Logs ``val/gap_NAME``: the evaluator's mean error minus the guide's, in training standard deviations.
 
     A growing gap means that counterfactuals exploit errors of the guide. Add it to ``trainer.callbacks``; it does

@@ -24,7 +24,7 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "monai", "segmentation-models-
 RECORD = "run.json"
 
 
-class Record(Callback):
+class RunRecord(Callback):
     """Writes ``run.json``: command, configuration, commit, versions, hardware, data fingerprint and times.
 
     A resumed run adds an entry to ``starts``. ``finished`` is empty until the run has ended; then the training

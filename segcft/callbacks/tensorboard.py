@@ -24,7 +24,7 @@ def writer(trainer: Trainer) -> SummaryWriter | None:
     return None
 
 
-class Pace(Callback):
+class Throughput(Callback):
     """Logs ``pace/images_per_second`` since the last logged step (without validation), and ``pace/memory_gib``."""
 
     def __init__(self) -> None:

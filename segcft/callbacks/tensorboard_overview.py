@@ -52,7 +52,7 @@ METRICS = ("val/", "effectiveness/", "leakage/", "locality/", "truth/")
 LONGEST = 80  # longest hyperparameter, in characters
 
 
-class FrontPage(Callback):
+class TensorBoardOverview(Callback):
     """Writes configuration, data, causal graph, scalar layout, and hyperparameters with the final metrics.
 
     Args:

@@ -24,7 +24,7 @@ from segcft.core.atomic_files import staged
 from segcft.core.formatting import number
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.hvae.latents import Belief, Normal
-from segcft.tasks.base import Batch, FirstLook, asked_in_turn, looked_at
+from segcft.tasks.base import Batch, FirstValidationBatch, asked_in_turn, looked_at
 from segcft.tasks.finetune import CounterfactualFineTuning
 from segcft.tasks.pretrain import PretrainHVAE
 
@@ -148,7 +148,7 @@ class StepGuard(Callback):
         return f"; its batch is {path}"
 
 
-class Latents(FirstLook):
+class PosteriorCollapse(FirstValidationBatch):
     """Logs ``health/kl`` and ``health/dead_latents`` on the first validation batch, and warns of posterior collapse.
 
     A channel of a latent is dead if the KL divergence of its posterior from its prior is below ``least``; the posterior
@@ -186,7 +186,7 @@ def channel_kl(belief: Belief) -> Tensor:
     return posterior.kl(prior).view(belief.prior.mean.shape[:2]).mean(0)
 
 
-class Response(FirstLook):
+class InterventionResponse(FirstValidationBatch):
     """Logs ``health/response_NAME`` on the first validation batch of fine-tuning: the share of the requested change.
 
     It is the slope of the change measured by the guide over the requested change; 1 is perfect. Warns once per variable
@@ -235,7 +235,7 @@ class Response(FirstLook):
             raise ValueError(UNMOVED.format(least=self.least, shut=", ".join(shut)))
 
 
-class Setback(Callback):
+class PretrainingDivergence(Callback):
     """Warns once if pretraining diverges: if the validation NELBO loses much of its improvement.
 
     A run that diverged can look healthy at its end, because the decay of the learning rate lowers the loss again. But

@@ -10,11 +10,11 @@ from segcft.callbacks.judge_overfitting import witness
 from segcft.callbacks.tensorboard import writer
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.evaluation.bootstrap import mean, means
-from segcft.evaluation.protocol import Answers, Contender, Method, Subjects, gather, predict
+from segcft.evaluation.protocol import Answers, Cohort, EvaluatedMethod, Method, gather, predict
 from segcft.evaluation.rows import rows
 from segcft.evaluation.summary import COLUMNS, moments
 from segcft.guidance.judges import SegmentationModel
-from segcft.tasks.base import Batch, FirstLook
+from segcft.tasks.base import Batch, FirstValidationBatch
 
 METRICS = {
     "effectiveness": mean("judged"),
@@ -24,7 +24,7 @@ METRICS = {
 }
 
 
-class Watch(FirstLook):
+class ValidationMetrics(FirstValidationBatch):
     """Logs ``effectiveness/NAME``, ``leakage/NAME``, ``locality/NAME`` and, for phantoms, ``truth/NAME`` in validation.
 
     For do(NAME): error in % of the target (for a variable that is not a size, of the training standard deviation); mean
@@ -37,7 +37,7 @@ class Watch(FirstLook):
 
     def __init__(self, subjects: int = 16) -> None:
         self.subjects = subjects
-        self._people: Subjects | None = None
+        self._cohort: Cohort | None = None
 
     def look(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
         """Predict counterfactuals, measure them and log the metrics."""
@@ -45,25 +45,25 @@ class Watch(FirstLook):
             return
         model, judge = getattr(module, "model", None), witness(trainer, module)
         if isinstance(model, CounterfactualModel) and judge is not None:
-            people = self._asked(trainer, judge)
-            for name, value in numbers(answered(model, people, judge)).items():
+            cohort = self._asked(trainer, judge)
+            for name, value in numbers(answered(model, cohort, judge)).items():
                 module.log(name, value, batch_size=1, rank_zero_only=True)
 
-    def _asked(self, trainer: Trainer, judge: SegmentationModel) -> Subjects:
+    def _asked(self, trainer: Trainer, judge: SegmentationModel) -> Cohort:
         """Subjects and interventions, the same at every validation."""
-        if self._people is None:
+        if self._cohort is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
-            people = gather(data, data.dataset("val"), judge, self.subjects, seed=0)
-            self._people = replace(people, do={n: target for n, target in people.do.items() if n in judge.names})
-        return self._people
+            cohort = gather(data, data.dataset("val"), judge, self.subjects, seed=0)
+            self._cohort = replace(cohort, do={n: target for n, target in cohort.do.items() if n in judge.names})
+        return self._cohort
 
 
-def answered(model: CounterfactualModel, people: Subjects, judge: SegmentationModel) -> pd.DataFrame:
+def answered(model: CounterfactualModel, cohort: Cohort, judge: SegmentationModel) -> pd.DataFrame:
     """Evaluation rows of a model's counterfactuals."""
-    image, values = people.batch["image"], model.parents.take(people.batch)
-    worlds = [model.act(values, {name: target}) for name, target in people.do.items()]
-    images, _ = predict(Contender(model, None, Method("")), image, values, worlds)
-    return rows(Answers(dict(zip(people.do, images, strict=True)), {}, None, None, {}), people, judge)
+    image, values = cohort.batch["image"], model.parents.take(cohort.batch)
+    worlds = [model.act(values, {name: target}) for name, target in cohort.do.items()]
+    images, _ = predict(EvaluatedMethod(model, None, Method("")), image, values, worlds)
+    return rows(Answers(dict(zip(cohort.do, images, strict=True)), {}, None, None, {}), cohort, judge)
 
 
 def numbers(frame: pd.DataFrame) -> dict[str, float]:

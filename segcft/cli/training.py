@@ -15,17 +15,23 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from data_modules.common.data_module import DataModule
-from segcft.callbacks.checkpointing import Keep, WholeCheckpoints
+from segcft.callbacks.checkpointing import AtomicCheckpoints, IntervalCheckpoint
 from segcft.callbacks.counterfactual_images import CounterfactualImages
 from segcft.callbacks.prediction_files import PredictionFiles
 from segcft.callbacks.progress import StepProgress
 from segcft.callbacks.resume import Start, begin, facts
-from segcft.callbacks.run_record import Record, surroundings
+from segcft.callbacks.run_record import RunRecord, surroundings
 from segcft.callbacks.stopped_processes import StoppedProcesses
-from segcft.callbacks.tensorboard import Pace
-from segcft.callbacks.tensorboard_overview import FrontPage
-from segcft.callbacks.training_health import DataStall, Latents, Response, Setback, StepGuard
-from segcft.callbacks.validation_metrics import Watch
+from segcft.callbacks.tensorboard import Throughput
+from segcft.callbacks.tensorboard_overview import TensorBoardOverview
+from segcft.callbacks.training_health import (
+    DataStall,
+    InterventionResponse,
+    PosteriorCollapse,
+    PretrainingDivergence,
+    StepGuard,
+)
+from segcft.callbacks.validation_metrics import ValidationMetrics
 from segcft.cli.launch import settle, told
 from segcft.core import checkpoints
 from segcft.core.atomic_files import try_out
@@ -40,6 +46,7 @@ UNTOLD = ("config", "ckpt_path", "weights_only", "save_every", "resume", "determ
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of a process, as launchers tell it
 LOCK = "running.json"
+HEALTH = (PosteriorCollapse, InterventionResponse, PretrainingDivergence, DataStall)
 
 
 class OneLineParser(Failing, LightningArgumentParser):  # type: ignore[misc]
@@ -98,21 +105,21 @@ class SegCFTCLI(LightningCLI):
             callbacks.append(PredictionFiles(os.path.join("predictions", folder)))
             lock = self._lock(Path("checkpoints", folder))
             self.start = self._start(os.path.join("checkpoints", folder), kwargs)
-            callbacks += [StepGuard(os.path.join("checkpoints", folder)), Latents(), Response(), Setback(), DataStall()]
-            callbacks.append(Keep(os.path.join("checkpoints", folder), config.save_every, self.start.run))
-            kwargs["plugins"] = [*_listed(self._get(self.config_init, "trainer").plugins), WholeCheckpoints(lock)]
+            callbacks += [StepGuard(os.path.join("checkpoints", folder)), *(kind() for kind in HEALTH)]
+            callbacks.append(IntervalCheckpoint(os.path.join("checkpoints", folder), config.save_every, self.start.run))
+            kwargs["plugins"] = [*_listed(self._get(self.config_init, "trainer").plugins), AtomicCheckpoints(lock)]
             if config.trainer.logger is None:
                 place: dict[str, Any] = {"name": self.model.stage, "version": self.start.run.version}
                 if self.start.run.version is not None:  # the same folder, without what was logged after the checkpoint
                     place["purge_step"] = self.start.step
                 kwargs["logger"] = TensorBoardLogger(os.path.join("logs", config.experiment), **place)
             text = self._parser(self.subcommand).dump(config, skip_none=True)
-            callbacks.append(Record(os.path.join("checkpoints", folder), yaml.safe_load(text)))
+            callbacks.append(RunRecord(os.path.join("checkpoints", folder), yaml.safe_load(text)))
             if config.trainer.logger is False:
                 self.save_config_callback = None  # it would write where the command was typed; run.json has it all
             else:
-                callbacks += [LearningRateMonitor("step"), Pace(), CounterfactualImages(), Watch()]
-                callbacks.append(FrontPage(text, yaml.safe_load(text)))
+                callbacks += [LearningRateMonitor("step"), Throughput(), CounterfactualImages(), ValidationMetrics()]
+                callbacks.append(TensorBoardOverview(text, yaml.safe_load(text)))
         self.trainer_defaults = {"callbacks": callbacks}
         trainer = super().instantiate_trainer(**kwargs)
         settle(trainer, os.environ)

@@ -1,7 +1,7 @@
 """Command-line parsers whose errors are one sentence with a suggestion."""
 
 import re
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -17,12 +17,17 @@ WITHIN = re.compile(r"^([\w.]+): ([\w.]+)(?=: | is missing)")
 MISSING = re.compile(r"^(?:([\w.]+): )?[Tt]he following arguments are required: (.*?)(?= \(|\.?$)")
 LONGEST = 2000  # characters of an error: parsers quote whole files
 NOWHERE = "no file and no option"
+CLASSLESS = re.compile(
+    r"([\w.]+): Not a valid subclass of (\w+) Subclass types expect one of: .*\(implicit class_path\)"
+)
+UNKNOWN_CLASS = re.compile(r"- Expected a path but .*? - Problem with given class_path")
 HELP = re.compile(r" \([^()]* --help lists all options\)")  # of a parser within
 
 
 def simplified(message: str) -> str:
     """An error that jsonargparse wraps in the types it has tried, as the one that the user can do something about."""
     text = UNION.sub(r"\1", " ".join(message.split())) if "Union subtypes" in message else message
+    text = UNKNOWN_CLASS.sub("class_path", CLASSLESS.sub(_classless, text))
     text = NESTED.sub(lambda found: ".".join(re.findall(r'"([\w.]+)"', found[0])) + ": ", text)
     return WITHIN.sub(r"\1.\2", MISSING.sub(_missing, text))
 
@@ -32,6 +37,15 @@ def _missing(found: "re.Match[str]") -> str:
     names = [name.strip() for name in found[2].split(",")]
     place = f"{found[1]}: " if found[1] else ""
     return f"{place}{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing: {NOWHERE} gives a value"
+
+
+def _classless(found: "re.Match[str]") -> str:
+    """Settings of a class that no file or option before them names."""
+    such = ", such as --config=experiments/NAME/data.yaml" if found[1] == "data" else ""
+    return (
+        f"{found[1]}: settings of a {found[2]} are given before its class_path: "
+        f"put the file or option that names the class first{such}"
+    )
 
 
 def explained(message: str, program: str, known: Iterable[str]) -> str:
@@ -74,6 +88,15 @@ class PlainParser(ArgumentParser):
             ValueError: Always.
         """
         raise ValueError(explained(message, self.prog, self._option_string_actions))
+
+    def parse_except(self, arguments: list[str], prefixes: str | tuple[str, ...]) -> tuple[Namespace, list[str]]:
+        """Parse all arguments but those that begin with one of ``prefixes``; those are returned as they are.
+
+        Raises:
+            ValueError: If something is wrong with the others.
+        """
+        passed = [word for word in arguments if word.startswith(prefixes)]
+        return self.parse_args([word for word in arguments if word not in passed]), passed
 
 
 class Failing:

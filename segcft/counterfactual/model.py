@@ -10,7 +10,7 @@ from segcft.causal.structural_causal_model import Independent, Mechanism
 from segcft.core import checkpoints
 from segcft.core.recipes import Recorded
 from segcft.counterfactual.arrays import laid, scaled
-from segcft.counterfactual.edits import Edit
+from segcft.counterfactual.native_resolution import Edit
 from segcft.counterfactual.prediction import Drawn, Gated, Prediction
 from segcft.counterfactual.subject import Answer, Do, Effect, OpenedSubject
 from segcft.guidance.judges import SegmentationModel

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcft.core.recipes import Recorded
-from segcft.counterfactual.edits import Edit
+from segcft.counterfactual.native_resolution import Edit
 from segcft.hvae.blocks import conv, scaled
 from segcft.hvae.likelihoods import Pixels
 from segcft.spatial.diffeomorphism import exponential, roughness, warp

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from segcft.counterfactual.edits import Canvas, Edit
+from segcft.counterfactual.native_resolution import Canvas, Edit
 from segcft.guidance.judges import SegmentationModel
 from segcft.variables.mask_measurements import located, measure_masks
 from segcft.variables.regions import neighbourhood, surroundings, vicinity

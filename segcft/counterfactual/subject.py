@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from segcft.counterfactual.edits import Canvas, Edit
+from segcft.counterfactual.native_resolution import Canvas, Edit
 from segcft.counterfactual.refinement import Refinement
 from segcft.hvae.hvae import Mediation
 from segcft.hvae.latents import Abduction

@@ -19,9 +19,9 @@ from segcft.evaluation import detectability, native_resolution, result_tables
 from segcft.evaluation.bootstrap import Estimate, estimate, resamples
 from segcft.evaluation.protocol import (
     Answers,
-    Contender,
+    Cohort,
+    EvaluatedMethod,
     Method,
-    Subjects,
     answer,
     gather,
     interventions,
@@ -42,7 +42,7 @@ TRUTH = "true_counterfactual"  # as a method
 
 
 @dataclass(frozen=True)
-class AtSize:
+class NativeResults:
     """What was measured at the images' own size.
 
     Attributes:
@@ -102,54 +102,56 @@ def evaluate(
         ValueError: If a checkpoint is missing, of the wrong kind, or does not fit the data, the evaluator outlines one
             structure as another, ``ask`` is malformed, or the data do not come at ``native`` pixels.
     """
-    films = _resized(data, native, detect)
+    native_data = _resized(data, native, detect)
     asked = {name: Method(method) if isinstance(method, str) else method for name, method in methods.items()}
     refinement = {name: method.refinement for name, method in asked.items()}
     causal = opened_mechanism(mechanism)
-    contenders = {name: opened(method, causal) for name, method in asked.items()}
+    evaluated_methods = {name: opened(method, causal) for name, method in asked.items()}
     judge = (checkpoints.load(evaluator, SegmentationModel) if isinstance(evaluator, str) else evaluator).eval()
     judge.attach(data.description)
     with torch.inference_mode():
         dataset = data.dataset(split)
-        people = gather(data, dataset, judge, subjects, seed, ask)
-        refuse_exchanged(people, judge)
-        _check_fit(contenders, people, strict)
-        answers = {"identity": unchanged(people), **({TRUTH: perfect(people)} if people.truth else {})}
-        answers |= {name: answer(contender, people) for name, contender in contenders.items()}
-        frame = _frame(answers, people, judge, refinement)
+        cohort = gather(data, dataset, judge, subjects, seed, ask)
+        refuse_exchanged(cohort, judge)
+        _check_fit(evaluated_methods, cohort, strict)
+        answers = {"identity": unchanged(cohort), **({TRUTH: perfect(cohort)} if cohort.truth else {})}
+        answers |= {name: answer(evaluated, cohort) for name, evaluated in evaluated_methods.items()}
+        frame = _frame(answers, cohort, judge, refinement)
         looks = _realism(answers, data, judge, references, seed)
         images = {name: answers[name].images for name in asked}
-        figure = figures.comparison(people.batch, people.do, people.truth, images, judge)
-        kept = sweep(contenders, people, dataset, judge, sweeps, TRUTH) if sweeps > 0 else None
-    at_size = None
-    if films is not None:
-        at_size = _at_size(films, split, contenders, people, judge, refinement, references, detect, seed)
+        figure = figures.comparison(cohort.batch, cohort.do, cohort.truth, images, judge)
+        kept = sweep(evaluated_methods, cohort, dataset, judge, sweeps, TRUTH) if sweeps > 0 else None
+    native_results = None
+    if native_data is not None:
+        native_results = _native_results(
+            native_data, split, evaluated_methods, cohort, judge, refinement, references, detect, seed
+        )
     results = {
         "experiment": experiment,
         "seed": seed,
         "split": split,
-        "subjects": len(people.batch["image"]),
+        "subjects": len(cohort.batch["image"]),
         "ask": ask,
-        **_how(asked, contenders, evaluator, mechanism),
+        **_how(asked, evaluated_methods, evaluator, mechanism),
         "settings": _settings(data, evaluator, asked, mechanism, references),
-        **conclusions(frame, looks, _floor(people, frame), gap, list(asked)),
-        **({} if at_size is None else {"native": at_size.results}),
+        **conclusions(frame, looks, _floor(cohort, frame), gap, list(asked)),
+        **({} if native_results is None else {"native": native_results.results}),
     }
-    _write(Path(out), results, frame, people, figure, kept)
-    _write_native(Path(out), at_size, refinement)
+    _write(Path(out), results, frame, cohort, figure, kept)
+    _write_native(Path(out), native_results, refinement)
     return results
 
 
-def _check_fit(contenders: Mapping[str, Contender], people: Subjects, strict: bool) -> None:
+def _check_fit(evaluated_methods: Mapping[str, EvaluatedMethod], cohort: Cohort, strict: bool) -> None:
     """See that every model fits the data and what is asked."""
-    for contender in contenders.values():
-        contender.model.check_fit(people.description)
-        contender.model.parents.check(people.do, strict)
+    for evaluated in evaluated_methods.values():
+        evaluated.model.check_fit(cohort.description)
+        evaluated.model.parents.check(cohort.do, strict)
 
 
 def _how(
     asked: Mapping[str, Method],
-    contenders: Mapping[str, Contender],
+    evaluated_methods: Mapping[str, EvaluatedMethod],
     evaluator: str | SegmentationModel,
     mechanism: str | None,
 ) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def _how(
     return {
         "seconds": {stage: spent for path in paths for stage, spent in checkpoints.seconds(path).items()},
         "refinement": {name: method.refinement for name, method in asked.items()},
-        "guides": {name: type(c.guide).__name__ if c.guide else None for name, c in contenders.items()},
+        "guides": {name: type(c.guide).__name__ if c.guide else None for name, c in evaluated_methods.items()},
         "training": {name: checkpoints.seconds(method.checkpoint) for name, method in asked.items()},
         "commit": provenance.commit(),
         "hardware": provenance.hardware(),
@@ -170,42 +172,48 @@ def _resized(data: DataModule, size: int | None, detect: int) -> DataModule | No
     """The data at the images' own size; None if nobody asks."""
     if size is None:
         return None
-    films = data.resized(size)
-    if any(step > own for step, own in zip(films.spacing, data.spacing, strict=True)):
+    native_data = data.resized(size)
+    if any(step > own for step, own in zip(native_data.spacing, data.spacing, strict=True)):
         raise ValueError(f"native is {size} pixels along the longest side, the models read more")
-    if detect and len(films.spacing) != 2:
+    if detect and len(native_data.spacing) != 2:
         raise ValueError("detectability is known of images alone, not of volumes: ask for detect=0")
-    return films
+    return native_data
 
 
-def _at_size(
-    films: DataModule,
+def _native_results(
+    native_data: DataModule,
     split: Split,
-    contenders: Mapping[str, Contender],
-    people: Subjects,
+    evaluated_methods: Mapping[str, EvaluatedMethod],
+    cohort: Cohort,
     judge: SegmentationModel,
     refinement: Mapping[str, str],
     references: int,
     detect: int,
     seed: int,
-) -> AtSize:
+) -> NativeResults:
     """The final images of all methods, measured; the classifier learns from training subjects alone."""
-    image, about = people.batch["image"], films.description
+    image, about = cohort.batch["image"], native_data.description
     frame = tuple(image.shape[2:])
-    studio = native_resolution.Studio(contenders, films.dataset(split), judge, frame, TRUTH)
+    renderer = native_resolution.NativeRenderer(evaluated_methods, native_data.dataset(split), judge, frame, TRUTH)
     with torch.no_grad():
-        table, pictures = native_resolution.rows(studio, native_resolution.Asked.of(people), about, refinement)
+        table, pictures = native_resolution.rows(
+            renderer, native_resolution.Interventions.of(cohort), about, refinement
+        )
     summary = summarise(table, columns=NATIVE_COLUMNS, prepare=native_resolution.moments)
     if detect:
-        teacher = native_resolution.Studio(contenders, films.dataset("train"), judge, frame, TRUTH)
-        names, after = list(people.do), len(image) if split == "train" else 0
-        learns = detectability.others(teacher.dataset, names, about, references, seed, after).to(image.device)
-        tests = detectability.others(studio.dataset, names, about, len(image), seed).to(image.device)
-        found = detectability.detect((teacher, studio), (learns, tests), about, detect, seed)
+        train_renderer = native_resolution.NativeRenderer(
+            evaluated_methods, native_data.dataset("train"), judge, frame, TRUTH
+        )
+        names, after = list(cohort.do), len(image) if split == "train" else 0
+        learns = detectability.others(train_renderer.dataset, names, about, references, seed, after).to(image.device)
+        tests = detectability.others(renderer.dataset, names, about, len(image), seed).to(image.device)
+        found = detectability.detect((train_renderer, renderer), (learns, tests), about, detect, seed)
         for method, questions in found.items():
             for do, values in questions.items():
                 summary["metrics"].setdefault(method, {}).setdefault(do, {}).update(values)
-    return AtSize({"size": max(studio.size), "detect": detect, "references": references, **summary}, table, pictures)
+    return NativeResults(
+        {"size": max(renderer.size), "detect": detect, "references": references, **summary}, table, pictures
+    )
 
 
 def _settings(
@@ -229,29 +237,29 @@ def _settings(
 
 
 def _frame(
-    answers: dict[str, Answers], people: Subjects, judge: SegmentationModel, refinement: dict[str, str]
+    answers: dict[str, Answers], cohort: Cohort, judge: SegmentationModel, refinement: dict[str, str]
 ) -> pd.DataFrame:
     parts = []
     for name, given in answers.items():
-        part = rows(given, people, judge)
+        part = rows(given, cohort, judge)
         part.insert(0, "refinement", refinement.get(name, ""))
         part.insert(0, "method", name)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
 
-def _floor(people: Subjects, frame: pd.DataFrame) -> dict[str, float]:
+def _floor(cohort: Cohort, frame: pd.DataFrame) -> dict[str, float]:
     """The evaluator's own error in %: on true counterfactuals where they exist, else on factual images."""
     found = {}
-    for name in people.do:
-        known = name in people.truth
+    for name in cohort.do:
+        known = name in cohort.truth
         part = frame[(frame["method"] == (TRUTH if known else "identity")) & (frame["do"] == name)]
         if known:
             found[name] = float(part["judged"].mean())
             continue
         error = (part["before"] - part["factual"]).abs()
         of_size = bool(part["error_percent"].notna().any())
-        scale = part["factual"].abs().clip(lower=1e-12) if of_size else people.description.parents[name].std
+        scale = part["factual"].abs().clip(lower=1e-12) if of_size else cohort.description.parents[name].std
         found[name] = float((100 * error / scale).mean())
     return found
 
@@ -331,7 +339,7 @@ def _result(frame: pd.DataFrame, found: dict[str, dict[str, Estimate]]) -> dict[
 
 
 def _write(
-    out: Path, results: dict[str, Any], frame: pd.DataFrame, people: Subjects, figure: Any, kept: Sweeps | None
+    out: Path, results: dict[str, Any], frame: pd.DataFrame, cohort: Cohort, figure: Any, kept: Sweeps | None
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if kept is None:
@@ -347,7 +355,7 @@ def _write(
     write_text(out / "subjects.csv", frame.to_csv(index=False, float_format="%.6g"))
     write_text(out / "table.csv", result_tables.table(metrics, refinement, floor).to_csv(index=False))
     write_text(out / "table.md", text)
-    write_text(out / "interventions.csv", interventions(people).to_csv(index=False))
+    write_text(out / "interventions.csv", interventions(cohort).to_csv(index=False))
     result_tables.write_figure(out / "figure.png", figure)
     print(text)
     for line in warnings:
@@ -355,14 +363,14 @@ def _write(
     print(f"{sum(results['seconds'].values()):.0f} s of training; figure and tables: {out}")
 
 
-def _write_native(out: Path, at_size: AtSize | None, refinement: Mapping[str, str]) -> None:
-    if at_size is None:
+def _write_native(out: Path, native_results: NativeResults | None, refinement: Mapping[str, str]) -> None:
+    if native_results is None:
         for end in ("csv", "md", "png"):
             (out / f"native.{end}").unlink(missing_ok=True)  # of an earlier evaluation
         return
-    results = at_size.results
+    results = native_results.results
     text = result_tables.native_markdown(results["size"], results["metrics"], results["differences"], refinement)
-    write_text(out / "native.csv", at_size.frame.to_csv(index=False, float_format="%.6g"))
+    write_text(out / "native.csv", native_results.frame.to_csv(index=False, float_format="%.6g"))
     write_text(out / "native.md", text)
-    result_tables.write_mosaic(out / "native.png", at_size.pictures)
+    result_tables.write_mosaic(out / "native.png", native_results.pictures)
     print(text)

@@ -1,7 +1,7 @@
 """Can a small classifier tell answers from untouched films? AUC between crops at the images' own size, .5 is perfect.
 
-Who trains it and who tests it are different people. Every crop is centred on the border of what it shows, as the
-evaluator outlines it there, and every size that is asked for is another person's: neither place nor size gives an
+It is trained on some subjects and tested on others. Every crop is centred on the border of what it shows, as the
+evaluator outlines it there, and every size that is asked for is another subject's: neither place nor size gives an
 answer away. Two controls say what the number is worth: untouched films against untouched films, the mean of four random
 halvings, must come out near .5, and untouched films that an unrelated small flow has resampled show what interpolation
 alone gives away.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from data_modules.common.data_module import ImageDataset
 from segcft.evaluation import metrics
 from segcft.evaluation.bootstrap import Array, Estimate, estimate, resamples
-from segcft.evaluation.native_resolution import Asked, Films, Studio
+from segcft.evaluation.native_resolution import Interventions, NativeImages, NativeRenderer
 from segcft.spatial.diffeomorphism import warp_cubic
 from segcft.spatial.geometry import Geometry
 from segcft.variables.mask_measurements import located
@@ -34,7 +34,9 @@ CELLS = 8  # of that flow's grid along each axis
 BATCH = 32
 WIDTHS = (24, 48, 80, 96)
 UNTOUCHED, RESAMPLED = "untouched", "resampled"  # controls, as methods
-HALVINGS = 4  # of the untouched people, whose mean is the control: one alone strays by .1
+HALVINGS = (
+    4  # of the subjects into two random groups; their mean AUC is the control, for a single one is off by up to .1
+)
 Found = dict[str, dict[str, dict[str, Estimate]]]  # method -> do -> auc, auc_blurred
 
 
@@ -44,15 +46,15 @@ class Crops:
 
     Attributes:
         images: (N, C, L, L), with a margin around what the classifier sees.
-        people: Who is seen, (N,).
+        subjects: Index of the subject that is seen, (N,).
     """
 
     images: Tensor
-    people: Tensor
+    subjects: Tensor
 
     def where(self, chosen: Tensor) -> "Crops":
         """Some of them."""
-        return Crops(self.images[chosen], self.people[chosen])
+        return Crops(self.images[chosen], self.subjects[chosen])
 
     def blurred(self) -> "Crops":
         """Without the grain."""
@@ -83,8 +85,8 @@ class Detector(nn.Module):
 
 
 def detect(
-    studios: tuple[Studio, Studio],
-    asked: tuple[Asked, Asked],
+    renderers: tuple[NativeRenderer, NativeRenderer],
+    asked: tuple[Interventions, Interventions],
     about: DataDescription,
     steps: int,
     seed: int = 0,
@@ -92,8 +94,8 @@ def detect(
     """AUC of every method, question by question, and of both controls.
 
     Args:
-        studios: Draw the people who train the classifiers, and those who test them.
-        asked: Who they are; targets are other people's values.
+        renderers: Of the subjects that the classifiers are trained on, and of those that they are tested on.
+        asked: The subjects and their targets, which are other subjects' values.
         about: Of the data at this size.
         steps: That a classifier is trained.
         seed: Of all that is drawn.
@@ -104,7 +106,7 @@ def detect(
     if about.spatial_dims != 2:
         raise ValueError("detectability is known of images alone, not of volumes: ask for detect=0")
     with torch.no_grad():
-        trains, tests = (_gathered(*each, about, seed) for each in zip(studios, asked, strict=True))
+        trains, tests = (_gathered(*each, about, seed) for each in zip(renderers, asked, strict=True))
     found: Found = {}
     for name, per_method in trains.items():
         for method in [UNTOUCHED, *(each for each in per_method if each != UNTOUCHED)]:
@@ -118,7 +120,7 @@ def detect(
 
 def others(
     dataset: ImageDataset, names: list[str], about: DataDescription, subjects: int, seed: int, after: int = 0
-) -> Asked:
+) -> Interventions:
     """The first of a seeded permutation, each asked for the values of another.
 
     Args:
@@ -133,7 +135,7 @@ def others(
     chosen = torch.randperm(len(dataset), generator=generator)[after : after + subjects]
     values = about.parents.take({name: column[chosen] for name, column in dataset.attributes.items()})
     do = {name: values[name][torch.randperm(len(chosen), generator=generator)] for name in names}
-    return Asked(chosen, values, do)
+    return Interventions(chosen, values, do)
 
 
 def compared(train: tuple[Crops, Crops], test: tuple[Crops, Crops], steps: int, seed: int = 0) -> dict[str, Estimate]:
@@ -141,7 +143,7 @@ def compared(train: tuple[Crops, Crops], test: tuple[Crops, Crops], steps: int, 
 
     Args:
         train: Untouched crops and answers to learn from.
-        test: The same of other people.
+        test: The same of other subjects.
         steps: Of training.
         seed: Of weights, order and shifts.
     """
@@ -152,16 +154,16 @@ def compared(train: tuple[Crops, Crops], test: tuple[Crops, Crops], steps: int, 
     }
 
 
-def auc(untouched: Tensor, answers: Tensor, people: tuple[Tensor, Tensor]) -> Estimate:
-    """Share of pairs in which the answer scores higher, ties count half; its interval resamples people.
+def auc(untouched: Tensor, answers: Tensor, subjects: tuple[Tensor, Tensor]) -> Estimate:
+    """Share of pairs in which the answer scores higher, ties count half; its interval resamples subjects.
 
     Args:
         untouched: Scores, (N,).
         answers: Scores, (M,).
-        people: Who is seen in them, (N,) and (M,).
+        subjects: Index of the subject in each, (N,) and (M,).
     """
     above = (answers[:, None] > untouched).double() + 0.5 * (answers[:, None] == untouched).double()
-    weights: Array = resamples([torch.cat(people).cpu().numpy()])
+    weights: Array = resamples([torch.cat(subjects).cpu().numpy()])
     first, second = weights[:, : len(untouched)], weights[:, len(untouched) :]
     total = first.sum(1) * second.sum(1)
     pairs = (second @ above.cpu().numpy() * first).sum(1)
@@ -195,38 +197,40 @@ def lateral(mask: Tensor) -> tuple[int, int]:
     return row, int(across.max() if columns.mean() >= (mask.shape[1] - 1) / 2 else across.min())
 
 
-def resampled(films: Films, seed: int) -> Tensor:
+def resampled(native: NativeImages, seed: int) -> Tensor:
     """The images, moved by a small smooth flow that has nothing to do with them, (B, C, *N)."""
-    shape, dims = films.canvas.image.shape, films.canvas.image.dim() - 2
+    shape, dims = native.canvas.image.shape, native.canvas.image.dim() - 2
     moved = []
-    for index, image in zip(films.asked.index.tolist(), films.canvas.image, strict=True):
+    for index, image in zip(native.asked.index.tolist(), native.canvas.image, strict=True):
         generator = torch.Generator().manual_seed(1_000_003 * seed + index)
         coarse = torch.randn(1, dims, *[CELLS] * dims, generator=generator).to(image)
         flow = Geometry.of(shape[2:], [CELLS] * dims).enlarge(coarse)
         moved.append(warp_cubic(image[None], flow * (UNRELATED / flow.square().mean().sqrt())))
-    low, high = (float(end) for end in torch.aminmax(films.canvas.image))
+    low, high = (float(end) for end in torch.aminmax(native.canvas.image))
     return torch.cat(moved).clamp(low, high)
 
 
-def _gathered(studio: Studio, asked: Asked, about: DataDescription, seed: int) -> dict[str, dict[str, Crops]]:
+def _gathered(
+    renderer: NativeRenderer, asked: Interventions, about: DataDescription, seed: int
+) -> dict[str, dict[str, Crops]]:
     """Question -> method -> crops."""
     parts: dict[str, dict[str, list[Crops]]] = {name: {} for name in asked.do}
-    for films in studio.films(asked):
-        for name, method, image in _shown(studio, films, seed):
-            variable, outlines = about.parents[name], studio.outlines(image)
+    for native in renderer.batches(asked):
+        for name, method, image in _shown(renderer, native, seed):
+            variable, outlines = about.parents[name], renderer.outlines(image)
             mask = located(outlines, variable.structure, variable.region, outlines, about)
             pieces, there = crop(image, mask, _side(image) + 2 * MARGIN)
-            parts[name].setdefault(method, []).append(Crops(pieces, films.asked.index[there]))
+            parts[name].setdefault(method, []).append(Crops(pieces, native.asked.index[there]))
     return {name: {method: _joined(every) for method, every in found.items()} for name, found in parts.items()}
 
 
-def _shown(studio: Studio, films: Films, seed: int) -> Iterator[tuple[str, str, Tensor]]:
-    moved = resampled(films, seed)
-    for name in films.asked.do:
-        yield name, UNTOUCHED, films.canvas.image
+def _shown(renderer: NativeRenderer, native: NativeImages, seed: int) -> Iterator[tuple[str, str, Tensor]]:
+    moved = resampled(native, seed)
+    for name in native.asked.do:
+        yield name, UNTOUCHED, native.canvas.image
         yield name, RESAMPLED, moved
-    for name, method, made in studio.answers(films):
-        yield name, method, made.image
+    for name, method, rendered in renderer.answers(native):
+        yield name, method, rendered.image
 
 
 def _side(image: Tensor) -> int:
@@ -234,15 +238,15 @@ def _side(image: Tensor) -> int:
 
 
 def _joined(every: list[Crops]) -> Crops:
-    return Crops(torch.cat([crops.images for crops in every]), torch.cat([crops.people for crops in every]))
+    return Crops(torch.cat([crops.images for crops in every]), torch.cat([crops.subjects for crops in every]))
 
 
 def _pair(every: Mapping[str, Crops], method: str, seed: int) -> tuple[Crops, Crops]:
-    """Untouched films and answers; of the control untouched, a random half of the people plays the answers."""
+    """Untouched films and answers; in the control, a random half of the subjects takes the place of the answers."""
     untouched = every[UNTOUCHED]
     if method != UNTOUCHED:
         return untouched, every[method]
-    count = len(untouched.people)
+    count = len(untouched.subjects)
     half = torch.randperm(count, generator=torch.Generator().manual_seed(seed)) < count // 2
     return untouched.where(half), untouched.where(~half)
 
@@ -257,7 +261,7 @@ def _trained_and_tested(train: tuple[Crops, ...], test: tuple[Crops, ...], steps
     detector = _trained(train, side, steps, seed)
     with torch.no_grad():
         untouched, answers = (_scores(detector, crops.images, side) for crops in test)
-    return auc(untouched, answers, (test[0].people, test[1].people))
+    return auc(untouched, answers, (test[0].subjects, test[1].subjects))
 
 
 def _trained(pair: tuple[Crops, ...], side: int, steps: int, seed: int) -> Detector:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from data_modules.common.data_module import ImageDataset, Rerenderable
-from segcft.counterfactual.edits import Canvas, Edit, carry
+from segcft.counterfactual.native_resolution import Canvas, Edit, carry
 from segcft.evaluation import metrics
 from segcft.evaluation.bootstrap import Array
-from segcft.evaluation.protocol import Contender, Subjects, Values
+from segcft.evaluation.protocol import Cohort, EvaluatedMethod, Values
 from segcft.evaluation.summary import PAINTED, TEXT
 from segcft.guidance.judges import SegmentationModel
 from segcft.spatial.geometry import Geometry
@@ -26,12 +26,12 @@ from segcft.variables.regions import dilate, reach
 from segcft.variables.variables import DataDescription
 
 SHARP = 512  # pixels along the longest side up to which a border is a pixel to either side of it
-AT_ONCE = 2**20  # pixels of films that are held at a time, of each image
+AT_ONCE = 2**20  # pixels that are held at a time, over all images of a batch
 SMOOTH = 1.5  # pixels: the detector's grain is nobody's anatomy
 
 
 @dataclass(frozen=True)
-class Asked:
+class Interventions:
     """Subjects of a split, and what they are asked.
 
     Attributes:
@@ -47,43 +47,43 @@ class Asked:
     truth: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, people: Subjects) -> "Asked":
+    def of(cls, cohort: Cohort) -> "Interventions":
         """Those of the other tables."""
-        values = people.description.parents.take(people.batch)
-        return cls(people.batch["index"], values, people.do, frozenset(people.truth))
+        values = cohort.description.parents.take(cohort.batch)
+        return cls(cohort.batch["index"], values, cohort.do, frozenset(cohort.truth))
 
-    def to(self, device: torch.device) -> "Asked":
+    def to(self, device: torch.device) -> "Interventions":
         """The same on another device."""
         values, do = ({name: v.to(device) for name, v in every.items()} for every in (self.values, self.do))
-        return Asked(self.index.to(device), values, do, self.truth)
+        return Interventions(self.index.to(device), values, do, self.truth)
 
-    def part(self, few: slice) -> "Asked":
+    def part(self, few: slice) -> "Interventions":
         """Some of them."""
         values, do = ({name: value[few] for name, value in every.items()} for every in (self.values, self.do))
-        return Asked(self.index[few], values, do, self.truth)
+        return Interventions(self.index[few], values, do, self.truth)
 
 
 @dataclass(frozen=True)
-class Films:
-    """A few subjects at their own size.
+class NativeImages:
+    """Images of a few subjects at their own size.
 
     Attributes:
-        asked: Who they are.
+        asked: The subjects and their targets.
         canvas: Their images, (B, C, *N), and where the model's frame lies in them.
         masks: Their labels, (B, K, *N), bool.
     """
 
-    asked: Asked
+    asked: Interventions
     canvas: Canvas
     masks: Tensor
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a method made of a few films.
+class NativeCounterfactual:
+    """Counterfactuals of a few subjects at the images' own size.
 
     Attributes:
-        image: (B, C, *N).
+        image: The counterfactual, (B, C, *N).
         masks: Structures in it, (B, K, *N), bool: the label that moved along, the truth's own, or the evaluator's.
         edit: What was done; None of a true counterfactual, which nobody edited.
         moved: What the flow makes of the image, without paint, (B, C, *N).
@@ -95,12 +95,12 @@ class Made:
     moved: Tensor
 
 
-class Studio:
-    """Draws answers at the images' own size.
+class NativeRenderer:
+    """Draws counterfactuals at the images' own size.
 
     Args:
-        contenders: Methods by name.
-        dataset: Films of one split at that size.
+        methods: Methods by name.
+        dataset: Images of one split at that size.
         judge: The evaluator, which outlines what no flow has carried.
         frame: Shape S of what models and evaluator read.
         truth: Name of the true counterfactuals.
@@ -108,78 +108,84 @@ class Studio:
 
     def __init__(
         self,
-        contenders: Mapping[str, Contender],
+        methods: Mapping[str, EvaluatedMethod],
         dataset: ImageDataset,
         judge: SegmentationModel,
         frame: tuple[int, ...],
         truth: str = "true_counterfactual",
     ) -> None:
-        self.contenders, self.dataset, self.judge, self.frame, self.truth = contenders, dataset, judge, frame, truth
+        self.methods, self.dataset, self.judge, self.frame, self.truth = (
+            methods,
+            dataset,
+            judge,
+            frame,
+            truth,
+        )
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Shape N of the films."""
+        """Shape N of the images."""
         return tuple(self.dataset.read(torch.zeros(1, dtype=torch.long))["image"].shape[2:])
 
-    def films(self, asked: Asked) -> Iterator[Films]:
+    def batches(self, asked: Interventions) -> Iterator[NativeImages]:
         """All of them, as many at a time as memory bears."""
         for start, count in self._parts(len(asked.index)):
             part = asked.part(slice(start, start + count))
             batch = self.dataset.read(part.index.cpu())
             image = batch["image"].to(part.index.device)
             canvas = Canvas(image, Geometry.of(image.shape[2:], self.frame))
-            yield Films(part, canvas, batch["mask"].to(image.device) > 0.5)
+            yield NativeImages(part, canvas, batch["mask"].to(image.device) > 0.5)
 
     def _parts(self, count: int) -> Iterator[tuple[int, int]]:
         one = self.dataset.read(torch.zeros(1, dtype=torch.long))["image"]
         size = max(1, AT_ONCE // one.numel())
         return ((start, min(size, count - start)) for start in range(0, count, size))
 
-    def answers(self, films: Films) -> Iterator[tuple[str, str, Made]]:
+    def answers(self, native: NativeImages) -> Iterator[tuple[str, str, NativeCounterfactual]]:
         """Question, method and answer, one after the other: every method, and beside it its painted form."""
-        for method, contender in self.contenders.items():
-            model, asked, canvas = contender.model, films.asked, films.canvas
+        for method, evaluated in self.methods.items():
+            model, asked, canvas = evaluated.model, native.asked, native.canvas
             values = model.parents.take(asked.values)
             subject = model.open(canvas.image, values, canvas.geometry)
             for name, target in asked.do.items():
-                made = self.drawn(films, contender.answer(subject, model.act(values, {name: target})).edit)
-                yield name, method, made
-                if made.edit is not None and made.edit.velocity is not None:
-                    paint = Canvas(made.image, canvas.geometry).frame - canvas.frame
-                    yield name, f"{method}{PAINTED}", self.drawn(films, Edit(paint), made.masks)
+                rendered = self.render(native, evaluated.answer(subject, model.act(values, {name: target})).edit)
+                yield name, method, rendered
+                if rendered.edit is not None and rendered.edit.velocity is not None:
+                    paint = Canvas(rendered.image, canvas.geometry).frame - canvas.frame
+                    yield name, f"{method}{PAINTED}", self.render(native, Edit(paint), rendered.masks)
 
-    def drawn(self, films: Films, edit: Edit, masks: Tensor | None = None) -> Made:
+    def render(self, native: NativeImages, edit: Edit, masks: Tensor | None = None) -> NativeCounterfactual:
         """An edit, drawn; ``masks`` (B, K, *N) are those of the answer where they are known."""
-        canvas = films.canvas
+        canvas = native.canvas
         carried = carry(edit, canvas.image, canvas.geometry)
         image = canvas.painted(carried, edit)
         moved = canvas.painted(carried, edit._replace(paint=torch.zeros_like(edit.paint)))
         if masks is None and edit.carries_masks:
-            masks = Canvas(films.masks.float(), canvas.geometry).moved(edit) > 0.5
-        return Made(image, self.outlines(image) if masks is None else masks, edit, moved)
+            masks = Canvas(native.masks.float(), canvas.geometry).moved(edit) > 0.5
+        return NativeCounterfactual(image, self.outlines(image) if masks is None else masks, edit, moved)
 
     def outlines(self, image: Tensor) -> Tensor:
         """The evaluator's masks of images (B, C, *N), enlarged, (B, K, *N), bool."""
         canvas = Canvas(image, Geometry.of(image.shape[2:], self.frame))
         return canvas.geometry.enlarge(self.judge.probabilities(canvas.frame)) > 0.5
 
-    def unchanged(self, films: Films) -> Made:
+    def unchanged(self, native: NativeImages) -> NativeCounterfactual:
         """Doing nothing."""
-        small = torch.zeros_like(films.canvas.frame)
+        small = torch.zeros_like(native.canvas.frame)
         still = small.new_zeros(len(small), small.dim() - 2, *small.shape[2:])
-        return Made(films.canvas.image, films.masks, Edit(small, still), films.canvas.image)
+        return NativeCounterfactual(native.canvas.image, native.masks, Edit(small, still), native.canvas.image)
 
-    def true(self, films: Films, name: str) -> Made | None:
+    def true(self, native: NativeImages, name: str) -> NativeCounterfactual | None:
         """The true counterfactual; None where there is none."""
-        if name not in films.asked.truth or not isinstance(self.dataset, Rerenderable):
+        if name not in native.asked.truth or not isinstance(self.dataset, Rerenderable):
             return None
-        drawn = self.dataset.counterfactual(films.asked.index.cpu(), {name: films.asked.do[name].cpu()})
-        image = drawn["image"].to(films.masks.device)
-        return Made(image, drawn["mask"].to(image.device) > 0.5, None, films.canvas.image)
+        drawn = self.dataset.counterfactual(native.asked.index.cpu(), {name: native.asked.do[name].cpu()})
+        image = drawn["image"].to(native.masks.device)
+        return NativeCounterfactual(image, drawn["mask"].to(image.device) > 0.5, None, native.canvas.image)
 
 
 def rows(
-    studio: Studio, asked: Asked, about: DataDescription, refinement: Mapping[str, str]
+    renderer: NativeRenderer, asked: Interventions, about: DataDescription, refinement: Mapping[str, str]
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """One row a method, question and subject, and pictures of a few.
 
@@ -192,8 +198,8 @@ def rows(
     unknown. The methods follow each other in the order of the other tables, each after its painted form.
 
     Args:
-        studio: Draws.
-        asked: Who is asked what.
+        renderer: Draws the counterfactuals.
+        asked: Subjects and their targets.
         about: Of the data at this size.
         refinement: Of the methods, for the table.
 
@@ -201,35 +207,37 @@ def rows(
         The rows, and ``{"do", "subject", "text", "tiles"}`` of median requests, tiles by name, (H, W) uint8.
     """
     parts, pictures, chosen = [], [], _medians(asked)
-    for films in studio.films(asked):
-        tiles: dict[str, dict[str, Tensor]] = {name: {"factual": films.canvas.image} for name in asked.do}
-        truths = {name: studio.true(films, name) for name in asked.do}
-        for name, method, made in _everything(studio, films, truths):
-            columns = _measured(name, films, made, truths[name], about)
+    for native in renderer.batches(asked):
+        tiles: dict[str, dict[str, Tensor]] = {name: {"factual": native.canvas.image} for name in asked.do}
+        truths = {name: renderer.true(native, name) for name in asked.do}
+        for name, method, rendered in _everything(renderer, native, truths):
+            columns = _measured(name, native, rendered, truths[name], about)
             frame = pd.DataFrame({key: value.double().tolist() for key, value in columns.items()})
-            frame.insert(0, "subject", films.asked.index.tolist())
+            frame.insert(0, "subject", native.asked.index.tolist())
             frame.insert(0, "do", name)
             frame.insert(0, "refinement", refinement.get(method.removesuffix(PAINTED), ""))
             frame.insert(0, "method", method)
             parts.append(frame)
             if method != "identity":
-                tiles[name][method] = made.image
-        pictures += _pictures(films, tiles, chosen, about)
-    frame, order = pd.concat(parts), ["identity", studio.truth]
-    order += [name + end for name in studio.contenders for end in (PAINTED, "")]
+                tiles[name][method] = rendered.image
+        pictures += _pictures(native, tiles, chosen, about)
+    frame, order = pd.concat(parts), ["identity", renderer.truth]
+    order += [name + end for name in renderer.methods for end in (PAINTED, "")]
     frame["place"] = frame["method"].map(order.index)
     frame["question"] = frame["do"].map(list(asked.do).index)
     frame = frame.sort_values(["place", "question"], kind="stable").drop(columns=["place", "question"])
     return frame.reset_index(drop=True), sorted(pictures, key=lambda each: list(asked.do).index(each["do"]))
 
 
-def _everything(studio: Studio, films: Films, truths: Mapping[str, Made | None]) -> Iterator[tuple[str, str, Made]]:
-    unchanged = studio.unchanged(films)
+def _everything(
+    renderer: NativeRenderer, native: NativeImages, truths: Mapping[str, NativeCounterfactual | None]
+) -> Iterator[tuple[str, str, NativeCounterfactual]]:
+    unchanged = renderer.unchanged(native)
     for name, truth in truths.items():
         yield name, "identity", unchanged
         if truth is not None:
-            yield name, studio.truth, truth
-    yield from studio.answers(films)
+            yield name, renderer.truth, truth
+    yield from renderer.answers(native)
 
 
 def moments(frame: pd.DataFrame) -> dict[str, Array]:
@@ -237,35 +245,47 @@ def moments(frame: pd.DataFrame) -> dict[str, Array]:
     return {str(key): frame[key].to_numpy(np.float64) for key in frame.columns if key not in TEXT}
 
 
-def _measured(name: str, films: Films, made: Made, truth: Made | None, about: DataDescription) -> dict[str, Tensor]:
-    image, cf_image = films.canvas.image, made.image
+def _measured(
+    name: str,
+    native: NativeImages,
+    rendered: NativeCounterfactual,
+    truth: NativeCounterfactual | None,
+    about: DataDescription,
+) -> dict[str, Tensor]:
+    image, cf_image = native.canvas.image, rendered.image
     changed = (cf_image != image).any(1)
     return {
-        "factual": films.asked.values[name],
-        "target": films.asked.do[name],
-        **_edges(name, films, made, truth, about),
+        "factual": native.asked.values[name],
+        "target": native.asked.do[name],
+        **_edges(name, native, rendered, truth, about),
         "detail": metrics.detail_correlation(image, cf_image),
         "energy": metrics.fine_energy(cf_image, torch.ones_like(changed)),
         "energy_before": metrics.fine_energy(image, torch.ones_like(changed)),
         "energy_changed": metrics.fine_energy(cf_image, changed),
         "energy_changed_before": metrics.fine_energy(image, changed),
-        **_flow(films, made),
-        **({} if truth is None else _truth(name, films, made, truth, about)),
+        **_flow(native, rendered),
+        **({} if truth is None else _truth(name, native, rendered, truth, about)),
     }
 
 
-def _edges(name: str, films: Films, made: Made, truth: Made | None, about: DataDescription) -> dict[str, Tensor]:
+def _edges(
+    name: str,
+    native: NativeImages,
+    rendered: NativeCounterfactual,
+    truth: NativeCounterfactual | None,
+    about: DataDescription,
+) -> dict[str, Tensor]:
     """Sharpness of the old and of the new border, signed so that the ones they are compared with are positive."""
-    image, scale = films.canvas.image, max(1.0, max(films.canvas.image.shape[2:]) / SHARP)
+    image, scale = native.canvas.image, max(1.0, max(native.canvas.image.shape[2:]) / SHARP)
 
     def part(masks: Tensor) -> Tensor:
-        return located(masks, about.parents[name].structure, about.parents[name].region, films.masks, about)
+        return located(masks, about.parents[name].structure, about.parents[name].region, native.masks, about)
 
-    before, after = part(films.masks), part(made.masks)
+    before, after = part(native.masks), part(rendered.masks)
     wanted = after if truth is None else part(truth.masks)
     there = metrics.moved_border(image, before, wanted, scale)
-    still = metrics.moved_border(made.image, before, wanted, scale)
-    new = metrics.moved_border(made.image, after, before, scale)
+    still = metrics.moved_border(rendered.image, before, wanted, scale)
+    new = metrics.moved_border(rendered.image, after, before, scale)
     usual = there if truth is None else metrics.moved_border(truth.image, wanted, before, scale)
     unknown = new.isnan() | usual.isnan()
     return {
@@ -276,33 +296,35 @@ def _edges(name: str, films: Films, made: Made, truth: Made | None, about: DataD
     }
 
 
-def _flow(films: Films, made: Made) -> dict[str, Tensor]:
+def _flow(native: NativeImages, rendered: NativeCounterfactual) -> dict[str, Tensor]:
     """Of the flow in the image's pixels, and how the change divides into flow and paint."""
-    if made.edit is None:
+    if rendered.edit is None:
         return {}
-    painted, moved = ((now - then).abs().flatten(1).sum(1) for now, then in _steps(films, made))
+    painted, moved = ((now - then).abs().flatten(1).sum(1) for now, then in _steps(native, rendered))
     shares = {"painted": 100 * painted, "altered": painted + moved}
-    if made.edit.displacement is None:
+    if rendered.edit.displacement is None:
         return shares
-    geometry = films.canvas.geometry
+    geometry = native.canvas.geometry
     scale = painted.new_tensor(geometry.steps).view(-1, *[1] * len(geometry.steps))
-    flow = metrics.flow_shape(geometry.enlarge(made.edit.displacement * scale))
+    flow = metrics.flow_shape(geometry.enlarge(rendered.edit.displacement * scale))
     return {"folded": 100 * flow["folded"], "strain": flow["strain"], **shares}
 
 
-def _steps(films: Films, made: Made) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    return (made.image, made.moved), (made.moved, films.canvas.image)
+def _steps(native: NativeImages, rendered: NativeCounterfactual) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return (rendered.image, rendered.moved), (rendered.moved, native.canvas.image)
 
 
-def _truth(name: str, films: Films, made: Made, truth: Made, about: DataDescription) -> dict[str, Tensor]:
+def _truth(
+    name: str, native: NativeImages, rendered: NativeCounterfactual, truth: NativeCounterfactual, about: DataDescription
+) -> dict[str, Tensor]:
     """Distances to the true counterfactual, this answer's and the unchanged image's."""
-    image, variable = films.canvas.image, about.parents[name]
+    image, variable = native.canvas.image, about.parents[name]
     was, wanted = (
-        located(each, variable.structure, variable.region, films.masks, about) for each in (films.masks, truth.masks)
+        located(each, variable.structure, variable.region, native.masks, about) for each in (native.masks, truth.masks)
     )
     near, edge = (dilate(where, reach(image)) for where in (was | wanted, was ^ wanted))
     found: dict[str, Tensor] = {}
-    for end, shown in (("", made.image), ("_unchanged", image)):
+    for end, shown in (("", rendered.image), ("_unchanged", image)):
         for key, error in (("error", shown - truth.image), ("smooth", metrics.gaussian(shown - truth.image, SMOOTH))):
             found[f"{key}{end}"] = error.abs().flatten(1).mean(1)
             found[f"{key}_near{end}"] = metrics.masked_mean(error.abs().mean(1), near)
@@ -310,7 +332,7 @@ def _truth(name: str, films: Films, made: Made, truth: Made, about: DataDescript
     return found
 
 
-def _medians(asked: Asked) -> dict[str, list[int]]:
+def _medians(asked: Interventions) -> dict[str, list[int]]:
     """Variable -> places of the subjects with the median request to shrink and to grow."""
     chosen = {}
     for name, target in asked.do.items():
@@ -326,14 +348,17 @@ def _ordered(more: Tensor, kind: Tensor) -> Tensor:
 
 
 def _pictures(
-    films: Films, tiles: Mapping[str, Mapping[str, Tensor]], chosen: Mapping[str, list[int]], about: DataDescription
+    native: NativeImages,
+    tiles: Mapping[str, Mapping[str, Tensor]],
+    chosen: Mapping[str, list[int]],
+    about: DataDescription,
 ) -> list[dict[str, Any]]:
     found = []
     for name, images in tiles.items():
-        for place, index in enumerate(films.asked.index.tolist()):
+        for place, index in enumerate(native.asked.index.tolist()):
             if index not in chosen[name]:
                 continue
-            numbers = (float(films.asked.values[name][place]), float(films.asked.do[name][place]))
+            numbers = (float(native.asked.values[name][place]), float(native.asked.do[name][place]))
             before, target = (about.parents[name].shown(value) for value in numbers)
             text = f"{name}, subject {index}: factual {before}, asked {target}"
             planes = {label: _plane(image[place]) for label, image in images.items()}

@@ -43,13 +43,13 @@ class Method:
 
 
 @dataclass
-class Contender:
-    """A method, opened.
+class EvaluatedMethod:
+    """A method whose checkpoint has been read.
 
     Attributes:
-        model: Answers.
-        guide: The judge that taught it; None where nobody did.
-        asked: How.
+        model: Predicts the counterfactuals.
+        guide: The judge that guided its fine-tuning; None without one.
+        asked: The corrections and the confinement that are asked for.
     """
 
     model: CounterfactualModel
@@ -57,12 +57,12 @@ class Contender:
     asked: Method
 
     def answer(self, subject: OpenedSubject, cf_values: Values) -> Answer:
-        """Of subjects that its model has opened; ``cf_values`` in real units, (B,) each."""
+        """Counterfactuals of opened subjects under ``cf_values``, in real units, (B,) each."""
         return subject.answer(cf_values, corrections=self.asked.corrections, confined=self.asked.confined)
 
 
 @dataclass
-class Subjects:
+class Cohort:
     """Everything about the test subjects that no method can change.
 
     Attributes:
@@ -82,18 +82,18 @@ class Subjects:
     description: DataDescription
 
 
-def refuse_exchanged(people: Subjects, judge: SegmentationModel) -> None:
+def refuse_exchanged(cohort: Cohort, judge: SegmentationModel) -> None:
     """See that the evaluator does not outline one structure where the data have another one.
 
     Raises:
         ValueError: If it does, with a Dice of at least 0.5 that is more than twice that of the right structure.
     """
-    if "mask" not in people.batch:
+    if "mask" not in cohort.batch:
         return
-    ours, theirs = people.masks.flatten(2).double(), people.batch["mask"].flatten(2).double()
+    ours, theirs = cohort.masks.flatten(2).double(), cohort.batch["mask"].flatten(2).double()
     shared = 2 * torch.einsum("njs,nks->jk", ours, theirs)
     dice = shared / (ours.sum((0, 2))[:, None] + theirs.sum((0, 2))[None]).clamp(min=1)
-    names = people.description.structures
+    names = cohort.description.structures
     for row, name in zip(dice, judge.description.structures, strict=True):
         best = int(row.argmax())
         right = float(row[names.index(name)]) if name in names else 1.0
@@ -120,7 +120,7 @@ class Answers:
     guided: dict[str, Tensor]
 
 
-def opened(method: Method, causal: Mechanism | None) -> Contender:
+def opened(method: Method, causal: Mechanism | None) -> EvaluatedMethod:
     """Read a method's model and the guide inside its checkpoint.
 
     Raises:
@@ -131,7 +131,7 @@ def opened(method: Method, causal: Mechanism | None) -> Contender:
     if guide is not None:
         guide.attach(model.description)
     model.segmentor = guide if isinstance(guide, SegmentationModel) else None
-    return Contender(model, guide.eval() if guide else None, method)
+    return EvaluatedMethod(model, guide.eval() if guide else None, method)
 
 
 def gather(
@@ -141,7 +141,7 @@ def gather(
     subjects: int,
     seed: int,
     ask: str | None = None,
-) -> Subjects:
+) -> Cohort:
     """Choose subjects and targets by ``seed``; tensors lie where the judge is.
 
     Args:
@@ -173,53 +173,53 @@ def gather(
         asked = {name: dataset.counterfactual(chosen, {name: do[name].cpu()}) for name in drawn}
         truth = {name: _moved(drawn_again, device) for name, drawn_again in asked.items()}
     measured, masks = measure(judge, batch["image"])
-    return Subjects(batch, do, truth, measured, masks, data.description)
+    return Cohort(batch, do, truth, measured, masks, data.description)
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
     return {name: values.to(device) for name, values in batch.items()}
 
 
-def answer(contender: Contender, people: Subjects) -> Answers:
+def answer(evaluated: EvaluatedMethod, cohort: Cohort) -> Answers:
     """Counterfactuals under every do(), the way back, the null intervention, and the guide's own opinion."""
-    model, guide = contender.model, contender.guide
-    image, values = people.batch["image"], model.parents.take(people.batch)
-    there = {name: model.act(values, {name: target}) for name, target in people.do.items()}
-    (*drawn, null), loc = predict(contender, image, values, [*there.values(), values])
+    model, guide = evaluated.model, evaluated.guide
+    image, values = cohort.batch["image"], model.parents.take(cohort.batch)
+    there = {name: model.act(values, {name: target}) for name, target in cohort.do.items()}
+    (*drawn, null), loc = predict(evaluated, image, values, [*there.values(), values])
     images, returned, guided = dict(zip(there, drawn, strict=True)), {}, {}
     for name, cf_values in there.items():
         back = model.act(cf_values, {name: values[name]})
-        (returned[name],), _ = predict(contender, images[name], cf_values, [back])
+        (returned[name],), _ = predict(evaluated, images[name], cf_values, [back])
         if guide is not None and name in guide.description.parents.structural:
             pairs = zip(torch.split(images[name], 64), torch.split(image, 64), strict=True)
             guided[name] = torch.cat([guide.measure(part, factual)[name] for part, factual in pairs])
     return Answers(images, returned, null, (loc - image).abs().flatten(1).mean(1), guided)
 
 
-def unchanged(people: Subjects) -> Answers:
+def unchanged(cohort: Cohort) -> Answers:
     """Doing nothing, the baseline of every table."""
-    image = people.batch["image"]
-    nothing = dict.fromkeys(people.do, image)
+    image = cohort.batch["image"]
+    nothing = dict.fromkeys(cohort.do, image)
     return Answers(nothing, nothing, image, torch.zeros(len(image)), {})
 
 
-def perfect(people: Subjects) -> Answers:
+def perfect(cohort: Cohort) -> Answers:
     """The true counterfactuals: what a perfect method would score before this evaluator."""
-    return Answers({name: truth["image"] for name, truth in people.truth.items()}, {}, None, None, {})
+    return Answers({name: truth["image"] for name, truth in cohort.truth.items()}, {}, None, None, {})
 
 
 def predict(
-    contender: Contender, image: Tensor, values: Values, cf_values: list[Values]
+    evaluated: EvaluatedMethod, image: Tensor, values: Values, cf_values: list[Values]
 ) -> tuple[list[Tensor], Tensor]:
     """Images under every set of parents and factual means, (N, C, *S) each; one deterministic abduction for all.
 
     Args:
-        contender: The method.
+        evaluated: The method.
         image: Factual images, (N, C, *S).
         values: Their parents in real units, (N,) each.
         cf_values: Counterfactual parents, question by question.
     """
-    model = contender.model
+    model = evaluated.model
     images: list[list[Tensor]] = [[] for _ in cf_values]
     means = []
     for start in range(0, len(image), AT_ONCE):
@@ -227,7 +227,7 @@ def predict(
         subject = model.open(image[few], {name: value[few] for name, value in values.items()})
         means.append(subject.abduction().pixels.loc)
         for place, asked in enumerate(cf_values):
-            found = contender.answer(subject, {name: value[few] for name, value in asked.items()})
+            found = evaluated.answer(subject, {name: value[few] for name, value in asked.items()})
             images[place].append(found.seen)
     return [torch.cat(parts) for parts in images], torch.cat(means)
 
@@ -240,11 +240,11 @@ def measure(
     return measure_masks(soft, image, judge.description, factual_masks), soft > 0.5
 
 
-def interventions(people: Subjects) -> pd.DataFrame:
+def interventions(cohort: Cohort) -> pd.DataFrame:
     """The questions that were asked, so that another method can be asked the same."""
     frames = []
-    for name, target in people.do.items():
-        unit = people.description.parents[name].unit
-        columns = {"subject": people.batch["index"].tolist(), "variable": name, "unit": unit}
-        frames.append(pd.DataFrame({**columns, "factual": people.batch[name].tolist(), "target": target.tolist()}))
+    for name, target in cohort.do.items():
+        unit = cohort.description.parents[name].unit
+        columns = {"subject": cohort.batch["index"].tolist(), "variable": name, "unit": unit}
+        frames.append(pd.DataFrame({**columns, "factual": cohort.batch[name].tolist(), "target": target.tolist()}))
     return pd.concat(frames)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from segcft.evaluation import metrics
-from segcft.evaluation.protocol import Answers, Subjects, measure
+from segcft.evaluation.protocol import Answers, Cohort, measure
 from segcft.guidance.judges import SegmentationModel
 from segcft.variables.mask_measurements import located, share
 from segcft.variables.regions import dilate, reach
@@ -19,7 +19,7 @@ def is_size(variable: Variable) -> bool:
     return variable.measure == "area" and not variable.over and variable.low >= 0
 
 
-def rows(given: Answers, people: Subjects, judge: SegmentationModel) -> pd.DataFrame:
+def rows(given: Answers, cohort: Cohort, judge: SegmentationModel) -> pd.DataFrame:
     """Every question of one method, a row a subject.
 
     Columns: ``do``, ``subject``; ``factual``, ``target``, ``before``, ``measured`` (by the evaluator) and ``error`` in
@@ -32,32 +32,32 @@ def rows(given: Answers, people: Subjects, judge: SegmentationModel) -> pd.DataF
     those of the factual image; ``edge_before`` and ``edge_after`` across the border that a shrinking structure left.
     NaN where unknown.
     """
-    return pd.concat([_question(name, given, people, judge) for name in given.images], ignore_index=True)
+    return pd.concat([_question(name, given, cohort, judge) for name in given.images], ignore_index=True)
 
 
-def _question(name: str, given: Answers, people: Subjects, judge: SegmentationModel) -> pd.DataFrame:
-    image, cf_image, target = people.batch["image"], given.images[name], people.do[name]
-    measured, masks = measure(judge, cf_image, people.masks)
-    variable, both = judge.description.parents[name], (people.masks, masks)
-    before, after = (_part(name, some, people.masks, judge.description) for some in both)
-    moving = (located(some, variable.moves, variable.region, people.masks, judge.description) for some in both)
+def _question(name: str, given: Answers, cohort: Cohort, judge: SegmentationModel) -> pd.DataFrame:
+    image, cf_image, target = cohort.batch["image"], given.images[name], cohort.do[name]
+    measured, masks = measure(judge, cf_image, cohort.masks)
+    variable, both = judge.description.parents[name], (cohort.masks, masks)
+    before, after = (_part(name, some, cohort.masks, judge.description) for some in both)
+    moving = (located(some, variable.moves, variable.region, cohort.masks, judge.description) for some in both)
     near = dilate(functools.reduce(torch.logical_or, moving), reach(image))
     columns: dict[str, Tensor] = {
-        "factual": people.batch[name],
+        "factual": cohort.batch[name],
         "target": target,
-        "before": people.measured[name],
+        "before": cohort.measured[name],
         "measured": measured[name],
-        **_errors(people.description.parents[name], measured[name], target, given.guided.get(name)),
-        **_off_target(name, people, measured),
+        **_errors(cohort.description.parents[name], measured[name], target, given.guided.get(name)),
+        **_off_target(name, cohort, measured),
         "outside": metrics.change_outside(image, cf_image, near),
         "change": metrics.change(image, cf_image),
-        "within": _within(name, image, cf_image, people.masks, judge.description),
+        "within": _within(name, image, cf_image, cohort.masks, judge.description),
         **_axioms(name, given, image),
-        **_edges(image, cf_image, before, after, target < people.batch[name]),
-        **_truth(name, people, cf_image, before, after),
+        **_edges(image, cf_image, before, after, target < cohort.batch[name]),
+        **_truth(name, cohort, cf_image, before, after),
     }
     frame = pd.DataFrame({key: value.double().tolist() for key, value in columns.items()})
-    frame.insert(0, "subject", people.batch["index"].tolist())
+    frame.insert(0, "subject", cohort.batch["index"].tolist())
     frame.insert(0, "do", name)
     return frame
 
@@ -81,12 +81,12 @@ def _errors(variable: Variable, measured: Tensor, target: Tensor, guided: Tensor
     }
 
 
-def _off_target(name: str, people: Subjects, measured: dict[str, Tensor]) -> dict[str, Tensor]:
+def _off_target(name: str, cohort: Cohort, measured: dict[str, Tensor]) -> dict[str, Tensor]:
     """How much every other variable moved, and how much was asked of this one."""
-    parents = people.description.parents
-    found = {"asked_sd": (people.do[name] - people.batch[name]) / parents[name].std}
-    for other in people.do:
-        moved, before = measured[other] - people.measured[other], people.measured[other]
+    parents = cohort.description.parents
+    found = {"asked_sd": (cohort.do[name] - cohort.batch[name]) / parents[name].std}
+    for other in cohort.do:
+        moved, before = measured[other] - cohort.measured[other], cohort.measured[other]
         shares = moved / before.abs().clamp(min=1e-12) if is_size(parents[other]) else moved / parents[other].std
         unknown = torch.full_like(moved, torch.nan)
         found[f"change_{other}"] = unknown if other == name else 100 * shares
@@ -123,13 +123,13 @@ def _within(name: str, image: Tensor, cf_image: Tensor, anatomy: Tensor, about: 
     return ((cf_image - image).abs() * share(region, anatomy.float(), structure, about)).flatten(1).mean(1)
 
 
-def _truth(name: str, people: Subjects, cf_image: Tensor, before: Tensor, after: Tensor) -> dict[str, Tensor]:
+def _truth(name: str, cohort: Cohort, cf_image: Tensor, before: Tensor, after: Tensor) -> dict[str, Tensor]:
     """Distances to the true counterfactual, this answer's and the unchanged image's."""
-    if name not in people.truth:
+    if name not in cohort.truth:
         return {}
-    truth, image = people.truth[name], people.batch["image"]
-    anatomy, about = people.batch["mask"], people.description
-    was, wanted = (_part(name, batch["mask"] > 0.5, anatomy, about) for batch in (people.batch, truth))
+    truth, image = cohort.truth[name], cohort.batch["image"]
+    anatomy, about = cohort.batch["mask"], cohort.description
+    was, wanted = (_part(name, batch["mask"] > 0.5, anatomy, about) for batch in (cohort.batch, truth))
     near = dilate(was | wanted, reach(image))
     found, nothing = metrics.truth_errors(cf_image, truth["image"], near), metrics.change(image, truth["image"])
     missed = (image - truth["image"]).abs().mean(1)  # (B, *S)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_modules.common.data_module import Batch, ImageDataset, Rerenderable
-from segcft.evaluation.protocol import Contender, Subjects, Values, predict
+from segcft.evaluation.protocol import Cohort, EvaluatedMethod, Values, predict
 from segcft.evaluation.traversal_file import Sweeps
 from segcft.guidance.judges import SegmentationModel
 from segcft.variables.mask_measurements import measure_masks
@@ -21,8 +21,8 @@ Array = npt.NDArray[Any]
 
 
 def sweep(
-    contenders: Mapping[str, Contender],
-    people: Subjects,
+    methods: Mapping[str, EvaluatedMethod],
+    cohort: Cohort,
     dataset: ImageDataset,
     judge: SegmentationModel,
     subjects: int,
@@ -31,19 +31,19 @@ def sweep(
     """Ask every method for ``STEPS`` values of every variable, of the first subjects.
 
     Args:
-        contenders: Methods by name.
-        people: The first of them are asked.
+        methods: Methods by name.
+        cohort: The first of its subjects are asked.
         dataset: Draws true counterfactuals if it can; they are left out if one of them cannot be.
         judge: Measures and outlines.
         subjects: How many are asked.
         truth: Name of the true counterfactuals among the methods.
     """
-    few = {name: value[:subjects] for name, value in people.batch.items()}
-    parents = people.description.parents
-    targets = {name: steps(parents[name]) for name in people.do}
-    drawn = _true(dataset, few, targets) if people.do.keys() <= people.truth.keys() else None
+    few = {name: value[:subjects] for name, value in cohort.batch.items()}
+    parents = cohort.description.parents
+    targets = {name: steps(parents[name]) for name in cohort.do}
+    drawn = _true(dataset, few, targets) if cohort.do.keys() <= cohort.truth.keys() else None
     images = {} if drawn is None else {truth: drawn}
-    images |= {name: _asked(contender, few, targets) for name, contender in contenders.items()}
+    images |= {name: _asked(evaluated, few, targets) for name, evaluated in methods.items()}
     found = [_seen(judge, given, few["image"]) for given in images.values()]
     factual, factual_outlines = few["image"], judge.probabilities(few["image"])
     return Sweeps(
@@ -70,12 +70,12 @@ def steps(variable: Variable) -> Tensor:
     return torch.linspace(*ends, STEPS)
 
 
-def _asked(contender: Contender, few: Batch, targets: Values) -> dict[str, Tensor]:
+def _asked(evaluated: EvaluatedMethod, few: Batch, targets: Values) -> dict[str, Tensor]:
     """Variable -> images (N * T, C, *S), subject by subject."""
     count = len(few["image"])
-    values = {name: value.repeat_interleave(STEPS, 0) for name, value in contender.model.parents.take(few).items()}
-    acted = [contender.model.act(values, {name: target.repeat(count)}) for name, target in targets.items()]
-    images, _ = predict(contender, few["image"].repeat_interleave(STEPS, 0), values, acted)
+    values = {name: value.repeat_interleave(STEPS, 0) for name, value in evaluated.model.parents.take(few).items()}
+    acted = [evaluated.model.act(values, {name: target.repeat(count)}) for name, target in targets.items()]
+    images, _ = predict(evaluated, few["image"].repeat_interleave(STEPS, 0), values, acted)
     return dict(zip(targets, images, strict=True))
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segcft.counterfactual.arrays import laid
-from segcft.counterfactual.edits import Canvas
 from segcft.counterfactual.model import CounterfactualModel
+from segcft.counterfactual.native_resolution import Canvas
 from segcft.io.picture import Picture, Window
 from segcft.spatial.geometry import Geometry
 

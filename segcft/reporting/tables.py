@@ -17,7 +17,7 @@ NOTHING = Estimate(math.nan, math.nan, math.nan)
 UNRANKED = ("behind", "gap")  # columns without a best
 
 
-class Shown(NamedTuple):
+class TableColumn(NamedTuple):
     """A column of the table.
 
     Attributes:
@@ -34,17 +34,19 @@ class Shown(NamedTuple):
 
 
 SHOWN = (
-    Shown("mape", "error %", 0, "mean |measured - target| / target, by the evaluator"),
-    Shown("mae_sd", "error, % of SD", 0, "mean |measured - target| in per cent of the training deviation"),
-    Shown("behind", "behind the best", 0, "error minus that of the best method, paired over subjects"),
-    Shown("slope", "slope", 1, "measured over asked change; 1 is all of it"),
-    Shown("gap", "guide's gap", 0, "evaluator's error minus that of the method's own guide; large: it is being gamed"),
-    Shown("leakage_mean", "leakage %", 0, "mean absolute change of structures that nothing was asked of"),
-    Shown("truth_ratio", "error to truth", 0, "error to the true counterfactual over the unchanged image's"),
-    Shown("nearer", "nearer", math.inf, "share of answers nearer to the truth than the unchanged image"),
-    Shown("mask_ratio", "mask error", 0, "masks of answer and truth that differ, over the unchanged image's"),
-    Shown("old_edge", "old edge", 0, "share of the former edge that a shrinking structure leaves behind"),
-    Shown("frechet", "Fréchet", 0, "distance to training images in the evaluator's features"),
+    TableColumn("mape", "error %", 0, "mean |measured - target| / target, by the evaluator"),
+    TableColumn("mae_sd", "error, % of SD", 0, "mean |measured - target| in per cent of the training deviation"),
+    TableColumn("behind", "behind the best", 0, "error minus that of the best method, paired over subjects"),
+    TableColumn("slope", "slope", 1, "measured over asked change; 1 is all of it"),
+    TableColumn(
+        "gap", "guide's gap", 0, "evaluator's error minus that of the method's own guide; large: it is being gamed"
+    ),
+    TableColumn("leakage_mean", "leakage %", 0, "mean absolute change of structures that nothing was asked of"),
+    TableColumn("truth_ratio", "error to truth", 0, "error to the true counterfactual over the unchanged image's"),
+    TableColumn("nearer", "nearer", math.inf, "share of answers nearer to the truth than the unchanged image"),
+    TableColumn("mask_ratio", "mask error", 0, "masks of answer and truth that differ, over the unchanged image's"),
+    TableColumn("old_edge", "old edge", 0, "share of the former edge that a shrinking structure leaves behind"),
+    TableColumn("frechet", "Fréchet", 0, "distance to training images in the evaluator's features"),
 )
 STYLES = {name: column.style for name, column in COLUMNS.items()} | {
     name: style for name, (_, style) in REALISM.items()
@@ -65,7 +67,7 @@ def table(findings: Findings, values: Mapping[str, Mapping[str, Estimate]]) -> s
     timed = bool(findings.run.training)
     heads = [_head(column) for column in shown]
     if timed:
-        heads.insert(1, _head(Shown("", "training", 0, "time that all stages of the method took")))
+        heads.insert(1, _head(TableColumn("", "training", 0, "time that all stages of the method took")))
     rows = [_row(findings, name, values[name], shown, best, timed) for name in methods]
     known = [name for name in (UNCHANGED, TRUTH) if name in values]
     below = [_row(findings, name, values[name], shown, {}, timed) for name in known]
@@ -75,7 +77,7 @@ def table(findings: Findings, values: Mapping[str, Mapping[str, Estimate]]) -> s
     )
 
 
-def _head(column: Shown) -> str:
+def _head(column: TableColumn) -> str:
     return f'<th data-aim="{column.aim}" title="{escape(column.hint)}" tabindex="0">{escape(column.title)}</th>'
 
 
@@ -87,7 +89,7 @@ def _row(
     findings: Findings,
     name: str,
     values: Mapping[str, Estimate],
-    shown: list[Shown],
+    shown: list[TableColumn],
     best: Mapping[str, str | None],
     timed: bool,
 ) -> str:
@@ -123,7 +125,7 @@ def _written(value: float, style: str) -> str:
     return text.lstrip("-") if zero else text.replace("-", MINUS)
 
 
-def _best(column: Shown, values: Mapping[str, Mapping[str, Estimate]]) -> str | None:
+def _best(column: TableColumn, values: Mapping[str, Mapping[str, Estimate]]) -> str | None:
     """Nearest to the aim; nobody if fewer than two are known, or all are the same."""
     known = {name: found.get(column.metric, NOTHING).value for name, found in values.items()}
     known = {name: value for name, value in known.items() if math.isfinite(value)}
@@ -134,7 +136,7 @@ def _best(column: Shown, values: Mapping[str, Mapping[str, Estimate]]) -> str | 
     return min(known, key=lambda name: abs(known[name] - column.aim))
 
 
-def _known(values: Iterable[Mapping[str, Estimate]], column: Shown) -> bool:
+def _known(values: Iterable[Mapping[str, Estimate]], column: TableColumn) -> bool:
     return any(math.isfinite(found.get(column.metric, NOTHING).value) for found in values)
 
 

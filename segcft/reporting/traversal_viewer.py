@@ -24,14 +24,14 @@ def viewer(sweeps: Sweeps, methods: list[str]) -> str:
     """
     count = sweeps.targets.shape[1]
     blocks = [_block(sweeps, methods, v, n) for n in range(len(sweeps.subjects)) for v in range(len(sweeps.variables))]
-    people = _buttons("subject", [f"subject {int(one)}" for one in sweeps.subjects])
+    subjects = _buttons("subject", [f"subject {int(one)}" for one in sweeps.subjects])
     asked = _buttons("variable", [label(str(name)) for name in sweeps.variables])
     legend = "".join(
         f'<span class="key"><i style="background:{colour}"></i>{label(str(name))}</span>'
         for name, colour in zip(sweeps.structures, COLOURS, strict=False)
     )
     return (
-        f'<div class="viewer" data-steps="{count}"><div class="controls">{people}{asked}'
+        f'<div class="viewer" data-steps="{count}"><div class="controls">{subjects}{asked}'
         f'<label class="slide">asked value <input type="range" min="0" max="{count - 1}" value="{count - 1}" '
         'aria-label="asked value"></label><button class="play" type="button">play</button>'
         '<label><input type="checkbox" class="outlined" checked> outlines</label></div>'

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from jsonargparse import ArgumentParser
 
 from data_modules.common.data_module import DataModule
 from data_modules.common.phantom import PhantomDataset
@@ -19,19 +18,18 @@ from data_modules.common.sources import Sample, Source
 from data_modules.common.splits import Split, refuse_shared
 from data_modules.preparation.prepared import Prepared
 from segcft.core.formatting import number
-from segcft.core.parsing import PlainParser, simplified
-from segcft.core.trusted_code import all_local
+from segcft.core.parsing import Parser, PlainParser, simplified
 from segcft.hvae.stages import Stage, resolved
 from segcft.io.readers import read_picture
 from segcft.study import plan
 from segcft.study.experiment import Config, data, located, stage
 from segcft.study.schedule import SECONDS, minutes
+from segcft.variables.plausibility import FLAT
 from segcft.variables.variables import Variable
 
 Level = Literal["wrong", "unwise", "fine"]
 LOOKED_AT = 10  # images
 FEW: dict[Split, int] = {"train": 100, "val": 10, "test": 20}  # patients: with fewer, results say little
-FLAT = 4.0  # levels of 255: deviation of an image in which nothing is seen
 LIMITS = {"years": (0, 120), "%": (0, 100), "% of image": (0, 100)}  # of what a unit can hold
 EVERY_LEVEL = (-(2.0**15), 2.0**16)
 PHANTOM = (850, 64 * 64, 32)  # steps, pixels and images a step of the pretraining that SECONDS are of
@@ -66,8 +64,7 @@ def check(arguments: list[str]) -> int:
     parser = PlainParser("check", "Read an experiment, its data's table and ten images: what is wrong or unwise?")
     parser.add_argument("experiment", help="folder under experiments/")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="folder of the experiments")
-    passed = [word for word in arguments if word.startswith("--data")]
-    options = parser.parse_args([word for word in arguments if word not in passed])
+    options, passed = parser.parse_except(arguments, "--data")
     found = examine(located(options.experiment, options.experiments), passed)
     for level, text in found.lines:
         print(f"{level:>6}  {text}")
@@ -96,12 +93,9 @@ def examine(folder: Path, options: list[str]) -> Report:
 
 
 def _opened(config: Config, options: list[str]) -> DataModule:
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser(prog="segcft check")
     parser.add_subclass_arguments(DataModule, "data", required=True)
-    parsed = parser.parse_object({"data": config["data"]})
-    if options:
-        parsed = parser.parse_args(options, namespace=parsed)
-    all_local(parsed.as_dict())
+    parsed = parser.parse_args(options, namespace=parser.parse_object({"data": config["data"]}))
     module: DataModule = parser.instantiate_classes(parsed)["data"]
     return module
 
@@ -139,7 +133,9 @@ def _check_table(report: Report, module: Prepared) -> int:
     if samples:
         report.add("fine", f"{len(samples)} of {len(rows)} images could be read")
         used = {name: module.source.structures.index(name) for name in module.structures}
-        _check_images(report, used, [sample.image for sample in samples], [sample.mask for sample in samples])
+        low, high = module.source.window
+        images = [sample.image / (high - low) for sample in samples]
+        _check_images(report, used, images, [sample.mask for sample in samples])
     if len(samples) == len(rows) and len(module.source.frame) == 2 and module.source.unit == "% of image":
         _check_shapes(report, [_shape(row["image"]) for row in rows.to_dict("records")], module.source.frame)
     return len(table)
@@ -157,7 +153,7 @@ def _check_memory(report: Report, module: DataModule) -> int:
     if isinstance(train, PhantomDataset):
         train.kept = False
     batch = train.read_unchanged(torch.from_numpy(_evenly(len(train))))
-    images = list(((batch["image"] + 1) * 127.5).numpy())
+    images = list(batch["image"].numpy() / 2)
     report.add("fine", f"{len(images)} images could be read")
     _check_images(report, {name: k for k, name in enumerate(module.structures)}, images, list(batch["mask"].numpy()))
     return sum(len(dataset) for dataset in datasets.values())
@@ -220,7 +216,7 @@ def _check_shapes(report: Report, shapes: list[tuple[int, ...]], frame: tuple[in
 
 
 def _check_images(report: Report, used: Mapping[str, int], images: list[Any], masks: list[Any]) -> None:
-    """Images in levels of 255, and the structures in use by their channels in the masks."""
+    """Images in units of the range from black to white, and the structures in use by their channels in the masks."""
     flat = sum(float(np.std(image)) < FLAT for image in images)
     if flat:
         report.add("unwise", f"{flat} of {len(images)} images are nearly constant: is the window right?")

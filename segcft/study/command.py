@@ -52,8 +52,8 @@ def study(arguments: list[str], check: Callable[[list[plan.Job]], None]) -> int:
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="folder of the experiments")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of results.md")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    passed = tuple(word for word in arguments if word.startswith(plan.OPTIONS))
-    options = parser.parse_args([word for word in arguments if word not in passed])
+    options, words = parser.parse_except(arguments, plan.OPTIONS)
+    passed = tuple(words)
     several = options.seeds is not None or options.declaration is not None or bool(options.methods)
     if several and options.stages:
         raise ValueError("--stages trains stages once; --seeds, --declaration and --methods compare: one of both")

@@ -14,8 +14,8 @@ from segcft.core.parsing import PlainParser
 from segcft.study.experiment import located
 from segcft.study.plan import jobs, single
 from segcft.sweeping.search_space import Plan, read
-from segcft.sweeping.storage import Book
-from segcft.sweeping.workers import Trainings
+from segcft.sweeping.storage import TrialStorage
+from segcft.sweeping.workers import TrialWorkers
 
 FIT = f"{shlex.quote(sys.executable)} -m segcft"
 
@@ -32,8 +32,8 @@ def sweep(arguments: list[str]) -> int:
         if not word.startswith("--") or "=" not in word:
             raise ValueError(f"{word!r}: options of segcft fit are given in one word, --trainer.max_steps=100")
     passed, out = tuple(words), Path(options.out)
-    book = Book(configured(read(Path(options.plan))), out, passed)
-    Trainings(book, passed, shlex.split(options.program)).run(options.workers)
+    storage = TrialStorage(configured(read(Path(options.plan))), out, passed)
+    TrialWorkers(storage, passed, shlex.split(options.program)).run(options.workers)
     print((out / "table.md").read_text(encoding="utf-8"))
     return 0
 

@@ -37,7 +37,7 @@ class Trial:
     lock: int
 
 
-class Book:
+class TrialStorage:
     """The folder of a sweep.
 
     Args:

@@ -17,13 +17,13 @@ from typing import Any
 
 from segcft.callbacks.run_record import RECORD
 from segcft.core.interruption import AGAIN, Interrupted
-from segcft.sweeping.storage import Book, Trial
+from segcft.sweeping.storage import Trial, TrialStorage
 
 HOPELESS = 3  # trials that all failed
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class Trainings:
+class TrialWorkers:
     """The trainings of this command.
 
     Args:
@@ -32,8 +32,8 @@ class Trainings:
         program: Words before ``fit``.
     """
 
-    def __init__(self, book: Book, passed: tuple[str, ...], program: list[str]) -> None:
-        self.book, self.plan, self.passed, self.program = book, book.plan, passed, program
+    def __init__(self, storage: TrialStorage, passed: tuple[str, ...], program: list[str]) -> None:
+        self.storage, self.plan, self.passed, self.program = storage, storage.plan, passed, program
         self.stop = threading.Event()
         self.running: set[subprocess.Popen[bytes]] = set()
 
@@ -53,14 +53,14 @@ class Trainings:
             for number, handler in former.items():
                 signal.signal(number, handler)
         if self.stop.is_set():
-            raise Interrupted(f"asked to stop: the same command goes on with {self.book.out}")
-        if elsewhere := [row["trial"] for row in self.book.close() if row["state"] == "running"]:
+            raise Interrupted(f"asked to stop: the same command goes on with {self.storage.out}")
+        if elsewhere := [row["trial"] for row in self.storage.close() if row["state"] == "running"]:
             self._say(f"still at work elsewhere: trials {elsewhere}; give the command again when they have ended")
 
     def _turns(self) -> None:
         """One worker: a trial after the other."""
         try:
-            while not self.stop.is_set() and (trial := self.book.take()) is not None:
+            while not self.stop.is_set() and (trial := self.storage.take()) is not None:
                 try:
                     self._train(trial)
                 finally:
@@ -72,10 +72,10 @@ class Trainings:
     def _train(self, trial: Trial) -> None:
         """Every seed that is not done yet; then tell."""
         for seed in self.plan.seeds:
-            if str(seed) not in self.book.results(trial.number) and not self._fit(trial, seed):
+            if str(seed) not in self.storage.results(trial.number) and not self._fit(trial, seed):
                 break
         else:
-            values = [each["value"] for each in self.book.results(trial.number).values()]
+            values = [each["value"] for each in self.storage.results(trial.number).values()]
             self._tell(trial.number, statistics.fmean(values))
             return
         if not self.stop.is_set():
@@ -83,17 +83,17 @@ class Trainings:
 
     def _fit(self, trial: Trial, seed: int) -> bool:
         """Train one seed and write down its objective; False if it failed or was stopped."""
-        name = f"sweeps/{self.book.name}/trial-{trial.number:04d}/seed-{seed}"
+        name = f"sweeps/{self.storage.name}/trial-{trial.number:04d}/seed-{seed}"
         record = _record(name)
         if record is None or not record["finished"]:
             command = [
                 *(*self.program, "fit"),
-                *(f"--config={config}" for config in self.book.configs),
+                *(f"--config={config}" for config in self.storage.configs),
                 *(f"--experiment={name}", f"--seed_everything={seed}"),
                 *self.passed,
                 *(f"--{option}={value}" for option, value in trial.options.items()),
             ]
-            code = self._call(command, self.book.log(trial.number, seed), trial.lock)
+            code = self._call(command, self.storage.log(trial.number, seed), trial.lock)
             if code == AGAIN:
                 self._hear()
             if code:
@@ -106,7 +106,7 @@ class Trainings:
         value = metrics[self.plan.objective]  # None if it was not finite
         if value is None:
             return False
-        self.book.note(trial, seed, value, record["seconds"])
+        self.storage.note(trial, seed, value, record["seconds"])
         return True
 
     def _call(self, command: list[str], log: Path, lock: int) -> int:
@@ -127,12 +127,14 @@ class Trainings:
         Raises:
             ValueError: If as many trials as make it hopeless have ended, and all failed.
         """
-        ended = [row["state"] for row in self.book.tell(number, value) if row["state"] in ("complete", "fail")]
+        ended = [row["state"] for row in self.storage.tell(number, value) if row["state"] in ("complete", "fail")]
         self._say(f"trial {number} " + ("failed" if value is None else f"has {self.plan.objective} {value:.6g}"))
         if len(ended) >= min(HOPELESS, self.plan.trials) and set(ended) == {"fail"}:
-            logs = sorted((self.book.out / "logs").glob(f"trial-{number:04d}-*.log"))
+            logs = sorted((self.storage.out / "logs").glob(f"trial-{number:04d}-*.log"))
             last = " ".join(logs[-1].read_text(errors="replace").splitlines()[-1:]) if logs else ""
-            raise ValueError(f"all {len(ended)} trials failed, see {self.book.out / 'logs'}; the last one said: {last}")
+            raise ValueError(
+                f"all {len(ended)} trials failed, see {self.storage.out / 'logs'}; the last one said: {last}"
+            )
 
     def _hear(self, *_: Any) -> None:
         """Stop: trainings save and end."""

@@ -209,7 +209,7 @@ class Task(LightningModule):
         raise NotImplementedError
 
 
-class FirstLook(Callback, ABC):
+class FirstValidationBatch(Callback, ABC):
     """Base class of callbacks that look at the first batches of every validation, without gradients.
 
     Attributes:

@@ -47,7 +47,7 @@ class CounterfactualFineTuning(Task):
             the label; otherwise the judge's errors are corrected in the image (attribute amplification).
         specificity: Factor on the error of variables that should not change.
         questions: How targets are drawn.
-        allow_unmoved: Do not fail if a structure does not change, see ``training_health.Response``; for baselines.
+        allow_unmoved: Do not fail if a structure does not change, see ``InterventionResponse``; for baselines.
         stage: Name of the stage: ``nocft``, ``regcft`` or ``segcft``.
         optimisation: Optimiser and schedule.
 

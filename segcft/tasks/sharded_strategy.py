@@ -41,7 +41,7 @@ class Sharded(DDPStrategy):
             if isinstance(callback, WeightAveraging) and callback._average_model is not None:
                 share(callback._average_model.module, mesh)
         register_fsdp_forward_method(module, "training_step")
-        trainer.callbacks.insert(0, Fold())  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, Reshard())  # type: ignore[attr-defined]
 
     def setup(self, trainer: Trainer) -> None:
         """Set up, then gather the weights for measurements before the first step."""
@@ -81,7 +81,7 @@ class Sharded(DDPStrategy):
             optimiser.load_state_dict({**state, "state": parts})
 
 
-class Fold(Callback):
+class Reshard(Callback):
     """Reshards the weights before and after validation (when EMA weights are swapped) and before the first step."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -43,7 +43,7 @@ KINDS = {
 }
 AXES = {2: ("height", "width"), 3: ("first axis", "second axis", "third axis")}
 UNTOLD = {"contrast": [0.05, 0.5], "smoothness": [0.7, 1.0], "size": [1e-6, 1.0], "whole": [0.95, 1.0]}  # by kind
-FLAT = 1e-4  # standard deviation, of black to white
+FLAT = 0.015  # standard deviation of the grey levels, from black 0 to white 1, below which nothing can be seen
 
 
 class Profile(Recorded):
@@ -98,8 +98,10 @@ def doubts(image: Tensor, masks: Tensor, structures: Iterable[str], profile: Pro
     """
     found = {name: float(values[0]) for name, values in characteristics(image, masks, structures).items()}
     ranges = {name: UNTOLD.get(name.rpartition(": ")[2]) for name in found} if profile is None else profile.ranges
-    if found["contrast"] < FLAT:
-        return ["the image is flat: all its pixels have the same grey level"]
+    least, _ = ranges.get("contrast") or (1.0, 1.0)
+    if found["contrast"] < min(FLAT, least / 2):
+        spread = number(100 * found["contrast"])
+        return [f"the image is nearly constant: its grey levels have a standard deviation of {spread} %"]
     known = {name: usual for name in found if (usual := ranges.get(name))}
     sentences = [_doubt(name, found[name], usual, image.dim() - 2) for name, usual in known.items()]
     return [sentence for sentence in sentences if sentence]

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from segcft.callbacks import judge_overfitting
-from segcft.callbacks.training_health import Response
+from segcft.callbacks.training_health import InterventionResponse
 from segcft.guidance.guidance import NoGuidance, SegmentorGuidance
 from segcft.guidance.judges import Segmentor
 from segcft.tasks import CounterfactualFineTuning
@@ -101,7 +101,7 @@ class Part:
 def test_a_question_without_an_answer_is_named_in_the_second_half(share, step, warned, caplog):
     sizes = {"left_size": torch.tensor([1.0, 5.0, 2.0, 9.0]), "right_size": torch.tensor([3.0, 3.0, 8.0, 1.0])}
     batch = {"image": torch.rand(4, 2), **sizes}
-    task, response = FineTuning(Part(share), Part(share)), Response()
+    task, response = FineTuning(Part(share), Part(share)), InterventionResponse()
     trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=10, state=SimpleNamespace(fn="fit"))
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -122,7 +122,7 @@ def test_a_training_that_leaves_a_structure_unmoved_ends_with_an_error_that_says
     share, step, allowed, fails
 ):
     sizes = {"left_size": torch.tensor([1.0, 5.0, 2.0, 9.0]), "right_size": torch.tensor([3.0, 3.0, 8.0, 1.0])}
-    task, response = FineTuning(Part(share), Part(share)), Response()
+    task, response = FineTuning(Part(share), Part(share)), InterventionResponse()
     task.allow_unmoved = allowed
     trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=step, state=SimpleNamespace(fn="fit"))
     response.look(trainer, task, {"image": torch.rand(4, 2), **sizes})

@@ -20,7 +20,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segcft.callbacks import resume, run_record
-from segcft.callbacks.checkpointing import Keep, WholeCheckpoints
+from segcft.callbacks.checkpointing import AtomicCheckpoints, IntervalCheckpoint
 from segcft.cli.main import main
 from segcft.core import checkpoints, provenance
 from segcft.core.folder_lock import alone
@@ -67,7 +67,7 @@ def killed(patch, at, blow=RuntimeError):
         if trainer.global_step == at:
             raise blow("killed")
 
-    patch.setattr(Keep, "on_train_batch_start", strike)
+    patch.setattr(IntervalCheckpoint, "on_train_batch_start", strike)
     return seen
 
 
@@ -209,7 +209,7 @@ def test_a_second_fit_in_the_same_folder_is_refused_and_harms_nothing(place, cap
 
 def test_a_run_whose_folder_was_taken_over_does_not_write_there(tmp_path):
     with alone(tmp_path / "running.json") as lock:
-        files = WholeCheckpoints(lock)
+        files = AtomicCheckpoints(lock)
         files.save_checkpoint({"w": 1}, tmp_path / "last.ckpt")
         (tmp_path / "running.json").write_text("another")
         with pytest.raises(ValueError, match="taken over"):
@@ -279,7 +279,7 @@ def test_images_have_a_fingerprint_that_every_pixel_decides():
 
 
 def test_weights_that_are_not_finite_stop_the_run_and_the_former_checkpoint_is_kept(tmp_path):
-    files, path = WholeCheckpoints(), tmp_path / "last.ckpt"
+    files, path = AtomicCheckpoints(), tmp_path / "last.ckpt"
     unknown = {"constraint.bound": torch.tensor(torch.nan), "count": torch.tensor(3)}
     files.save_checkpoint({"state_dict": {"w": torch.ones(2), **unknown}}, path)
     for bad in (torch.nan, torch.inf):
@@ -336,7 +336,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(harm, stopped, p
 
 def test_a_flipped_bit_of_a_header_is_noticed_or_changes_nothing(tmp_path, caplog):
     """Of an archive's headers, with versions, flags, compression, sizes and names; then the one before is used."""
-    files = WholeCheckpoints()
+    files = AtomicCheckpoints()
     resume.Run("a", {}).mark(tmp_path)
     described = checkpoints.describe({}, {})
     for step in (1, 2):
@@ -373,7 +373,7 @@ def within_a_tensor(path):
 
 
 def test_a_full_disk_leaves_the_former_checkpoint_whole(tmp_path, caplog):
-    files, path = WholeCheckpoints(), tmp_path / "last.ckpt"
+    files, path = AtomicCheckpoints(), tmp_path / "last.ckpt"
     files.save_checkpoint({"weights": torch.zeros(10)}, path)
     files.save_checkpoint({"weights": torch.ones(10)}, path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -414,7 +414,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(number, at, place
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keep, "on_train_batch_start", told)
+        patch.setattr(IntervalCheckpoint, "on_train_batch_start", told)
         assert main(command) == AGAIN
     assert f"saved at step {at + 1}" in capsys.readouterr().err
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)] == handlers
@@ -496,7 +496,7 @@ def test_a_disk_that_is_or_becomes_read_only(open_place, monkeypatch, capsys, ca
             folder.chmod(0o555)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keep, "on_train_batch_start", seal)
+        patch.setattr(IntervalCheckpoint, "on_train_batch_start", seal)
         with pytest.raises(OSError, match=r"could not be written|Permission denied"):
             main(command)
     assert "training continues" in caplog.text

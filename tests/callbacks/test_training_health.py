@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 from torch.utils.data import DataLoader, Dataset
 
-from segcft.callbacks.training_health import DataStall, Setback, StepGuard, channel_kl
+from segcft.callbacks.training_health import DataStall, PretrainingDivergence, StepGuard, channel_kl
 from segcft.hvae.latents import Belief, Normal
 from segcft.tasks.pretrain import PretrainHVAE
 
@@ -138,11 +138,11 @@ def test_a_loader_that_stalls_is_named(delay, warns, caplog):
     ],
 )
 def test_pretraining_that_bursts_says_so_once(nelbos, warns, caplog):
-    setback, module = Setback(), PretrainHVAE.__new__(PretrainHVAE)
+    setback, module = PretrainingDivergence(), PretrainHVAE.__new__(PretrainHVAE)
     with caplog.at_level(logging.WARNING):
         for step, nelbo in enumerate(nelbos):
             if step == 2:  # resumed
-                known, setback = setback.state_dict(), Setback()
+                known, setback = setback.state_dict(), PretrainingDivergence()
                 setback.load_state_dict(known)
             trainer = SimpleNamespace(sanity_checking=False, state=TrainerState(fn=TrainerFn.FITTING), global_step=step)
             trainer.callback_metrics = {"val/nelbo": torch.tensor(nelbo)}

@@ -36,7 +36,7 @@ def make(seed=0, size=1.0, graph=None):
     return model.eval()
 
 
-def people(count=64, seed=0):
+def cohort(count=64, seed=0):
     torch.manual_seed(seed)
     drawn = {"area": 18000 * (0.2 * torch.randn(count)).exp(), "age": 20 + 70 * torch.rand(count)}
     kinds = {"sex": 2, "finding": 2, "view": 3}
@@ -50,7 +50,7 @@ def same(found, values, names=VARIABLES):
 @settings(max_examples=25, deadline=None)
 @given(seeds, st.floats(0, 3))
 def test_nothing_asked_or_what_is_there_asked_changes_no_bit(seed, size):
-    model, values = make(seed, size), people(seed=seed)
+    model, values = make(seed, size), cohort(seed=seed)
     for do in ({}, values, {"age": torch.full((64,), torch.nan)}, {"age": values["age"]}):
         assert same(model.counterfactual(values, do), values)
     twice = {name: value.double() for name, value in values.items()}
@@ -62,7 +62,7 @@ def test_nothing_asked_or_what_is_there_asked_changes_no_bit(seed, size):
 def test_only_effects_of_what_moved_can_move(seed, asked):
     effects = {"area": [], "finding": ["area"], "view": ["finding", "area"], "sex": ["area"]}
     effects["age"] = ["view", "finding", "area"]
-    model, values, other = make(seed), people(seed=seed), people(seed=seed + 1)
+    model, values, other = make(seed), cohort(seed=seed), cohort(seed=seed + 1)
     do = torch.where(torch.arange(64) % 2 == 0, other[asked], torch.nan)
     found = model.counterfactual(values, {asked: do})
     assert torch.equal(found[asked][::2], other[asked][::2])
@@ -74,7 +74,7 @@ def test_only_effects_of_what_moved_can_move(seed, asked):
 
 
 def test_an_intervention_on_an_effect_cuts_it_from_its_causes():
-    model, values, other = make(), people(), people(seed=1)
+    model, values, other = make(), cohort(), cohort(seed=1)
     found = model.counterfactual(values, {"age": other["age"], "view": values["view"], "finding": values["finding"]})
     assert same(found, values, ["view", "finding", "sex"])
     held = model.counterfactual(values, {"age": other["age"], "area": values["area"]})
@@ -82,7 +82,7 @@ def test_an_intervention_on_an_effect_cuts_it_from_its_causes():
 
 
 def test_there_and_back_returns_and_noise_decides_all():
-    model, values, other = make(graph={"area": ["sex", "age"], "age": ["sex"]}), people(), people(seed=1)
+    model, values, other = make(graph={"area": ["sex", "age"], "age": ["sex"]}), cohort(), cohort(seed=1)
     there = model.counterfactual(values, {"sex": 1 - values["sex"]})
     assert (there["area"] / values["area"] - 1).abs().mean() > 0.01
     back = model.counterfactual(there, {"sex": values["sex"]})
@@ -134,7 +134,7 @@ def test_densities_integrate_to_one_in_real_units(name, low, high):
 
 
 def test_categories_probabilities_sum_to_one_and_impossible_sizes_have_none():
-    model, values = make(), people(3)
+    model, values = make(), cohort(3)
     total = sum(model.log_probs(values | {"view": torch.full((3,), float(k))})["view"].exp() for k in range(3))
     torch.testing.assert_close(total, torch.ones_like(total))
     empty = model.log_probs(values | {"area": torch.tensor([0.0, -1.0, 17000.0])})["area"]
@@ -142,7 +142,7 @@ def test_categories_probabilities_sum_to_one_and_impossible_sizes_have_none():
 
 
 def test_missing_values_count_nothing_and_pass_no_gradient_of_nan():
-    model, values = make(), people(4)
+    model, values = make(), cohort(4)
     whole = model.log_probs(values)
     holes = values | {"age": torch.tensor([torch.nan, 30.0, 40.0, 50.0])}
     holes["area"] = torch.where(torch.arange(4) == 1, torch.nan, values["area"])
@@ -158,7 +158,7 @@ def test_missing_values_count_nothing_and_pass_no_gradient_of_nan():
 
 
 def test_missing_values_are_drawn_and_samples_follow_the_density():
-    model, values = make(size=0.5), people(50)
+    model, values = make(size=0.5), cohort(50)
     holes = values | {"finding": torch.where(torch.arange(50) < 25, torch.nan, values["finding"])}
     found = model.counterfactual(holes, {})
     assert same({n: v[25:] for n, v in found.items()}, {n: v[25:] for n, v in values.items()})
@@ -169,7 +169,7 @@ def test_missing_values_are_drawn_and_samples_follow_the_density():
     assert drawn["sex"].mean().item() == pytest.approx(expected.item(), abs=0.01)
     entropy = -model.log_probs(drawn)["age"].mean()
     grid = torch.linspace(-200, 300, 100_001)
-    density = model.log_probs(people(100_001) | {"age": grid})["age"]
+    density = model.log_probs(cohort(100_001) | {"age": grid})["age"]
     assert entropy.item() == pytest.approx(-torch.trapezoid(density.exp() * density, grid.double()).item(), abs=0.02)
 
 
@@ -252,7 +252,7 @@ def test_only_positive_variables_have_logarithms():
 def test_the_order_in_which_a_graph_is_written_does_not_matter():
     shuffled = {name: GRAPH[name][::-1] for name in ("view", "finding", "area")} | {"sex": []}
     assert list(make().graph) == list(make(graph=shuffled).graph)
-    values, do = people(), {"age": people(seed=1)["age"]}
+    values, do = cohort(), {"age": cohort(seed=1)["age"]}
     torch.manual_seed(0)
     first = make().counterfactual(values, do)
     torch.manual_seed(0)
@@ -261,7 +261,7 @@ def test_the_order_in_which_a_graph_is_written_does_not_matter():
 
 def test_unknown_variables_in_do_are_refused():
     with pytest.raises(ValueError, match="unknown variable 'liver'"):
-        make().counterfactual(people(), {"liver": torch.ones(64)})
+        make().counterfactual(cohort(), {"liver": torch.ones(64)})
 
 
 def image_model(mechanism, variables=VARIABLES):
@@ -272,7 +272,7 @@ def image_model(mechanism, variables=VARIABLES):
 
 
 def test_a_checkpoint_brings_it_back_alone_and_inside_the_image_model(tmp_path):
-    mechanism, values, path = make(), people(), tmp_path / "a.ckpt"
+    mechanism, values, path = make(), cohort(), tmp_path / "a.ckpt"
     for name, part in {"mechanism": mechanism, "model": image_model(mechanism)}.items():
         state = {f"{name}.{key}": value for key, value in part.state_dict().items()}
         torch.save({"state_dict": state, "segcft": checkpoints.describe({name: part}, {})}, path)
@@ -290,7 +290,7 @@ def test_a_checkpoint_brings_it_back_alone_and_inside_the_image_model(tmp_path):
 
 
 def test_the_image_model_follows_it_and_never_trains_it():
-    mechanism, values = make(), people(4)
+    mechanism, values = make(), cohort(4)
     model = image_model(mechanism)
     answer = model(torch.zeros(4, 1, 8, 8), values, {"age": values["age"].flip(0)})
     assert not torch.equal(answer.values["area"], values["area"])
@@ -302,7 +302,7 @@ def test_the_image_model_follows_it_and_never_trains_it():
 
 
 def test_to_intervene_on_every_parent_is_to_predict_directly():
-    values, asked = people(4), people(4, seed=1)
+    values, asked = cohort(4), cohort(4, seed=1)
     model, image = image_model(make()).eval(), torch.rand(4, 1, 8, 8) - 0.5
     answer = model(image, values, asked, temperature=0.0)
     assert same(answer.values, asked)
@@ -318,7 +318,7 @@ def test_a_mechanism_of_other_variables_is_refused():
 
 
 def test_ten_thousand_subjects_take_less_than_two_seconds():
-    model, values, other = make(), people(10_000), people(10_000, seed=1)
+    model, values, other = make(), cohort(10_000), cohort(10_000, seed=1)
     started = time.process_time()
     model.counterfactual(values, {"age": other["age"]})
     assert time.process_time() - started < 2

@@ -92,3 +92,13 @@ def test_pretraining_notes_what_its_images_look_like(stages):
     assert ranges["left: whole"] == [1, 1]
     low, high = ranges["right: size"]
     assert 0 < low < high < 0.3
+
+
+def test_settings_before_the_class_of_the_data_say_what_comes_first(stages, capsys):
+    config = yaml.safe_load((stages / "segmentor.yaml").read_text())
+    data = config.pop("data")
+    (stages / "stage.yaml").write_text(yaml.safe_dump(config | {"data": {"init_args": data["init_args"]}}))
+    assert main(["fit", "--config=stage.yaml", f"--data={data['class_path']}", *FIT]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "data: settings of a DataModule are given before its class_path: put the file or option" in told
+    assert main(["fit", f"--data={data['class_path']}", "--config=stage.yaml", *FIT]) == 0

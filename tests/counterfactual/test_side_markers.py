@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from segcft.counterfactual.edits import Canvas, Edit
+from segcft.counterfactual.native_resolution import Canvas, Edit
 from segcft.counterfactual.side_markers import markers
 from segcft.spatial.geometry import Geometry
 from segcft.variables.regions import vicinity

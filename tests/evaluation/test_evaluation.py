@@ -10,7 +10,16 @@ import torch
 
 from segcft.evaluation.bootstrap import Estimate
 from segcft.evaluation.command import conclusions
-from segcft.evaluation.protocol import Answers, Contender, Method, gather, perfect, predict, refuse_exchanged, unchanged
+from segcft.evaluation.protocol import (
+    Answers,
+    EvaluatedMethod,
+    Method,
+    gather,
+    perfect,
+    predict,
+    refuse_exchanged,
+    unchanged,
+)
 from segcft.evaluation.result_tables import cell, markdown, plain
 from segcft.evaluation.rows import is_size, rows
 from segcft.evaluation.summary import health, off_target, summarise
@@ -33,19 +42,19 @@ class Seeing(Segmentor):
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2d", "3d"])
-def people(request):
+def cohort(request):
     data = Balls(subjects=24, spatial_dims=request.param)
     judge = Seeing(data.description)
     with torch.inference_mode():
         return gather(data, data.dataset("test"), judge, 16, seed=0), judge
 
 
-def frame_of(people, judge, **answers):
-    return pd.concat([rows(given, people, judge).assign(method=name) for name, given in answers.items()])
+def frame_of(cohort, judge, **answers):
+    return pd.concat([rows(given, cohort, judge).assign(method=name) for name, given in answers.items()])
 
 
-def test_all_are_asked_the_same_if_a_question_is_given(people):
-    usual, judge = people
+def test_all_are_asked_the_same_if_a_question_is_given(cohort):
+    usual, judge = cohort
     data = Balls(subjects=24, spatial_dims=usual.batch["image"].dim() - 2)
     with torch.inference_mode():
         asked = gather(data, data.dataset("test"), judge, 16, seed=0, ask="-25%")
@@ -57,10 +66,10 @@ def test_all_are_asked_the_same_if_a_question_is_given(people):
         assert not torch.allclose(target, usual.do[name])
 
 
-def test_doing_nothing_and_the_truth_score_as_they_must(people):
-    people, judge = people
-    found = summarise(frame_of(people, judge, identity=unchanged(people), truth=perfect(people)), count=200)["metrics"]
-    for name in people.do:
+def test_doing_nothing_and_the_truth_score_as_they_must(cohort):
+    cohort, judge = cohort
+    found = summarise(frame_of(cohort, judge, identity=unchanged(cohort), truth=perfect(cohort)), count=200)["metrics"]
+    for name in cohort.do:
         nothing, truth = found["identity"][name], found["truth"][name]
         for metric in ("leakage", "change", "outside", "reversibility", "composition", "nearer", "slope"):
             assert nothing[metric] == (0, 0, 0), metric
@@ -74,19 +83,19 @@ def test_doing_nothing_and_the_truth_score_as_they_must(people):
         assert math.isnan(nothing["gap"].value)
 
 
-def test_the_order_of_subjects_changes_no_number(people):
-    people, judge = people
-    frame = frame_of(people, judge, identity=unchanged(people), truth=perfect(people))
+def test_the_order_of_subjects_changes_no_number(cohort):
+    cohort, judge = cohort
+    frame = frame_of(cohort, judge, identity=unchanged(cohort), truth=perfect(cohort))
     shuffled = pd.concat([part.sample(frac=1, random_state=0) for _, part in frame.groupby("method", sort=False)])
     one, other = (summarise(table, count=50)["metrics"] for table in (frame, shuffled))
-    for name in people.do:
+    for name in cohort.do:
         for metric, value in one["truth"][name].items():
             assert other["truth"][name][metric] == pytest.approx(value, nan_ok=True), metric
 
 
-def test_a_change_that_follows_the_request_is_amplification(people):
-    people, judge = people
-    frame = rows(perfect(people), people, judge)
+def test_a_change_that_follows_the_request_is_amplification(cohort):
+    cohort, judge = cohort
+    frame = rows(perfect(cohort), cohort, judge)
     part = frame[frame["do"] == "left_size"].copy()
     noise = torch.randn(len(part), generator=torch.Generator().manual_seed(0)).numpy()
     part["shift_right_size"] = 0.3 * part["asked_sd"] + 0.5
@@ -99,11 +108,11 @@ def test_a_change_that_follows_the_request_is_amplification(people):
     assert found["signed"] == pytest.approx(noise.mean(), rel=1e-5)
 
 
-def test_spill_is_what_moved_by_the_way_for_what_moved_on_purpose(people):
-    people, judge = people
-    frame = rows(perfect(people), people, judge).assign(method="some")
+def test_spill_is_what_moved_by_the_way_for_what_moved_on_purpose(cohort):
+    cohort, judge = cohort
+    frame = rows(perfect(cohort), cohort, judge).assign(method="some")
     frame = frame[frame["target"] != frame["factual"]].reset_index(drop=True)
-    deviation = people.description.parents["left_size"].std
+    deviation = cohort.description.parents["left_size"].std
     frame["measured"] = frame["before"] + 2 * deviation
     frame["shift_right_size"] = 0.5
     assert summarise(frame, count=20)["metrics"]["some"]["left_size"]["spill"] == pytest.approx((0.25, 0.25, 0.25))
@@ -111,56 +120,56 @@ def test_spill_is_what_moved_by_the_way_for_what_moved_on_purpose(people):
     assert math.isnan(summarise(frame, count=20)["metrics"]["some"]["left_size"]["spill"].value), "nothing moved"
 
 
-def test_a_gamed_guide_is_reported_loudly(people):
-    people, judge = people
-    right = dict(people.do)
-    honest, gamed = unchanged(people), Answers(unchanged(people).images, {}, None, None, right)
-    frame = frame_of(people, judge, identity=honest, gamed=gamed)
-    floor = dict.fromkeys(people.do, 1.0)
+def test_a_gamed_guide_is_reported_loudly(cohort):
+    cohort, judge = cohort
+    right = dict(cohort.do)
+    honest, gamed = unchanged(cohort), Answers(unchanged(cohort).images, {}, None, None, right)
+    frame = frame_of(cohort, judge, identity=honest, gamed=gamed)
+    floor = dict.fromkeys(cohort.do, 1.0)
     found = conclusions(frame, {}, floor, 3.0, ["gamed"])
-    assert len(found["health"]["warnings"]) == len(people.do)
+    assert len(found["health"]["warnings"]) == len(cohort.do)
     assert "gamed, do(left_size)" in found["health"]["warnings"][0]
     text = markdown(found["metrics"], {}, floor, found["health"]["warnings"], found["differences"])
     assert text.startswith("🔴 **WARNING: gamed")
     assert health(found["metrics"], floor, 1000.0)["warnings"] == []
 
 
-def test_per_cent_make_sense_of_sizes_alone(people):
-    people, judge = people
+def test_per_cent_make_sense_of_sizes_alone(cohort):
+    cohort, judge = cohort
     assert is_size(Variable(structure="left", low=3.0))
     assert not is_size(Variable(structure="left", low=-3.0, high=3.0))
-    people.description.parents.variables["left_size"] = Variable(unit="mm", structure="left", low=-5, high=5, std=2.0)
-    frame = rows(unchanged(people), people, judge)
+    cohort.description.parents.variables["left_size"] = Variable(unit="mm", structure="left", low=-5, high=5, std=2.0)
+    frame = rows(unchanged(cohort), cohort, judge)
     left, right = (frame[frame["do"] == name] for name in ("left_size", "right_size"))
     assert left["error_percent"].isna().all()
     assert right["error_percent"].notna().all()
     assert left["error_sd"].mean() == pytest.approx(50 * left["error"].mean())
-    people.description.parents.variables["left_size"] = Balls(subjects=24).description.parents["left_size"]
+    cohort.description.parents.variables["left_size"] = Balls(subjects=24).description.parents["left_size"]
 
 
-def test_a_region_holds_that_share_of_the_change_which_lies_in_it(people):
-    people, judge = people
+def test_a_region_holds_that_share_of_the_change_which_lies_in_it(cohort):
+    cohort, judge = cohort
     before = judge.description.parents["left_size"]
-    image = people.batch["image"]
+    image = cohort.batch["image"]
     half = (torch.arange(16) < 8).expand_as(image)
     try:
         judge.description.parents.variables["left_size"] = replace(before, region=Region(0, 0.5, "x"))
         for where, share in ((half, 1.0), (~half, 0.0), (torch.ones_like(half), 0.5)):
-            answer = Answers(dict.fromkeys(people.do, image + 0.1 * where), {}, None, None, {})
-            frame = rows(answer, people, judge).assign(method="some")
+            answer = Answers(dict.fromkeys(cohort.do, image + 0.1 * where), {}, None, None, {})
+            frame = rows(answer, cohort, judge).assign(method="some")
             found = summarise(frame, count=20)["metrics"]["some"]
             assert found["left_size"]["in_region"].value == pytest.approx(share, abs=1e-6)
             assert math.isnan(found["right_size"]["in_region"].value), "it is no regional variable"
             # what lies beyond the half is outside the structure's part
             assert (frame[frame["do"] == "left_size"]["outside"] > 0).all()
-        still = summarise(rows(unchanged(people), people, judge).assign(method="none"), count=20)["metrics"]["none"]
+        still = summarise(rows(unchanged(cohort), cohort, judge).assign(method="none"), count=20)["metrics"]["none"]
         assert math.isnan(still["left_size"]["in_region"].value)
     finally:
         judge.description.parents.variables["left_size"] = before
 
 
-def test_the_loop_is_asked_for_only_where_it_is_on(people):
-    people, _ = people
+def test_the_loop_is_asked_for_only_where_it_is_on(cohort):
+    cohort, _ = cohort
 
     class Model:
         def open(self, image, values):
@@ -169,9 +178,9 @@ def test_the_loop_is_asked_for_only_where_it_is_on(people):
 
             return SimpleNamespace(answer=answer, abduction=lambda: SimpleNamespace(pixels=SimpleNamespace(loc=image)))
 
-    image = people.batch["image"]
+    image = cohort.batch["image"]
     for rounds in (0, 2):
-        (found,), loc = predict(Contender(Model(), None, Method("", rounds)), image, people.do, [people.do])
+        (found,), loc = predict(EvaluatedMethod(Model(), None, Method("", rounds)), image, cohort.do, [cohort.do])
         torch.testing.assert_close(found, image + rounds)
         assert loc is not None
 
@@ -187,8 +196,8 @@ def test_cells_and_json_hold_no_nonsense():
     assert Method("x.ckpt", 2, True).refinement == "2 rounds, confined"
 
 
-def test_an_evaluator_whose_structures_are_exchanged_is_refused(people):
-    found, judge = people
+def test_an_evaluator_whose_structures_are_exchanged_is_refused(cohort):
+    found, judge = cohort
     refuse_exchanged(found, judge)
     with pytest.raises(ValueError, match="outlines left where the data have right: are they exchanged"):
         refuse_exchanged(replace(found, masks=found.masks.flip(1)), judge)

@@ -17,15 +17,15 @@ from data_modules.folder import Folder
 from data_modules.preparation.prepared import Prepared
 from segcft.cli.main import main
 from segcft.core.checkpoints import describe
-from segcft.counterfactual.edits import Edit
 from segcft.counterfactual.model import CounterfactualModel
+from segcft.counterfactual.native_resolution import Edit
 from segcft.counterfactual.prediction import Warped
 from segcft.counterfactual.subject import OpenedSubject
 from segcft.evaluation import detectability, metrics, native_resolution
 from segcft.evaluation.bootstrap import Estimate
 from segcft.evaluation.command import _resized
 from segcft.evaluation.detectability import JITTER, MARGIN, Crops, auc, compared, crop, lateral, others, resampled
-from segcft.evaluation.protocol import Contender, Method
+from segcft.evaluation.protocol import EvaluatedMethod, Method
 from segcft.evaluation.summary import NATIVE_COLUMNS, summarise
 from segcft.guidance.guidance import SegmentorGuidance
 from segcft.guidance.judges import Segmentor
@@ -71,20 +71,20 @@ class Mover:
 def balls():
     data = Balls(size=SIZE, subjects=8)
     dataset = data.dataset("test")
-    studio = native_resolution.Studio(
-        {"mover": Contender(Mover(data), None, Method(""))}, dataset, Seeing(data.description), (FRAME, FRAME)
+    renderer = native_resolution.NativeRenderer(
+        {"mover": EvaluatedMethod(Mover(data), None, Method(""))}, dataset, Seeing(data.description), (FRAME, FRAME)
     )
     values = dict(dataset.attributes)
     do = {"left_size": 0.7 * values["left_size"]}
-    asked = native_resolution.Asked(torch.arange(8), values, do, frozenset({"left_size"}))
-    return data, studio, asked
+    asked = native_resolution.Interventions(torch.arange(8), values, do, frozenset({"left_size"}))
+    return data, renderer, asked
 
 
 @pytest.fixture(scope="module")
 def found(balls):
-    data, studio, asked = balls
+    data, renderer, asked = balls
     with torch.no_grad():
-        frame, pictures = native_resolution.rows(studio, asked, data.description, {"mover": "off"})
+        frame, pictures = native_resolution.rows(renderer, asked, data.description, {"mover": "off"})
     how = {"columns": NATIVE_COLUMNS, "prepare": native_resolution.moments}
     summary = summarise(frame, count=100, **how)["metrics"]
     return frame, pictures, {method: every["left_size"] for method, every in summary.items()}
@@ -138,10 +138,10 @@ def test_pictures_are_the_images_pixel_by_pixel(balls, found, tmp_path):
 
 
 def test_without_a_truth_edges_are_compared_with_the_factual_ones(balls):
-    data, studio, asked = balls
-    blind = native_resolution.Asked(asked.index, asked.values, asked.do)
+    data, renderer, asked = balls
+    blind = native_resolution.Interventions(asked.index, asked.values, asked.do)
     with torch.no_grad():
-        frame, _ = native_resolution.rows(studio, blind, data.description, {})
+        frame, _ = native_resolution.rows(renderer, blind, data.description, {})
     found = summarise(frame, count=50, columns=NATIVE_COLUMNS, prepare=native_resolution.moments)["metrics"]
     assert list(found) == ["identity", "mover_painted", "mover"]
     assert math.isnan(found["identity"]["left_size"]["old_edge"].value), "it has left no border"
@@ -176,11 +176,11 @@ def noise(count, side=16, seed=0):
 
 
 def test_auc_is_half_for_the_same_and_one_for_an_obvious_fake():
-    people = [torch.arange(0, 40), torch.arange(40, 80), torch.arange(80, 230), torch.arange(230, 380)]
-    images = [noise(len(each), seed=place) for place, each in enumerate(people)]
+    subjects = [torch.arange(0, 40), torch.arange(40, 80), torch.arange(80, 230), torch.arange(230, 380)]
+    images = [noise(len(each), seed=place) for place, each in enumerate(subjects)]
     untouched = compared(
-        (Crops(images[0], people[0]), Crops(images[1], people[1])),
-        (Crops(images[2], people[2]), Crops(images[3], people[3])),
+        (Crops(images[0], subjects[0]), Crops(images[1], subjects[1])),
+        (Crops(images[2], subjects[2]), Crops(images[3], subjects[3])),
         steps=15,
     )
     for found in untouched.values():
@@ -188,18 +188,18 @@ def test_auc_is_half_for_the_same_and_one_for_an_obvious_fake():
         assert found.low < found.value < found.high
     fakes = [metrics.gaussian(images[place], 1.0) for place in (1, 3)]
     fake = compared(
-        (Crops(images[0], people[0]), Crops(fakes[0], people[1])),
-        (Crops(images[2], people[2]), Crops(fakes[1], people[3])),
+        (Crops(images[0], subjects[0]), Crops(fakes[0], subjects[1])),
+        (Crops(images[2], subjects[2]), Crops(fakes[1], subjects[3])),
         steps=15,
     )
     assert fake["auc"].value > 0.95
 
 
 def test_auc_is_the_share_of_pairs_in_order():
-    people = (torch.arange(3), torch.arange(3, 6))
-    assert auc(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0]), people) == (1, 1, 1)
-    assert auc(torch.zeros(3), torch.zeros(3), people).value == 0.5
-    mixed = auc(torch.tensor([0.0, 2.0, 4.0]), torch.tensor([1.0, 3.0, 5.0]), people)
+    subjects = (torch.arange(3), torch.arange(3, 6))
+    assert auc(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0]), subjects) == (1, 1, 1)
+    assert auc(torch.zeros(3), torch.zeros(3), subjects).value == 0.5
+    mixed = auc(torch.tensor([0.0, 2.0, 4.0]), torch.tensor([1.0, 3.0, 5.0]), subjects)
     assert mixed.value == pytest.approx(6 / 9)
     assert mixed.low < mixed.value < mixed.high
 
@@ -219,36 +219,38 @@ def test_crops_are_centred_on_the_border_away_from_the_middle():
 
 
 def test_classifiers_see_every_method_and_both_controls(balls):
-    data, studio, _ = balls
-    teacher = native_resolution.Studio(studio.contenders, data.dataset("train"), studio.judge, studio.frame)
-    people = [others(each.dataset, ["left_size"], data.description, 8, seed=0) for each in (teacher, studio)]
-    sizes = people[0].values["left_size"]
-    assert sorted(people[0].do["left_size"].tolist()) == sorted(sizes.tolist()), "nobody's size gives an answer away"
-    assert set(others(teacher.dataset, ["left_size"], data.description, 3, 0, after=3).index.tolist()).isdisjoint(
-        people[0].index[:3].tolist()
+    data, renderer, _ = balls
+    train_renderer = native_resolution.NativeRenderer(
+        renderer.methods, data.dataset("train"), renderer.judge, renderer.frame
     )
-    found = detectability.detect((teacher, studio), tuple(people), data.description, steps=2)
+    subjects = [others(each.dataset, ["left_size"], data.description, 8, seed=0) for each in (train_renderer, renderer)]
+    sizes = subjects[0].values["left_size"]
+    assert sorted(subjects[0].do["left_size"].tolist()) == sorted(sizes.tolist()), "nobody's size gives an answer away"
+    assert set(
+        others(train_renderer.dataset, ["left_size"], data.description, 3, 0, after=3).index.tolist()
+    ).isdisjoint(subjects[0].index[:3].tolist())
+    found = detectability.detect((train_renderer, renderer), tuple(subjects), data.description, steps=2)
     assert list(found) == ["untouched", "resampled", "mover", "mover_painted"]
     assert all(0 <= found[method]["left_size"][key].value <= 1 for method in found for key in ("auc", "auc_blurred"))
-    films = next(studio.films(people[1]))
-    moved = resampled(films, 0)
-    assert 0 < (moved - films.canvas.image).abs().mean() < 0.1
+    native = next(renderer.batches(subjects[1]))
+    moved = resampled(native, 0)
+    assert 0 < (moved - native.canvas.image).abs().mean() < 0.1
 
 
 def test_the_control_is_the_mean_of_several_halvings_of_the_untouched(monkeypatch, balls):
-    data, studio, _ = balls
-    people = tuple(others(studio.dataset, ["left_size"], data.description, 8, seed=0) for _ in range(2))
+    data, renderer, _ = balls
+    subjects = tuple(others(renderer.dataset, ["left_size"], data.description, 8, seed=0) for _ in range(2))
     seen = []
 
     def compared(train, test, steps, seed):
-        seen.append((len(seen), frozenset(test[1].people.tolist())))
+        seen.append((len(seen), frozenset(test[1].subjects.tolist())))
         return {"auc": Estimate(len(seen) / 10, 0.0, 1.0)}
 
     monkeypatch.setattr(detectability, "compared", compared)
-    found = detectability.detect((studio, studio), people, data.description, steps=1)
+    found = detectability.detect((renderer, renderer), subjects, data.description, steps=1)
     assert found["untouched"]["left_size"]["auc"].value == pytest.approx(0.25), "of .1, .2, .3 and .4"
     halves = {half for _, half in seen[:4]}
-    assert len(halves) > 1, "not always the same people"
+    assert len(halves) > 1, "not always the same subjects"
     assert {len(half) for half in halves} == {4}
 
 

@@ -21,7 +21,7 @@ from segcft.core.checkpoints import describe
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.counterfactual.prediction import Gated, Warped, painted
 from segcft.counterfactual.refinement import Refinement
-from segcft.evaluation.protocol import Contender, Method, predict
+from segcft.evaluation.protocol import EvaluatedMethod, Method, predict
 from segcft.guidance.guidance import SegmentorGuidance
 from segcft.guidance.judges import Segmentor
 from segcft.hvae.hvae import HVAE
@@ -117,8 +117,8 @@ def test_a_question_agrees_with_training_and_evaluation():
     found = model.counterfactual(batch["image"], do={"left_size": "+20%"}, corrections=0, confined=False)
     torch.testing.assert_close(found.image, expected.image, atol=1e-4, rtol=0)
     assert found.posterior_deviation is None
-    contender = Contender(model, None, Method("", corrections=2, confined=True))
-    (evaluated,), _ = predict(contender, batch["image"], values, [expected.values])
+    evaluated = EvaluatedMethod(model, None, Method("", corrections=2, confined=True))
+    (evaluated,), _ = predict(evaluated, batch["image"], values, [expected.values])
     by_default = model.counterfactual(batch["image"], do={"left_size": "+20%"})
     torch.testing.assert_close(by_default.image, evaluated, atol=1e-6, rtol=0)
     assert not torch.allclose(by_default.image, found.image)

@@ -14,7 +14,7 @@ import torch
 from segcft.cli.main import main
 from segcft.core.provenance import commit, hardware
 from segcft.evaluation.command import conclusions
-from segcft.evaluation.protocol import Answers, Contender, Method, gather, interventions, perfect, unchanged
+from segcft.evaluation.protocol import Answers, EvaluatedMethod, Method, gather, interventions, perfect, unchanged
 from segcft.evaluation.result_tables import write_json
 from segcft.evaluation.rows import rows
 from segcft.evaluation.traversal_file import Sweeps
@@ -49,23 +49,23 @@ class Still:
 def measured(dims=2):
     data = Balls(subjects=24, spatial_dims=dims)
     judge = Seeing(data.description)
-    people = gather(data, data.dataset("test"), judge, 16, seed=0)
-    contender = Contender(Still(data.description.parents), None, Method(""))
-    kept = sweep({GOOD: contender, LAZY: contender}, people, data.dataset("test"), judge, 2, "true_counterfactual")
-    return people, judge, kept
+    cohort = gather(data, data.dataset("test"), judge, 16, seed=0)
+    evaluated = EvaluatedMethod(Still(data.description.parents), None, Method(""))
+    kept = sweep({GOOD: evaluated, LAZY: evaluated}, cohort, data.dataset("test"), judge, 2, "true_counterfactual")
+    return cohort, judge, kept
 
 
-def write(folder, people, judge, kept, gamed=False, name="balls & <b>"):
-    nothing = unchanged(people).images
-    answers = {"identity": unchanged(people), "true_counterfactual": perfect(people), GOOD: perfect(people)}
+def write(folder, cohort, judge, kept, gamed=False, name="balls & <b>"):
+    nothing = unchanged(cohort).images
+    answers = {"identity": unchanged(cohort), "true_counterfactual": perfect(cohort), GOOD: perfect(cohort)}
     if gamed:
-        answers[GAMED] = Answers(nothing, {}, None, None, dict(people.do))
+        answers[GAMED] = Answers(nothing, {}, None, None, dict(cohort.do))
     answers[LAZY] = Answers(nothing, {}, None, None, {})
-    frame = pd.concat([rows(given, people, judge).assign(method=key) for key, given in answers.items()])
-    found = conclusions(frame, {}, dict.fromkeys(people.do, 1.0), 3.0, [GOOD, *([GAMED] if gamed else []), LAZY])
+    frame = pd.concat([rows(given, cohort, judge).assign(method=key) for key, given in answers.items()])
+    found = conclusions(frame, {}, dict.fromkeys(cohort.do, 1.0), 3.0, [GOOD, *([GAMED] if gamed else []), LAZY])
     folder.mkdir(parents=True)
     frame.assign(refinement="").to_csv(folder / "subjects.csv", index=False)
-    interventions(people).to_csv(folder / "interventions.csv", index=False)
+    interventions(cohort).to_csv(folder / "interventions.csv", index=False)
     training = {key: {"pretrain": 600.0, key: 750.0} for key in found["methods"]}
     facts = {"experiment": name, "split": "test", "seed": 0, "seconds": {"pretrain": 600.0}, "training": training}
     write_json(folder / "metrics.json", {**facts, "hardware": hardware(), "commit": "abc123", **found})
@@ -131,7 +131,7 @@ def page_of(*folders):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_sweeps_hold_what_was_asked_and_come_back_from_their_file(dims, tmp_path):
     with torch.inference_mode():
-        people, _, kept = measured(dims)
+        cohort, _, kept = measured(dims)
     assert list(kept.methods) == ["true_counterfactual", GOOD, LAZY]
     assert kept.frames.shape == (3, 2, 2, STEPS, 16, 16)
     assert kept.outlines.shape == (3, 2, 2, STEPS, 2, 16, 16)
@@ -140,7 +140,7 @@ def test_sweeps_hold_what_was_asked_and_come_back_from_their_file(dims, tmp_path
     away = np.abs(kept.measured - kept.targets[None, :, None]).mean((1, 2, 3))
     assert away[0] < 0.2 * away[2], "the truth is what was asked, the unchanged image is not"
     assert (np.diff(kept.targets) > 0).all()
-    np.testing.assert_allclose(kept.values[0], people.batch["left_size"][:2].numpy())
+    np.testing.assert_allclose(kept.values[0], cohort.batch["left_size"][:2].numpy())
     kept.write(tmp_path / "sweeps.npz")
     again = Sweeps.read(tmp_path / "sweeps.npz")
     np.testing.assert_array_equal(again.outlines, kept.outlines)
@@ -251,8 +251,8 @@ def test_several_runs_stand_side_by_side(folder, alarming, material, tmp_path):
     _, page = page_of(folder, alarming)
     assert "Runs side by side" in page.text
     assert "All runs asked the same subjects the same." in page.text
-    people, judge, _ = material
-    other = SimpleNamespace(**{**vars(people), "do": {name: value.flip(0) for name, value in people.do.items()}})
+    cohort, judge, _ = material
+    other = SimpleNamespace(**{**vars(cohort), "do": {name: value.flip(0) for name, value in cohort.do.items()}})
     other.truth = {}
     with torch.inference_mode():
         found = rows(unchanged(other), other, judge)

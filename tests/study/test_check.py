@@ -128,3 +128,21 @@ def test_the_stages_of_a_recipe_follow_the_frame(mine, capsys):
     status, text = checked(capsys, "--data.source.frame=[100, 100]")
     assert status == 2
     assert "multiples of 16, such as 96 or 112 in place of 100" in text
+
+
+def test_a_misspelt_option_is_corrected(mine, capsys):
+    status, text = checked(capsys, "--data.source.frmae=[64, 64]")
+    assert status == 2
+    assert "did you mean" in text
+    status, text = checked(capsys, "--data.augmnt=true")
+    assert status == 2
+    assert "did you mean" in text
+
+
+def test_images_in_which_nothing_can_be_seen_are_unwise(mine, capsys):
+    for name in pd.read_csv(mine)["image"]:
+        path = mine.parent / name
+        shape = np.asarray(Image.open(path)).shape[:2]
+        Image.fromarray(np.broadcast_to(np.arange(shape[1]) % 2 + 1, shape).astype(np.uint8)).save(path)
+    _, text = checked(capsys)
+    assert "unwise  10 of 10 images are nearly constant: is the window right?" in text

@@ -15,7 +15,7 @@ import yaml
 from segcft.cli.main import main
 from segcft.sweeping import command
 from segcft.sweeping.search_space import Plan, distribution, read
-from segcft.sweeping.workers import Trainings
+from segcft.sweeping.workers import TrialWorkers
 from tests.cli.test_launch import environment
 from tests.tasks.test_tasks import CONFIG, UNET
 
@@ -35,7 +35,7 @@ def plan(**more):
     return Path("plan.yaml")
 
 
-class Answers(Trainings):
+class Answers(TrialWorkers):
     """Trainings that are a function of their options: no network, everything else is real."""
 
     asked: list = []  # noqa: RUF012
@@ -58,7 +58,7 @@ class Answers(Trainings):
 
 @pytest.fixture
 def answers(place, monkeypatch):
-    monkeypatch.setattr(command, "Trainings", Answers)
+    monkeypatch.setattr(command, "TrialWorkers", Answers)
     monkeypatch.setattr(Answers, "asked", [])
     return Answers
 

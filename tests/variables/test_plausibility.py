@@ -54,7 +54,7 @@ def checks(image):
 @pytest.mark.parametrize(
     ("draw", "sentence"),
     [
-        (lambda image: torch.full_like(image, 0.3), "the image is flat"),
+        (lambda image: torch.full_like(image, 0.3), "the image is nearly constant"),
         (lambda image: 0.3 + 0.01 * image, "standard deviation"),
         (noise, "looks like noise"),
         (lambda image: 0.2 * noise(image), "looks like noise"),

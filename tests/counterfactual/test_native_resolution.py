@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from segcft.counterfactual.edits import STILL, Canvas, Edit, carry
+from segcft.counterfactual.native_resolution import STILL, Canvas, Edit, carry
 from segcft.io.resampling import pad_square, resample, resize
 from segcft.spatial.diffeomorphism import exponential, jacobian, sharpened, warp, warp_cubic
 from segcft.spatial.geometry import Geometry
