@@ -100,8 +100,8 @@ def chaos(kills, seed):
 def survived(stage, workers, kills, chance, step):
     """Kill one training so many times, and see that it ends as the one that was left alone."""
     experiment = f"fire{workers}"
-    for kill in range(kills):  # an equal share of the steps each, so that none comes too late
-        code = run(stage, experiment, workers, chance.uniform(0, step), chance.randrange(1 + (STEPS - 4) // kills))
+    for kill in range(kills):
+        code = hit(stage, experiment, workers, chance, step, kills)
         if code != -signal.SIGKILL:
             print(f"{stage}, {workers} workers: kill {kill} ended with {code}, see {experiment}.log", flush=True)
             return False
@@ -111,6 +111,15 @@ def survived(stage, workers, kills, chance, step):
     equal = all(same(one.get(key), other.get(key)) for key in KEYS) and one["global_step"] == STEPS
     print(f"{stage}, {workers} workers: {kills} kills, same bits: {equal}; left: {sorted(left)}", flush=True)
     return equal and left == {"last.ckpt", "run.json"}
+
+
+def hit(stage, experiment, workers, chance, step, kills):
+    """Run until a kill; one that ends before it is hit is trained anew by the same command."""
+    while True:
+        code = run(stage, experiment, workers, chance.uniform(0, step), chance.randrange(1 + (STEPS - 4) // kills))
+        if code:
+            return code
+        Path(f"{experiment}-{stage}.saved").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
