@@ -34,7 +34,7 @@ trainer:
 model:
   class_path: segcft.tasks.PretrainHVAE
   init_args: {hvae: {class_path: segcft.hvae.HVAE, init_args: {stages: [
-    {resolution: 16, width: 8, blocks: 0}, {resolution: 4, width: 8, latent_channels: 2}]}}}
+    {width: 8, blocks: 0}, {resolution: 4, width: 8, latent_channels: 2}]}}}
 """
 KEYS = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "callbacks")
 
