@@ -12,7 +12,7 @@ from segcft.cli.main import main
 
 HVAE = (
     "hvae: {class_path: segcft.hvae.HVAE, init_args: {stages: ["
-    "{resolution: 16, width: 8, blocks: 0}, {resolution: 4, width: 8, latent_channels: 2}]}}"
+    "{width: 8, blocks: 0}, {resolution: 4, width: 8, latent_channels: 2}]}}"
 )
 
 

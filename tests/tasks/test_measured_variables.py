@@ -42,7 +42,7 @@ STAGES = {
     "pretrain": (
         "PretrainHVAE",
         "{hvae: {class_path: segcft.hvae.HVAE, init_args: {stages: ["
-        "{resolution: 32, width: 8, blocks: 0}, {resolution: 4, width: 8, latent_channels: 2}]}}}",
+        "{width: 8, blocks: 0}, {resolution: 4, width: 8, latent_channels: 2}]}}}",
     ),
     "segcft": (
         "CounterfactualFineTuning",

@@ -33,7 +33,7 @@ model:
 UNET = "{network: monai.UNet, options: {channels: [4, 8], strides: [2], norm: batch}}"
 HVAE = (
     "{hvae: {class_path: segcft.hvae.HVAE, init_args: {stages: ["
-    "{resolution: 16, width: 8, blocks: 0}, {resolution: 4, width: 8, latent_channels: 2}]}}}"
+    "{width: 8, blocks: 0}, {resolution: 4, width: 8, latent_channels: 2}]}}}"
 )
 GUIDED = (
     "{pretrained: checkpoints/balls/pretrain/last.ckpt, guidance: {class_path: SegmentorGuidance, "
