@@ -27,7 +27,7 @@ class TrialWorkers:
     """The trainings of this command.
 
     Args:
-        book: Of the sweep.
+        storage: Trials of the sweep.
         passed: Options of every training.
         program: Words before ``fit``.
     """

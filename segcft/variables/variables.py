@@ -121,8 +121,8 @@ class Variable:
         >>> Variable("binary", categories=("female", "male")).shown(1.0)
         'male'
         >>> width = Variable(unit="mm", low=2.0, high=120.0)
-        >>> [width.shown(value, unit=False) for value in (64.25, 120.0, 120.02)]
-        ['64', '120', '120.02']
+        >>> " ".join(width.shown(value, unit=False) for value in (64.25, 120.0, 120.02))
+        '64 120 120.02'
         """
         if self.categories and value in range(len(self.categories)):
             return self.categories[int(value)]
