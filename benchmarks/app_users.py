@@ -103,11 +103,12 @@ def model() -> tuple[Any, list[Any]]:
     from segcft.app.command import cases
     from segcft.counterfactual.model import CounterfactualModel
     from segcft.guidance.judges import Segmentor
-    from segcft.hvae.hvae import HVAE, Stage
+    from segcft.hvae.hvae import HVAE
+    from segcft.hvae.stages import Stage
 
     data = ChestPhantom(size=32, subjects=dict.fromkeys(("train", "val", "test"), 64))
     about = data.description
-    stages = [Stage(32, 16, 0), Stage(16, 16, 1), Stage(8, 32, 1, 4)]
+    stages = [Stage(16, 0, resolution=32), Stage(16), Stage(32, 1, 4)]
     found = CounterfactualModel(about, HVAE(2, 1, about.parents.dim, stages)).eval()
     found.segmentor = Segmentor(about, "monai.UNet", UNET).eval()
     with torch.no_grad():
@@ -313,6 +314,7 @@ def compare(seconds: float, people: int, malicious: int, log: Path) -> list[Run]
     served = context.Process(target=serve, args=(theirs, str(log)))
     served.start()
     try:
+        theirs.close()  # a server that ends at once is an EOFError, and not waited for
         port, folder = ours.recv()
         assert served.pid is not None
         known = asyncio.run(expected(port))

@@ -12,7 +12,8 @@ from PIL import Image
 
 from segcft.counterfactual.model import CounterfactualModel
 from segcft.guidance.judges import SegmentationModel
-from segcft.hvae.hvae import HVAE, Stage
+from segcft.hvae.hvae import HVAE
+from segcft.hvae.stages import Stage
 from segcft.io.orientation import OF_EXIF, of_codes
 from segcft.variables.variables import DataDescription, Variable
 from tests import films
@@ -41,7 +42,9 @@ def model(monkeypatch):
     variables = {f"{side}_area": variable for side, variable in sizes.items()}
     about = DataDescription(variables, list(sizes), [4.0, 4.0])
     torch.manual_seed(0)
-    made = CounterfactualModel(about, HVAE(2, 1, about.parents.dim, [Stage(100, 4, 0), Stage(25, 4, 2, 2)])).eval()
+    made = CounterfactualModel(
+        about, HVAE(2, 1, about.parents.dim, [Stage(4, 0, resolution=100), Stage(4, 2, 2, resolution=25)])
+    ).eval()
     made.segmentor = DarkHalves(about, 0.5).eval()
     monkeypatch.setattr(CounterfactualModel, "load", lambda path: made)
     return made
