@@ -199,7 +199,13 @@ sys.exit(main(["study", "chest_phantom", "--stages", "segmentor"]))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_study_that_is_asked_to_stop_leaves_no_stage_at_work(number, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    work = subprocess.Popen([sys.executable, "-c", STOPPED], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    work = subprocess.Popen(
+        [sys.executable, "-c", STOPPED],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # shells have background jobs ignore SIGINT
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
