@@ -73,7 +73,7 @@ all: $(READY)  ## Every stage of EXPERIMENT, two at a time, then evaluate
 demo: $(READY)  ## All of the chest phantom: about 12 minutes on 2 cores
 	@$(MAKE) --no-print-directory all EXPERIMENT=chest_phantom
 
-benchmark: $(READY)  ## Every method with several SEEDS="0 1 2", two stages at a time; goes on where it stopped; docs/results.md
+benchmark: $(READY)  ## Every method with several SEEDS="0 1 2", two stages at a time; goes on where it stopped; docs/results/
 	$(STUDY) --seeds $(SEEDS) $(ARGS)
 
 bench: $(READY)  ## Speed of training, fine-tuning and answering, on this machine; ARGS="--against PATH --device cuda"

@@ -17,7 +17,7 @@ ABOUT = """Train and evaluate an experiment: every stage that is not done yet, t
 
 Without --seeds and --declaration each stage is trained once, into checkpoints/EXPERIMENT/STAGE, and the methods are
 compared in results/EXPERIMENT. With them every method is trained with several seeds, into checkpoints/EXPERIMENT/seedN,
-and one table, figure and section of docs/results.md are made of all (on --split val that page is left alone).
+and one table, figure and page docs/results/EXPERIMENT.md are made of all (on --split val that page is left alone).
 
 A stage is trained again only if its configuration, or that of a stage before it, has changed. Other options, each in
 one word such as --trainer.max_steps=100, go to every stage that is asked for; those of --data, and its own such as
@@ -50,7 +50,7 @@ def study(arguments: list[str], check: Callable[[list[plan.Job]], None]) -> int:
     parser.add_argument("--launcher", default="", help='in front of every command, such as "srun --wait=45"')
     parser.add_argument("--out", type=Path, help="by default results/EXPERIMENT, with /DECLARATION for several seeds")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), help="folder of the experiments")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of results.md")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of results/ and figures/")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     options, words = parser.parse_except(arguments, plan.OPTIONS)
     passed = tuple(words)

@@ -1,7 +1,6 @@
-"""From the rows of every seed to one table, one figure and one section of docs/results.md."""
+"""From the rows of every seed to one table, one figure and one page, docs/results/EXPERIMENT.md."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ FIGURE = {
 
 
 def conclude(plan: Study, command: str, wall: float, docs: Path) -> dict[str, Any]:
-    """Pool the seeds and write benchmark.json, table.md and figure.png, and the section of the results' page.
+    """Pool the seeds and write benchmark.json, table.md and figure.png, and the experiment's page.
 
     Seeds and subjects are resampled crosswise, for every seed is asked about the same subjects.
 
@@ -38,7 +37,7 @@ def conclude(plan: Study, command: str, wall: float, docs: Path) -> dict[str, An
         plan: What was compared; its evaluations lie in ``plan.out``.
         command: That reproduces it.
         wall: Seconds that all of it took, of earlier interrupted runs, too.
-        docs: Folder of results.md and figures/.
+        docs: Folder of results/ and figures/.
     """
     found = [json.loads((plan.out / f"seed{seed}" / "metrics.json").read_text()) for seed in plan.seeds]
     frame = pd.concat([pd.read_csv(plan.out / f"seed{s}" / "subjects.csv").assign(seed=s) for s in plan.seeds])
@@ -73,9 +72,9 @@ def conclude(plan: Study, command: str, wall: float, docs: Path) -> dict[str, An
     figure = docs / "figures" / f"benchmark_{plan.name}.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
     result_tables.write_figure(figure, picture, dpi=60)
-    page = docs / "results.md"
-    before = page.read_text() if page.is_file() else "# Results\n"
-    write_text(page, with_section(before, plan.name, section(results, text, f"figures/{figure.name}")))
+    path = docs / "results" / f"{plan.name}.md"
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, page(results, text, f"../figures/{figure.name}"))
     return results
 
 
@@ -89,7 +88,7 @@ def _add_realism(metrics: Estimates, found: list[dict[str, Any]]) -> None:
                     values[name] = Estimate(sum(every) / len(every), min(every), max(every))
 
 
-def section(results: Mapping[str, Any], text: str, figure: str) -> str:
+def page(results: Mapping[str, Any], text: str, figure: str) -> str:
     """Markdown of one experiment."""
     machine, seeds = results["hardware"], results["seeds"]
     if len(seeds) > 1:
@@ -103,7 +102,7 @@ def section(results: Mapping[str, Any], text: str, figure: str) -> str:
         resampled = "subjects, and do not contain the variation between trainings"
     asked = f"Each is asked for `{results['ask']}` of every variable. " if results["ask"] else ""
     return (
-        f"## {results['experiment']}\n\n{headline(results)}\n\n"
+        f"# {results['experiment']}\n\n{headline(results)}\n\n"
         f"![Metrics of every method with intervals]({figure})\n\n"
         f"{results['subjects']} subjects of split `{results['split']}`, training {trained}; all methods have the same "
         f"subjects, targets and data. {asked}Brackets are 95 % bootstrap intervals over {resampled}. "
@@ -111,7 +110,7 @@ def section(results: Mapping[str, Any], text: str, figure: str) -> str:
         f"```sh\n{results['command']}\n```\n\n"
         f"{results['seconds'] / 60:.0f} min of stages, one thread each: {machine['processor']}, "
         f"{machine['cores']} cores; Python {machine['python']}, torch {machine['torch']}.\n\n"
-        f"<details markdown>\n<summary>All tables</summary>\n\n{text.rstrip()}\n\n</details>"
+        f"<details markdown>\n<summary>All tables</summary>\n\n{text.rstrip()}\n\n</details>\n"
     )
 
 
@@ -134,16 +133,6 @@ def headline(results: Mapping[str, Any]) -> str:
         f"do({' / '.join(questions)}). {'; '.join(others)}; the evaluator's own error {floor} %. "
         f"Mean leakage {values(best, 'leakage_mean', 2)} %."
     )
-
-
-def with_section(page: str, experiment: str, content: str) -> str:
-    """The page with the part between ``<!-- benchmark:EXPERIMENT -->`` and its end replaced, or added at the end."""
-    start, end = f"<!-- benchmark:{experiment} -->", f"<!-- end:{experiment} -->"
-    block = f"{start}\n{content.rstrip()}\n{end}"
-    pattern = re.compile(re.escape(start) + r".*?" + re.escape(end), re.DOTALL)
-    if pattern.search(page):
-        return pattern.sub(lambda _: block, page)
-    return page.rstrip() + f"\n\n{block}\n"
 
 
 def forest(metrics: Estimates) -> Any:
