@@ -248,4 +248,4 @@ def _laid_as(gradient: Tensor, value: Tensor) -> Tensor:
 
 
 def _joined(parts: list[Tensor]) -> Tensor | None:
-    return torch.cat(parts) if len(parts) > 1 else next(iter(parts), None)
+    return torch.cat(parts) if len(parts) > 1 else (parts[0] if parts else None)
