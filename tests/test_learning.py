@@ -48,7 +48,7 @@ def test_seg_cft_moves_the_lungs_of_phantoms_towards_the_truth(tmp_path, monkeyp
     options |= {"segcft": steps(80)}
     found = chain("chest_phantom", options, "--data.init_args.subjects={train: 800, val: 64, test: 8}")
     outside = found["true_counterfactual"]["locality"]  # tissue gives way: the truth itself changes beyond the lungs
-    check(found, floor=8, gain=0.75, outside=1.25 * min(outside["left_lung_area"], outside["right_lung_area"]))
+    check(found, floor=8, gain=0.75, outside=1.5 * min(outside["left_lung_area"], outside["right_lung_area"]))
     truth, unchanged = found["methods"]["seg_cft"]["truth"], found["identity"]["truth"]
     for name in ("left_lung_area", "right_lung_area"):
         assert truth[name]["mae_neighbourhood"] < unchanged[name]["mae_neighbourhood"]

@@ -1,6 +1,9 @@
 """One user and the others: turns, a full queue, and opened images."""
 
 import asyncio
+import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,6 +14,7 @@ from segcft.app.fair_queue import FairQueue
 from segcft.app.requests import Refused
 from segcft.app.sessions import Session, Sessions
 from segcft.app.users import User
+from tests.cli.test_launch import environment
 
 ALICE, BOB, MALLORY = (User(address) for address in ("192.0.2.1", "192.0.2.2", "192.0.2.3"))
 
@@ -117,9 +121,12 @@ def test_a_user_who_opens_many_images_closes_nobody_elses(service):
 @pytest.mark.slow
 def test_malicious_users_hardly_slow_the_others_down(tmp_path):
     """A short version of the benchmark, whose numbers are in docs/reliability.md."""
-    from benchmarks.app_users import compare
+    from benchmarks.app_users import Run
 
-    peace, attacked = compare(15, 20, 2, tmp_path / "log")
+    options = ["--seconds=15", "--users=20", "--malicious=2", f"--out={tmp_path / 'runs.json'}"]
+    command = [sys.executable, "-m", "benchmarks.app_users", *options]
+    assert subprocess.run(command, env=environment(), check=False, timeout=300).returncode == 0
+    peace, attacked = (Run(**run) for run in json.loads((tmp_path / "runs.json").read_text())["runs"])
     assert peace.answers > 10
     assert attacked.answers > 10
     assert (peace.mixed, attacked.mixed, peace.refused, attacked.refused) == (0, 0, 0, 0)
